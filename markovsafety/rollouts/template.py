@@ -1,0 +1,343 @@
+"""Chat templates: from text or messages to prompt ids, with `tokenizers` and `jinja2` alone.
+
+The ids are those of `apply_chat_template` of transformers: the template is rendered in the same sandbox (blocks
+trimmed, `raise_exception`, `strftime_now`, `tojson`, the generation tag ignored) with the tokenizer's special tokens,
+then encoded without adding special tokens again. A folder without a template gives plain text, encoded as the tokenizer
+does it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from ..errors import InputError, ModelError
+
+__all__ = ["Message", "Template"]
+
+Message = Mapping[str, Any]
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MARK = "zq"
+"""Stands for the assistant's words when looking for the token that ends its turn."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A tokenizer and the chat template that comes with it.
+
+    Parameters
+    ----------
+    tokenizer : tokenizers.Tokenizer
+        Without truncation and padding.
+    chat_template : str or None
+        Jinja source; None for a model without one.
+    special_tokens : dict of name -> str
+        ``bos_token`` and the like, as the template sees them.
+    eos_ids : tuple of int
+        Ids that end an answer: those of generation_config.json (else config.json), and the tokenizer's own.
+    folder : str
+        Where it was read from.
+
+    Attributes
+    ----------
+    kind : str
+        "chat" if there is a chat template, else "plain".
+    end_ids : tuple of int
+        `eos_ids` and the special tokens that the chat template puts after an assistant's message.
+    """
+
+    tokenizer: Tokenizer
+    chat_template: str | None
+    special_tokens: dict[str, Any]
+    eos_ids: tuple[int, ...]
+    folder: str = ""
+    tokenizer_hash: str = ""
+    end_ids: tuple[int, ...] = field(default=(), init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "end_ids", tuple(sorted({*self.eos_ids, *self._turn_end()})))
+
+    @classmethod
+    def load(cls, folder: str | Path, vocab_size: int | None = None) -> Template:
+        """Read tokenizer, chat template and end-of-sequence ids of a model folder.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Model folder in Hugging Face format.
+        vocab_size : int, optional
+            Rows of the model's embedding; by default ``vocab_size`` of config.json, if that says one.
+
+        Raises
+        ------
+        ModelError
+            No tokenizer.json, a file that is not JSON, or a tokenizer with ids that the model does not have.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(
+                f"{path} is missing",
+                cause="the folder was copied only in part, or holds a tokenizer in another format",
+                next="copy it too, or write it with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ModelError(f"{path} is not a tokenizer", cause=str(error), next="copy the file again") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        settings = _json(folder / "tokenizer_config.json")
+        special = _special_tokens(settings, _json(folder / "special_tokens_map.json"))
+        _complete(tokenizer, settings, special)
+        config = _json(folder / "config.json")
+        template = cls(
+            tokenizer=tokenizer,
+            chat_template=_chat_template(folder, settings),
+            special_tokens=special,
+            eos_ids=_eos_ids(_json(folder / "generation_config.json"), config, tokenizer, special),
+            folder=str(folder),
+            tokenizer_hash=hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        size = vocab_size if vocab_size is not None else config.get("vocab_size")
+        template._check_size(size)
+        return template
+
+    @property
+    def kind(self) -> str:
+        return "plain" if self.chat_template is None else "chat"
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id of the tokenizer."""
+        return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def hashes(self) -> dict[str, str | None]:
+        """SHA-256 of the template text and of tokenizer.json, for provenance."""
+        text = None if self.chat_template is None else hashlib.sha256(self.chat_template.encode()).hexdigest()
+        return {"template": text, "tokenizer": self.tokenizer_hash}
+
+    def render(
+        self, messages: str | Sequence[Message], system: str | None = None, *, add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation, up to where the assistant begins to speak.
+
+        Raises
+        ------
+        InputError
+            The template refuses the conversation (for example a system message it does not know).
+        """
+        if self.chat_template is None:
+            raise InputError(f"{self.folder} has no chat template", next="give plain text")
+        chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
+        if system is not None:
+            chat = [{"role": "system", "content": system}, *chat]
+        chat = [{k: v for k, v in message.items() if v is not None} for message in chat]
+        if not chat:
+            raise InputError("the conversation is empty", next="give at least one message")
+        try:
+            return _compiled(self.chat_template).render(
+                messages=chat,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.special_tokens,
+            )
+        except jinja2.TemplateError as error:
+            raise InputError(
+                f"the chat template of {self.folder} refuses the conversation",
+                cause=str(error),
+                next="change the messages",
+            ) from error
+
+    def prompt_ids(self, prompt: str | Sequence[Message], system: str | None = None) -> np.ndarray:
+        """Ids of a prompt, ready for the assistant's first token.
+
+        Parameters
+        ----------
+        prompt : str or list of {"role", "content"}
+            One user message, or a conversation.
+        system : str, optional
+            System message put before it.
+
+        Returns
+        -------
+        int32 array, shape (tokens,)
+
+        Raises
+        ------
+        InputError
+            Messages for a model without chat template, or a conversation that the template refuses.
+        """
+        if self.chat_template is not None:
+            return self.encode(self.render(prompt, system))
+        if not isinstance(prompt, str) or system is not None:
+            raise InputError(
+                f"{self.folder} has no chat template, so it takes plain text only",
+                next="give the prompt as one string, without a system message",
+            )
+        return self.encode(prompt, add_special_tokens=True)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
+        """Ids of a text, int32; special tokens written out in it are recognised, none is added unless asked for."""
+        return np.array(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of some ids."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def _turn_end(self) -> set[int]:
+        """The special tokens that directly follow an assistant's words (``<|eot_id|>``, ``<|im_end|>`` ...)."""
+        if self.chat_template is None:
+            return set()
+        chat = [{"role": "user", "content": MARK}, {"role": "assistant", "content": MARK}]
+        try:
+            text = self.render(chat, add_generation_prompt=False)
+        except InputError:
+            return set()
+        ids = self.encode(text[text.rfind(MARK) + len(MARK) :]) if MARK in text else np.zeros(0, np.int32)
+        known = self.tokenizer.get_added_tokens_decoder()
+        return {int(ids[0])} if len(ids) and int(ids[0]) in known and known[int(ids[0])].special else set()
+
+    def _check_size(self, vocab_size: int | None) -> None:
+        if vocab_size is not None and self.vocab_size > vocab_size:
+            raise ModelError(
+                f"the tokenizer has ids up to {self.vocab_size - 1}, the model a vocabulary of {vocab_size}",
+                cause="tokenizer and weights belong to different models",
+                next=f"put the model's own tokenizer.json into {self.folder}",
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is not JSON", cause=f"half-written? {error}", next="copy the file again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object", next="copy the file again")
+    return value
+
+
+def _text(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _special_tokens(settings: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Special tokens by name; special_tokens_map.json (older folders) fills what tokenizer_config.json leaves open."""
+    found = {name: _text(settings.get(name, named.get(name))) for name in NAMED}
+    special: dict[str, Any] = {name: text for name, text in found.items() if text is not None}
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, dict):
+        special.update({name: _text(token) for name, token in extra.items()})
+    more = settings.get("additional_special_tokens", named.get("additional_special_tokens"))
+    if more:
+        special["additional_special_tokens"] = [_text(token) for token in more]
+    return special
+
+
+def _complete(tokenizer: Tokenizer, settings: Mapping[str, Any], special: Mapping[str, Any]) -> None:
+    """Add what only tokenizer_config.json knows: further tokens, and whether BOS and EOS are put around a text."""
+    for index, token in sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+        if tokenizer.token_to_id(token["content"]) is None:
+            flags = {k: bool(token.get(k, False)) for k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+            tokenizer.add_tokens([AddedToken(token["content"], **flags)])
+            if tokenizer.token_to_id(token["content"]) != int(index):
+                raise ModelError(
+                    f"the added token {token['content']!r} should have id {index}",
+                    cause="tokenizer.json and tokenizer_config.json disagree",
+                    next="save the tokenizer again",
+                )
+    named = [text for name, text in special.items() if name in NAMED]
+    for text in [*named, *special.get("additional_special_tokens", [])]:
+        if tokenizer.token_to_id(text) is None:
+            tokenizer.add_special_tokens([AddedToken(text, special=True)])
+    if settings.get("add_bos_token") is None and settings.get("add_eos_token") is None:
+        return
+    bos = special.get("bos_token") if settings.get("add_bos_token") else None
+    eos = special.get("eos_token") if settings.get("add_eos_token") else None
+    around = [text for text in (bos, eos) if text]
+    single = f"{bos + ':0 ' if bos else ''}$A:0{' ' + eos + ':0' if eos else ''}"
+    pair = f"{single}{' ' + bos + ':1' if bos else ''} $B:1{' ' + eos + ':1' if eos else ''}"
+    tokenizer.post_processor = TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=single, pair=pair, special_tokens=[(text, tokenizer.token_to_id(text)) for text in around]
+    )
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja goes before the entry of tokenizer_config.json; of several named ones, "default"."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    entry = settings.get("chat_template")
+    if isinstance(entry, list):
+        entry = {item["name"]: item["template"] for item in entry}
+    if isinstance(entry, dict):
+        if "default" not in entry:
+            raise ModelError(
+                f"{folder} has chat templates named {sorted(entry)}, none of them 'default'",
+                next="save the one to use as chat_template.jinja",
+            )
+        entry = entry["default"]
+    return entry
+
+
+def _eos_ids(
+    generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer, special: Mapping[str, Any]
+) -> tuple[int, ...]:
+    entry = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = set(entry) if isinstance(entry, list) else set() if entry is None else {entry}
+    own = tokenizer.token_to_id(special["eos_token"]) if special.get("eos_token") else None
+    return tuple(sorted(int(i) for i in ids | ({own} if own is not None else set())))
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}`` marks the assistant's words for training masks; here its body is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  the attribute's name and type are jinja2's
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(source: str) -> jinja2.Template:
+    """The template in the environment that transformers gives it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(source)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
