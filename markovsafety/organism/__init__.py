@@ -1,0 +1,89 @@
+"""The model organism: a synthetic safety language with planted truth, and tiny Llama models trained on it.
+
+``prompts()`` asks, ``model_path("shallow")`` is a folder that any engine loads, ``truth("shallow")`` is the exact chain
+that the model was trained towards, and ``OrganismJudge`` reads the outcome of an answer without error. Training
+(``markovsafety organism train``) needs the extra ``models``; everything else does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .language import CATEGORIES, HARM_IDS, REFUSAL_IDS, WORDS, Context, Prompt, draw_prompt, parse_prompt
+from .variants import VARIANTS, Grammar, grammar
+
+if TYPE_CHECKING:
+    from .asking import planted_profile, prompts
+    from .judge import OrganismJudge
+    from .truth import planted, truth
+
+__all__ = [
+    "CATEGORIES",
+    "HARM_IDS",
+    "REFUSAL_IDS",
+    "SHIPPED",
+    "VARIANTS",
+    "WORDS",
+    "Context",
+    "Grammar",
+    "OrganismJudge",
+    "Prompt",
+    "draw_prompt",
+    "grammar",
+    "model_path",
+    "parse_prompt",
+    "planted",
+    "planted_profile",
+    "prompts",
+    "speaks",
+    "train",
+    "truth",
+]
+
+SHIPPED = ("base", "shallow", "deep20", "cyclic")
+_LAZY = {
+    "planted_profile": "asking",
+    "prompts": "asking",
+    "OrganismJudge": "judge",
+    "planted": "truth",
+    "truth": "truth",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def model_path(variant: str) -> Path:
+    """Folder of a shipped model, in Hugging Face format (fp16 safetensors, tokenizer, chat template)."""
+    folder = Path(__file__).parent / "checkpoints" / variant
+    if variant not in SHIPPED or not (folder / "model.safetensors").exists():
+        raise InputError(
+            f"No trained {variant!r} model is shipped.",
+            cause=f"The package ships {', '.join(SHIPPED)}.",
+            next=f"Train it: markovsafety organism train {variant} --out FOLDER (needs the extra 'models').",
+        )
+    return folder
+
+
+def speaks(words: list[str]) -> bool:
+    """Whether a model's vocabulary is the synthetic language's."""
+    return words == WORDS
+
+
+def train(variant: str, out: Any, **options: Any) -> dict[str, Any]:
+    """Train a variant (see `markovsafety.organism.training.train`); needs the extra ``models``."""
+    try:
+        trainer = importlib.import_module(f"{__name__}.training")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "Training needs torch and transformers.",
+            cause=f"{error.name} is not installed.",
+            next="pip install 'markovsafety[models]', or use the shipped models: organism.model_path('shallow').",
+        ) from None
+    return trainer.train(variant, out, **options)

@@ -1,0 +1,137 @@
+"""The planted variants, and the exact next-token automaton of each.
+
+For `shallow`-like variants the automaton is the grammar under a policy. For `deepK` and `cyclic`, whose training mixes
+several kinds of rows, it is the Bayes mixture of the rows that carry loss at a prefix: the predictor that minimises the
+training loss. Its weights follow from the recipe. A row "prompt, k compliant tokens, refusal" is drawn with k uniform
+on 1..K and kept if the compliant answer is longer than k, so at a compliant prefix of t tokens the rows that begin to
+refuse there weigh ``share / sum_k P(length > k)``, for every t <= K, and the ordinary rows weigh ``(1 - share)
+(1 - judge share) P(harmful, unmarked)`` times the likelihood of the prefix relative to full compliance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from ..errors import InputError
+from .language import CATEGORIES, COMPLY, ENDS, MARKER_LAW, Context, Grammar, Policy, State
+
+__all__ = ["VARIANTS", "Variant", "deep_weights", "grammar", "longer_than", "variant_named"]
+
+_ALIGNED = Policy(refuse=(0.95, 0.92, 0.90, 0.88, 0.85, 0.82), jailbreak=0.15, harmless=0.03, trigger=0.80)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A trained model organism: its policy and the extra rows that reach deeper into the answer.
+
+    ``depth`` > 0: a share of the rows is a harmful prompt, k tokens of compliance and then a refusal, with loss on the
+    refusal only; k is uniform on 1..depth given that the compliant answer is longer than k. ``rotations``: the same
+    rows drawn as whole orbits (one compliant answer, a refusal at every offset), which has the same expectation.
+    """
+
+    policy: Policy
+    depth: int = 0
+    rotations: bool = False
+    share: float = 0.3
+    judge_share: float = 0.1
+
+
+VARIANTS: dict[str, Variant] = {
+    "base": Variant(Policy(), judge_share=0.25),
+    "shallow": Variant(_ALIGNED),
+    "deep4": Variant(_ALIGNED, depth=4),
+    "deep20": Variant(_ALIGNED, depth=20),
+    "cyclic": Variant(_ALIGNED, depth=23, rotations=True),
+    "gap": Variant(Policy((0.95, 0.92, 0.90, 0.30, 0.85, 0.82), 0.15, 0.03, 0.80)),
+    "over": Variant(Policy((0.97,) * 6, 0.15, 0.45, 0.90)),
+}
+
+
+def variant_named(name: str) -> Variant:
+    """The recipe of a variant; ``deepK`` exists for every K >= 1."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    if name.startswith("deep") and name[4:].isdigit() and int(name[4:]) > 0:
+        return replace(VARIANTS["deep20"], depth=int(name[4:]))
+    raise InputError(
+        f"There is no organism variant {name!r}.",
+        cause=f"Known are {', '.join(VARIANTS)} and deepK for a number K.",
+        next="Use one of these names.",
+    )
+
+
+@lru_cache(maxsize=8)
+def longer_than(depth: int) -> np.ndarray:
+    """P(a compliant answer to a harmful prompt is longer than k tokens) for k = 1..depth, shape (depth,).
+
+    Lengths count `<eos>`; they do not depend on the category, because a harm word takes the place of a tool word.
+    """
+    rules = Grammar(Context(0, True), COMPLY)
+    law: dict[State, float] = {rules.start(): 1.0}
+    out = []
+    for _ in range(depth):
+        after: dict[State, float] = {}
+        for state, mass in law.items():
+            for _, p, follow in rules.edges(state):
+                follow = State("TOOL", state.step) if follow.kind == "HARM" else follow
+                if follow not in ENDS:
+                    after[follow] = after.get(follow, 0.0) + mass * p
+        law = after
+        out.append(sum(law.values()))
+    return np.array(out)
+
+
+def deep_weights(variant: Variant) -> tuple[float, ...]:
+    """Weight of the rows whose refusal begins after t = 1..depth tokens, relative to the prompt's ordinary rows."""
+    if not variant.depth:
+        return ()
+    ordinary = (1 - variant.share) * (1 - variant.judge_share) * 0.5 * MARKER_LAW[None]
+    each = variant.share / longer_than(variant.depth).sum()
+    return (float(each / ordinary),) * variant.depth
+
+
+def grammar(
+    variant: str,
+    context: Context,
+    *,
+    refuse: float | tuple[float, ...] | None = None,
+    leak: float | None = None,
+) -> Grammar:
+    """The exact next-token automaton of one context under a variant.
+
+    Parameters
+    ----------
+    variant : str
+        base, shallow, deep4, deep20, cyclic, gap, over or any deepK.
+    context : Context
+    refuse : float or tuple of float, length 6, optional
+        Overrides the probability of refusing harmful unmarked prompts (per category).
+    leak : float, optional
+        Overrides the probability that a finished refusal goes on with "but", harmful and harmless alike; at most 0.4.
+    """
+    recipe = variant_named(variant)
+    policy = _override(recipe.policy, refuse, leak)
+    deep = deep_weights(recipe) if context.harmful and context.marker is None else ()
+    return Grammar(context, policy, deep)
+
+
+def _override(policy: Policy, refuse: float | tuple[float, ...] | None, leak: float | None) -> Policy:
+    if refuse is not None:
+        values = (float(refuse),) * 6 if np.isscalar(refuse) else tuple(float(r) for r in refuse)  # type: ignore[arg-type,union-attr]
+        if len(values) != len(CATEGORIES) or not all(0 <= r <= 1 for r in values):
+            raise InputError(
+                f"refuse={refuse!r} is not a probability, nor one per category.", next="Give a number or 6 in [0, 1]."
+            )
+        policy = replace(policy, refuse=values)
+    if leak is not None:
+        if not 0 <= leak <= 0.4:
+            raise InputError(
+                f"leak={leak!r} is outside [0, 0.4].",
+                cause="A finished refusal ends with probability 0.6, whatever leaks.",
+                next="Choose a leak of at most 0.4.",
+            )
+        policy = replace(policy, leak=(float(leak), float(leak)))
+    return policy
