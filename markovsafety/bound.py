@@ -1,8 +1,9 @@
 """Bound: a number, its interval, and the named reasons for the interval's width.
 
-Everything the package computes comes back as a `Bound`, because a probability without its uncertainty is an invitation to
-believe too much. The two intervals below are the ones that stay honest at zero events: Clopper and Pearson (1934) for
-independent trials, and its effective-sample-size form by Korn and Graubard (1998) for trials clustered by prompt.
+Everything the package computes comes back as a `Bound`, because a probability without its uncertainty is an
+invitation to believe too much. The two intervals below are the ones that stay honest at zero events: Clopper and
+Pearson (1934) for independent trials, and its effective-sample-size form by Korn and Graubard (1998) for trials
+clustered by prompt.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Bound:
     level : float
         Confidence level of the interval; 1.0 where the interval is a proven enclosure and no evidence entered.
     reasons : dict, optional
-        Half-widths by name (`REASONS`), a float or an array of the value's shape; None means not assessed. Missing names
-        are filled with None.
+        Half-widths by name (`REASONS`), a float or an array of the value's shape; None means not assessed. Missing
+        names are filled with None.
     start : Bound, optional
         The scalar bound at the chain's start law.
     info : dict, optional
@@ -201,8 +202,8 @@ def clopper_pearson(events: ArrayLike, total: ArrayLike, level: float = 0.95) ->
     Parameters
     ----------
     events, total : float or array
-        Number of events and of trials, broadcast together; fractions are allowed (effective sizes), by the beta-quantile
-        form of the interval.
+        Number of events and of trials, broadcast together; fractions are allowed (effective sizes), by the beta-
+        quantile form of the interval.
     level : float
         Confidence level, 0 < level < 1; each end misses with probability at most ``(1 - level) / 2``.
 
@@ -266,8 +267,9 @@ def clustered(events: ArrayLike, totals: ArrayLike, level: float = 0.95, name: s
     Returns
     -------
     Bound
-        Value ``sum(events) / sum(totals)`` (nan and [0, 1] without any trial); `reasons` has the sampling half-width. `info`
-        has events, total, prompts, deff (the design effect), n_eff (the effective number of trials) and method.
+        Value ``sum(events) / sum(totals)`` (nan and [0, 1] without any trial); `reasons` has the sampling half-width.
+        `info` has events, total, prompts, deff (the design effect), n_eff (the effective number of trials) and
+        method.
 
     Raises
     ------
@@ -276,12 +278,13 @@ def clustered(events: ArrayLike, totals: ArrayLike, level: float = 0.95, name: s
 
     Notes
     -----
-    Clopper-Pearson at the effective size ``n_eff = n / deff * (t_{n-1} / t_{K-1})**2`` with Student quantiles t, never more
-    than n (E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998) 193). The design effect is the linearised variance of
-    the ratio between prompts over the variance of n independent trials; we take it as at least 1, because a few prompts that
-    happen to agree are no evidence of less than binomial variance. With no events, or nothing but events, the variance
-    between prompts cannot be seen, so every prompt counts as a single trial. A single prompt keeps its own rollouts as
-    trials, and `info["note"]` says that the variance between prompts was not assessed.
+    Clopper-Pearson at the effective size ``n_eff = n / deff * (t_{n-1} / t_{K-1})**2`` with Student quantiles t,
+    never more than n (E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998) 193). The design effect is the
+    linearised variance of the ratio between prompts over the variance of n independent trials; we take it as at least
+    1, because a few prompts that happen to agree are no evidence of less than binomial variance. With no events, or
+    nothing but events, the variance between prompts cannot be seen, so every prompt counts as a single trial. A
+    single prompt keeps its own rollouts as trials, and `info["note"]` says that the variance between prompts was not
+    assessed.
     """
     _check_level(level)
     x, n = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (events, totals))

@@ -1,0 +1,323 @@
+"""Chain: a stochastic matrix, or one matrix per position, with named outcomes and a start law.
+
+A model that answers token by token is a Markov chain on whatever one chooses to remember of the answer so far. A
+rollout ends in one of the *outcomes* (harm, refusal, ...), and P(harm) is the probability that the chain ever hits
+the states of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .checks import as_csr, as_indices, as_label, as_law, as_outcomes, as_states, freeze, stochastic
+
+__all__ = ["Chain", "Evidence"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an estimated chain remembers of the rollouts it came from: enough for sampling intervals.
+
+    Parameters
+    ----------
+    visits : array, shape (n,)
+        Weighted number of times each state of the chain was visited (an outcome state: entered).
+    prompt_id, category, prefill : array, shape (rows,)
+        One row per prompt, category and prefill length.
+    outcomes : array, shape (rows, 4)
+        Weighted number of rollouts of that row by outcome, in the order of `markovsafety.OUTCOMES`.
+    """
+
+    visits: NDArray
+    prompt_id: NDArray
+    category: NDArray
+    prefill: NDArray
+    outcomes: NDArray
+
+    def __post_init__(self):
+        for name in ("visits", "prompt_id", "category", "prefill", "outcomes"):
+            object.__setattr__(self, name, freeze(np.array(getattr(self, name))))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Chain:
+    """A Markov chain with named outcomes.
+
+    Parameters
+    ----------
+    P : array or sparse array, shape (n, n)
+        Transition probabilities; every state has a row, outcome states included. Rows sum to one within 1e-9; an all-
+        zero row of an outcome state means absorbing. Dense, nested lists, or any scipy sparse format (duplicates are
+        summed).
+    outcomes : dict of str to int, ints, label(s) or bool array of shape (n,)
+        Named disjoint sets of states.
+    start : int, label or array of shape (n,), optional
+        Start state or start law; integers are indices.
+    states : sequence, optional
+        One distinct hashable label per state; ``range(n)`` if not given.
+    counts : Counts, optional
+        What the chain was estimated from; `estimate` sets it, a file does not keep it.
+    evidence : Evidence, optional
+        The part of the counts that sampling intervals need; a file keeps it.
+    entry : dict of int to law, optional
+        State law after k forced tokens, where that was measured.
+    integer_counts : csr array, shape (n, n), optional
+        The exact counts behind `Chain.from_counts`, as given (an absorbing outcome row stays empty).
+    n_layers : int
+        0 for a homogeneous chain; `Chain.layered` sets it.
+
+    Attributes
+    ----------
+    P : csr array, or tuple of csr arrays if layered
+        float64, canonical, read-only. An absorbing outcome row holds a one on its diagonal.
+    outcomes : dict of str to int array
+        Sorted state indices by outcome.
+    start : array of shape (n,) or None
+
+    Raises
+    ------
+    InputError
+        If anything above does not hold; the message names the state and the value.
+    """
+
+    P: Any
+    outcomes: Any
+    start: Any = None
+    states: Any = None
+    counts: Any = field(default=None, kw_only=True)
+    evidence: Evidence | None = field(default=None, kw_only=True)
+    entry: dict[int, Any] = field(default_factory=dict, kw_only=True)
+    integer_counts: Any = field(default=None, kw_only=True)
+    n_layers: int = field(default=0, kw_only=True)
+
+    def __post_init__(self):
+        layers = [self.P] if self.n_layers == 0 else list(self.P)
+        names = ["P"] if self.n_layers == 0 else [f"layer {t}" for t in range(len(layers))]
+        matrices = [as_csr(P, what) for P, what in zip(layers, names)]
+        n = np.shape(matrices[0])[0]
+        for matrix, what in zip(matrices, names):
+            if matrix.shape != (n, n):
+                raise InputError(
+                    f"{what} has shape {matrix.shape}, layer 0 has shape {(n, n)}.",
+                    cause="All layers share one set of states.",
+                    next="Pad the layers to the same states.",
+                )
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("states", as_states(self.states, n))
+        put("outcomes", as_outcomes(self.outcomes, n, self._lookup, self._name))
+        done = self.outcome_mask
+        matrices = [stochastic(m, done, self._name, what) for m, what in zip(matrices, names)]
+        put("P", matrices[0] if self.n_layers == 0 else tuple(matrices))
+        put("start", as_law(self.start, n, self._lookup, self._name, "start"))
+        laws = {int(k): as_law(v, n, self._lookup, self._name, f"entry[{k}]") for k, v in sorted(self.entry.items())}
+        put("entry", laws)
+
+    @classmethod
+    def layered(
+        cls, layers: Sequence[Any], outcomes: Mapping[str, Any], start: Any = None, states: Sequence[Any] | None = None
+    ) -> Chain:
+        """A chain whose step t uses the matrix ``layers[t]``.
+
+        Parameters
+        ----------
+        layers : sequence of L matrices, each of shape (n, n)
+            All on the same states and outcomes. Every entry counts as given.
+        outcomes, start, states
+            As for `Chain`; the start lives in layer 0.
+
+        Notes
+        -----
+        Mass that is in no outcome after the last layer is the outcome "truncated"; it needs no state of its own.
+        Answers about a layered chain have shape (L + 1, n).
+        """
+        blocks = list(layers) if isinstance(layers, (list, tuple)) or np.ndim(layers) == 3 else [layers]
+        if not blocks:
+            raise InputError("There are no layers.", cause="The list is empty.", next="Pass at least one matrix.")
+        return cls(blocks, outcomes, start, states, n_layers=len(blocks))
+
+    @classmethod
+    def from_counts(
+        cls, C: Any, outcomes: Mapping[str, Any], start: Any = None, states: Sequence[Any] | None = None
+    ) -> Chain:
+        """A chain from integer transition counts, which are kept so that it can be solved in rational arithmetic.
+
+        Parameters
+        ----------
+        C : array or sparse array, shape (n, n)
+            Non-negative integers; diagonal counts belong to the row total. An outcome row without counts is absorbing.
+        outcomes, start, states
+            As for `Chain`.
+
+        Raises
+        ------
+        InputError
+            If an entry is negative or not an integer, or a state that is no outcome has no counts.
+        """
+        matrix = _integers(C)
+        totals = np.asarray(matrix.sum(axis=1)).ravel()
+        P = sp.csr_array(matrix, dtype=np.float64, copy=True)
+        P.data /= np.repeat(np.maximum(totals, 1), np.diff(matrix.indptr))
+        try:
+            return cls(P, outcomes, start, states, integer_counts=matrix)
+        except InputError as error:
+            if "sums to 0" not in error.fact:
+                raise
+            raise InputError(
+                error.fact.replace("in P sums to 0", "has no counts"),
+                cause="Only an outcome state may be without counts; it is absorbing then.",
+                next="Count at least one transition out of this state, drop it, or name it as an outcome.",
+            ) from None
+
+    @property
+    def n_states(self) -> int:
+        """Number of states, outcome states included."""
+        return len(self.states)
+
+    @property
+    def is_layered(self) -> bool:
+        """Whether there is one matrix per position."""
+        return self.n_layers > 0
+
+    @property
+    def layers(self) -> tuple[sp.csr_array, ...]:
+        """The matrices: one if homogeneous, `n_layers` if layered."""
+        return self.P if self.is_layered else (self.P,)
+
+    @cached_property
+    def _lookup(self) -> Mapping[Any, int]:
+        return {label: i for i, label in enumerate(self.states)}
+
+    def _name(self, i: int) -> str:
+        return f"state {i}" if isinstance(self.states, range) else f"state {i} ({self.states[i]!r})"
+
+    @cached_property
+    def outcome_mask(self) -> NDArray:
+        """True on every outcome state, shape (n,)."""
+        mask = np.zeros(self.n_states, dtype=bool)
+        for index in self.outcomes.values():
+            mask[index] = True
+        return freeze(mask)
+
+    def index(self, label: Any) -> int:
+        """Index of the state with this label.
+
+        Raises
+        ------
+        InputError
+            If no state has the label.
+        """
+        return as_label(label, self._lookup, "index")
+
+    def mask(self, target: Any) -> NDArray:
+        """States of a target, shape (n,), bool.
+
+        Parameters
+        ----------
+        target : str, label, int, collection of these, or bool array of shape (n,)
+            An outcome name first, then a label; integers are always indices. On a layered chain "truncated" is always
+            known: without a state of that name the mask is empty, since only mass left after the last layer is
+            truncated.
+
+        Raises
+        ------
+        InputError
+            If the target names no outcome and no state, an index is out of range, or a mask has the wrong length.
+        """
+        mask = np.zeros(self.n_states, dtype=bool)
+        if isinstance(target, str) and target in self.outcomes:
+            mask[self.outcomes[target]] = True
+        elif isinstance(target, str) and target not in self._lookup:
+            if not (self.is_layered and target == "truncated"):
+                raise InputError(
+                    f"The target {target!r} is neither an outcome nor a state of this chain.",
+                    cause=f"Its outcomes are {', '.join(map(repr, self.outcomes))}.",
+                    next="Use one of these names, a state label, indices or a mask.",
+                )
+        else:
+            mask[as_indices(target, self.n_states, self._lookup, "target")] = True
+        return mask
+
+    def equals(self, other: Chain) -> bool:
+        """Whether both chains have exactly the same numbers, names and evidence (`counts` is not compared)."""
+        return _content(self).keys() == _content(other).keys() and all(
+            _same(a, b) for a, b in zip(_content(self).values(), _content(other).values())
+        )
+
+    def __repr__(self) -> str:
+        kind = f"{self.n_layers} layers" if self.is_layered else "homogeneous"
+        size = ", ".join(f"{name} ({len(index)})" for name, index in self.outcomes.items())
+        arrows = sum(m.nnz for m in self.layers)
+        if self.start is None:
+            start = "none"
+        else:
+            where = np.flatnonzero(self.start)
+            start = self._name(int(where[0])) if len(where) == 1 else f"a law over {len(where)} states"
+        return f"<Chain {self.n_states} states, {kind}, {arrows} transitions; outcomes {size}; start: {start}>"
+
+
+def _integers(C: Any) -> sp.csr_array:
+    """Canonical read-only int64 CSR of integer counts; values are checked before anything is rounded."""
+    data = C.tocoo().data if sp.issparse(C) else np.asarray(C)
+    flat = np.asarray(data).ravel()
+    try:
+        exact = np.array([int(x) for x in flat]) if flat.dtype == object else flat
+        whole = (exact == np.floor(exact)) & (exact >= 0) & (exact < 2**63)
+        okay = bool(np.all(whole & (exact == flat))) and exact.dtype != object
+    except (TypeError, ValueError, OverflowError):
+        okay, exact = False, flat
+    if not okay:
+        wrong = next((x for x in flat.tolist() if not _is_count(x)), "a value")
+        raise InputError(
+            f"The counts contain {wrong!r}.",
+            cause="Counts are non-negative whole numbers below 2**63.",
+            next="Use Chain for probabilities, or estimate() for weighted counts.",
+        )
+    exact = exact.astype(np.int64)
+    if sp.issparse(C):
+        parts = C.tocoo()
+        matrix = sp.csr_array(sp.coo_array((exact, parts.coords), shape=parts.shape))
+    else:
+        matrix = sp.csr_array(exact.reshape(np.shape(C))) if np.ndim(C) == 2 else None
+    if matrix is None or len(set(np.shape(matrix))) != 1:
+        raise InputError(
+            f"The counts have shape {np.shape(C)}.", cause="Counts form a square matrix.", next="Pass shape (n, n)."
+        )
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return freeze(matrix)
+
+
+def _is_count(x: Any) -> bool:
+    try:
+        return x == int(x) and 0 <= x < 2**63
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _content(chain: Chain) -> dict[str, Any]:
+    parts: dict[str, Any] = {"states": tuple(chain.states), "layers": chain.n_layers, "start": chain.start}
+    parts |= {f"outcome {k}": v for k, v in chain.outcomes.items()}
+    parts |= {f"P {t}": m for t, m in enumerate(chain.layers)}
+    parts |= {f"entry {k}": v for k, v in chain.entry.items()}
+    parts["integers"] = chain.integer_counts
+    if chain.evidence is not None:
+        parts |= {f"evidence {k}": v for k, v in vars(chain.evidence).items()}
+    return parts
+
+
+def _same(a: Any, b: Any) -> bool:
+    if sp.issparse(a) and sp.issparse(b):
+        return a.shape == b.shape and all(
+            np.array_equal(getattr(a, k), getattr(b, k)) for k in ("indptr", "indices", "data")
+        )
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return type(a) is type(b) and a == b

@@ -1,0 +1,203 @@
+"""Chains on disk: an .npz of plain arrays, written atomically and read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..errors import InputError
+from .chain import Chain, Evidence
+
+__all__ = ["read_chain", "write_chain"]
+
+VERSION = 1
+_KEYS = ("indptr", "indices", "data", "shape", "layers", "start", "meta")
+_TALLY = ("prompt_id", "category", "prefill", "outcomes")
+
+
+def write_chain(chain: Chain, path: str | os.PathLike[str]) -> Path:
+    """Write a chain to an .npz file, atomically: a reader sees the old file or the new one.
+
+    Parameters
+    ----------
+    chain : Chain
+        Labels must be made of integers, floats, strings, booleans, None and tuples of these.
+    path : path
+        The file to write; its folder must exist. The name is used as given.
+
+    Returns
+    -------
+    Path
+        The path written.
+
+    Raises
+    ------
+    InputError
+        If a label cannot be stored or the folder cannot be written to.
+
+    Notes
+    -----
+    Keys: indptr, indices, data, shape (the CSR matrix; of a layered chain, the blocks stacked by row), layers (0 means
+    homogeneous), start (all zeros: none), meta (JSON text with outcomes, states, version). Further keys exist only
+    where there is something to keep: the entry laws (entry_k, entry_law), exact counts (count_indptr, count_indices,
+    count_data) and the evidence of an estimated chain (visits, tally_prompt_id, tally_category, tally_prefill,
+    tally_outcomes).
+    """
+    path = Path(path)
+    arrays = _pack(chain)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written.",
+            cause=str(error),
+            next="Create the folder, or choose one that can be written to.",
+        ) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _umask() -> int:
+    """The permissions a plain open() would withhold; mkstemp alone would leave the file private."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _pack(chain: Chain) -> dict[str, np.ndarray]:
+    P = sp.csr_array(sp.vstack(chain.layers, format="csr")) if chain.is_layered else chain.P
+    plain = isinstance(chain.states, range)
+    meta = {
+        "outcomes": {name: index.tolist() for name, index in chain.outcomes.items()},
+        "states": None if plain else [_to_json(label) for label in chain.states],
+        "version": VERSION,
+    }
+    start = np.zeros(chain.n_states) if chain.start is None else chain.start
+    arrays = {
+        "indptr": P.indptr,
+        "indices": P.indices,
+        "data": P.data,
+        "shape": np.array(P.shape, dtype=np.int64),
+        "layers": np.array(chain.n_layers, dtype=np.int64),
+        "start": start,
+        "meta": np.array(json.dumps(meta)),
+    }
+    if chain.entry:
+        arrays |= {"entry_k": np.array(list(chain.entry)), "entry_law": np.stack(list(chain.entry.values()))}
+    if chain.integer_counts is not None:
+        arrays |= {f"count_{k}": getattr(chain.integer_counts, k) for k in ("indptr", "indices", "data")}
+    if chain.evidence is not None:
+        arrays["visits"] = chain.evidence.visits
+        arrays |= {f"tally_{k}": getattr(chain.evidence, k) for k in _TALLY}
+        arrays["tally_category"] = np.asarray(arrays["tally_category"], dtype=str)
+    return arrays
+
+
+def _to_json(label: Any) -> Any:
+    if isinstance(label, tuple):
+        return [_to_json(x) for x in label]
+    if label is None or isinstance(label, (str, bool, int, float)):
+        return label
+    raise InputError(
+        f"The label {label!r} cannot be written to a file.",
+        cause=f"A {type(label).__name__} has no JSON form that reads back the same.",
+        next="Use integers, strings or tuples of these as labels.",
+    )
+
+
+def _from_json(label: Any) -> Any:
+    return tuple(_from_json(x) for x in label) if isinstance(label, list) else label
+
+
+def read_chain(path: str | os.PathLike[str]) -> Chain:
+    """Read a chain that `write_chain` wrote.
+
+    Parameters
+    ----------
+    path : path
+        The .npz file.
+
+    Returns
+    -------
+    Chain
+        Equal to the one written, without its `counts`.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no .npz, lacks a key, or holds arrays that make no chain.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            arrays = {key: file[key] for key in file.files}
+    except FileNotFoundError:
+        raise InputError(
+            f"There is no file {path}.",
+            cause="The path does not exist.",
+            next="Check the path, or write the chain first.",
+        ) from None
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise _foreign(path, f"It cannot be opened as .npz ({error}).") from None
+    missing = [key for key in _KEYS if key not in arrays]
+    if missing:
+        raise _foreign(path, f"The key {missing[0]!r} is missing.")
+    try:
+        return _unpack(arrays)
+    except InputError as error:
+        raise _foreign(path, f"{error.fact} {error.cause}") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise _foreign(path, f"Its arrays make no chain ({error}).") from None
+
+
+def _foreign(path: Path, cause: str) -> InputError:
+    return InputError(
+        f"{path} is not a readable chain file.",
+        cause=cause,
+        next="Write it again with write_chain, or give another file.",
+    )
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> Chain:
+    meta = json.loads(str(arrays["meta"][()]))
+    if meta["version"] != VERSION:
+        raise ValueError(f"format version {meta['version']}, this reader knows {VERSION}")
+    layers = int(arrays["layers"])
+    rows, n = (int(x) for x in arrays["shape"])
+    if layers < 0 or rows != n * max(layers, 1):
+        raise ValueError(f"shape {(rows, n)} with {layers} layers")
+    P = _csr(arrays, "", (rows, n))
+    start = arrays["start"] if arrays["start"].any() else None
+    states = None if meta["states"] is None else [_from_json(x) for x in meta["states"]]
+    extra: dict[str, Any] = {"n_layers": layers}
+    if "entry_k" in arrays:
+        extra["entry"] = {int(k): law for k, law in zip(arrays["entry_k"], arrays["entry_law"])}
+    if "count_data" in arrays:
+        extra["integer_counts"] = _csr(arrays, "count_", (n, n))
+    if "visits" in arrays:
+        extra["evidence"] = Evidence(arrays["visits"], *(arrays[f"tally_{k}"] for k in _TALLY))
+    blocks = P if layers == 0 else [P[t * n : (t + 1) * n] for t in range(layers)]
+    return Chain(blocks, meta["outcomes"], start, states, **extra)
+
+
+def _csr(arrays: dict[str, np.ndarray], prefix: str, shape: tuple[int, int]) -> sp.csr_array:
+    data, indices, indptr = (arrays[prefix + key] for key in ("data", "indices", "indptr"))
+    matrix = sp.csr_array((data, indices, indptr), shape=shape)
+    matrix.check_format(full_check=True)
+    return matrix
