@@ -1,0 +1,38 @@
+"""Files that are whole or not there: written beside their place, then moved into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+
+__all__ = ["atomic"]
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the same folder that replaces `path` when the block ends well, and goes away otherwise.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written, or `path` is a folder.
+    """
+    path = Path(path)
+    # The process id keeps two runs that share a folder apart; the leading dot keeps readers of *.parquet away.
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}", cause=str(error), next="choose a path in a folder that can be written"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
