@@ -112,8 +112,8 @@ def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool) -> Non
 def _phases(variant: str) -> list[Phase]:
     recipe = variant_named(variant)
     if variant == "base":
-        return [Phase("main", Recipe(recipe, prompt_loss=True), 2600, 3e-3, 100)]
-    return [Phase("main", Recipe(recipe), 500, 2e-3, 20)]
+        return [Phase("main", Recipe(recipe, prompt_loss=True), 4000, 3e-3, 100)]
+    return [Phase("main", Recipe(recipe), 1000, 2e-3, 20)]
 
 
 def _repair(variant: str, why: list[str], round_: int) -> list[Phase]:
@@ -212,6 +212,7 @@ def _write(model: Any, out: Path, found: dict[str, Any]) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     model.half().save_pretrained(fresh)
     model.float()
+    os.chmod(fresh / "model.safetensors", 0o644)
     write_tokenizer(fresh)
     (fresh / "training.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     if out.exists():

@@ -1,0 +1,259 @@
+"""The command line: every verb reads files, writes one file or folder, and prints one line.
+
+Exit codes: 0 done, 1 the answer cannot be trusted (and why), 2 bad input. ``--json`` prints one object on standard
+output instead; progress goes to standard error. Parameters carry the functions' names. Nothing heavy is
+imported before a verb runs, so ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import __version__
+from .errors import MarkovsafetyError
+
+__all__ = ["Answer", "main"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb has to say: one line for people, a JSON-able result for machines, and the files it wrote."""
+
+    line: str
+    result: dict[str, Any]
+    files: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    trusted: bool = True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments without the program's name; those of the process if not given.
+    """
+    options = _parser().parse_args(argv)
+    if not getattr(options, "verb", None):
+        _parser().print_help()
+        return 2
+    begun = time.perf_counter()
+    try:
+        answer = options.run(options)
+    except KeyboardInterrupt as stop:
+        text = str(stop) or "what was finished is kept; the same command goes on"
+        print(f"\nmarkovsafety {options.verb}: interrupted: {text}", file=sys.stderr)
+        return 130
+    except MarkovsafetyError as error:
+        return _failed(options, error, begun)
+    if options.json:
+        print(_envelope(options.verb, answer, begun))
+    else:
+        print(answer.line)
+        for warning in answer.warnings:
+            print(f"note: {warning}", file=sys.stderr)
+    return 0 if answer.trusted else 1
+
+
+def _envelope(verb: str, answer: Answer, begun: float) -> str:
+    from .bound import encode
+
+    body = {
+        "command": verb,
+        "ok": answer.trusted,
+        "result": encode(answer.result),
+        "files": answer.files,
+        "warnings": answer.warnings,
+        "seconds": round(time.perf_counter() - begun, 3),
+        "version": __version__,
+    }
+    return json.dumps(body, allow_nan=False)
+
+
+def _failed(options: argparse.Namespace, error: MarkovsafetyError, begun: float) -> int:
+    if not options.json:
+        print(f"markovsafety {options.verb}: {error}", file=sys.stderr)
+        if options.debug:
+            raise error
+        return error.exit_code
+    from .bound import encode
+
+    try:
+        partial = encode(error.partial.to_json() if hasattr(error.partial, "to_json") else error.partial)
+        json.dumps(partial, allow_nan=False)
+    except (TypeError, ValueError):
+        partial = str(error.partial)
+    told = {
+        "type": type(error).__name__,
+        "fact": error.fact,
+        "cause": error.cause,
+        "next": error.next,
+        "partial": partial,
+    }
+    body = {
+        "command": options.verb,
+        "ok": False,
+        "error": told,
+        "files": [],
+        "warnings": [],
+        "seconds": round(time.perf_counter() - begun, 3),
+        "version": __version__,
+    }
+    print(json.dumps(body, allow_nan=False))
+    return error.exit_code
+
+
+def _call(module: str, function: str) -> Callable[[argparse.Namespace], Answer]:
+    """A verb that is imported only when it runs."""
+
+    def run(options: argparse.Namespace) -> Answer:
+        import importlib
+
+        return getattr(importlib.import_module(f".{module}", __package__), function)(options)
+
+    return run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="markovsafety",
+        description="Where in the answer does safety break? Language models as Markov chains, harm as a first hit.",
+        epilog="The road: sample -> judge -> estimate -> check -> solve -> sweep -> report. `demo` walks it all.",
+    )
+    parser.add_argument("--version", action="version", version=f"markovsafety {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
+
+    def verb(name: str, summary: str, example: str, function: str, module: str = "verbs") -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example: markovsafety {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=_call(module, function))
+        return sub
+
+    _demo(verb)
+    _evidence(verb)
+    _numbers(verb)
+    _organism(verb)
+    return parser
+
+
+Verb = Callable[..., argparse.ArgumentParser]
+
+
+def _demo(verb: Verb) -> None:
+    v = verb("demo", "the main job on four tiny models, from sampling to the report", "demo --seed 1", "demo")
+    v.add_argument(
+        "--models", metavar="DIR", help="a model folder, or a folder of model folders, instead of the shipped"
+    )
+    v.add_argument("--out", default="results/demo", help="folder to write (default: results/demo)")
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--budget", type=float, default=0.1, help="tolerated probability of harm (default: 0.1)")
+    v = verb("report", "one readable page from judged rollouts", "report runs/qwen --out report", "report")
+    v.add_argument("rollouts", nargs="+", help="judged rollouts, [NAME=]FOLDER, one model each")
+    v.add_argument("--held-out", nargs="*", default=[], help="rollouts the chain was not made from, [NAME=]FOLDER")
+    v.add_argument("--out", default="report")
+    v.add_argument("--states", default="kgram:2")
+    v.add_argument("--budget", type=float, default=0.1)
+    v.add_argument("--title")
+    v = verb("bench", "measure against the peers, side by side on this machine", "bench rollouts", "bench")
+    v.add_argument("what", choices=["rollouts"])
+    v.add_argument("--model", default="organism:shallow")
+    v.add_argument("--out", help="also write the JSON here")
+
+
+def _evidence(verb: Verb) -> None:
+    v = verb(
+        "sample",
+        "sample rollouts from a model; a killed run goes on where it stopped",
+        "sample Qwen/Qwen3-0.6B prompts.csv --engine transformers --prefill 0 5 10 --out runs/qwen",
+        "sample",
+    )
+    v.add_argument("model", help="model folder, hub id, or organism:NAME for a shipped one")
+    v.add_argument("prompts", help="CSV or JSONL with prompt, category[, prefix], or organism[:N]")
+    v.add_argument("--out", required=True, help="folder of Parquet shards")
+    v.add_argument("--n", type=int, default=16, help="rollouts per prompt and prefill (default: 16)")
+    v.add_argument("--max-tokens", type=int, default=64)
+    v.add_argument("--prefill", type=int, nargs="+", default=[0], help="numbers of forced tokens (default: 0)")
+    v.add_argument("--prefix", metavar="ROLLOUTS", help="rollouts whose answers are the prefixes to force")
+    v.add_argument("--engine", default="auto", choices=["auto", "jax", "transformers", "replay"])
+    v.add_argument("--device")
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--batch-size", type=int)
+    v.add_argument("--temperature", type=float, default=1.0)
+    v.add_argument("--top-p", type=float, default=1.0)
+    v.add_argument("--system", help="system prompt for the chat template")
+    v.add_argument("--seed", type=int, default=0)
+    v = verb(
+        "judge", "label rollouts: harm, refusal, benign, truncated", "judge runs/x --harm bomb --out x.parquet", "judge"
+    )
+    v.add_argument("rollouts")
+    v.add_argument("--judge", default="lexicon", help="lexicon or organism (default: lexicon)")
+    v.add_argument("--harm", nargs="+", metavar="PHRASE", help="phrases (or a file of them) that are harm (lexicon)")
+    v.add_argument(
+        "--refusal", nargs="+", metavar="PHRASE", help="phrases that refuse (lexicon; default: English ones)"
+    )
+    v.add_argument("--refusal-at", choices=["first", "end"], default="first", help="where a refusal hits (lexicon)")
+    v.add_argument("--tokenizer", metavar="FOLDER", help="model folder, if the rollouts do not say which")
+    v.add_argument("--out", required=True, help="Parquet file")
+    for name, summary in (("count", "count transitions of judged rollouts"), ("estimate", "estimate a chain")):
+        example = f"{name} x.parquet --states kgram:2 --out x.npz"
+        v = verb(name, summary, example, name)
+        v.add_argument("rollouts", help="judged rollouts" + (", or counts" if name == "estimate" else ""))
+        v.add_argument("--states", default="kgram:2", help="kgram:K or position (default: kgram:2)")
+        v.add_argument("--category", nargs="+", help="only these categories")
+        v.add_argument("--prefill", type=int, nargs="+", help="only rollouts with so many forced tokens")
+        if name == "estimate":
+            v.add_argument("--method", default="mle", choices=["mle", "dirichlet", "mass"])
+            v.add_argument("--prior", type=float)
+        v.add_argument("--out", required=True, help="file to write (.npz)")
+
+
+def _numbers(verb: Verb) -> None:
+    v = verb("check", "does the chain predict rollouts it has not seen?", "check x.npz held.parquet", "check")
+    v.add_argument("chain")
+    v.add_argument("held_out", help="judged rollouts with prefill")
+    v.add_argument("--states", help="the chain's state map, if the file does not say (kgram:K or position)")
+    v.add_argument("--margin", type=float, default=0.05)
+    v = verb(
+        "compare", "the difference between two sets of rollouts", "compare before.parquet after.parquet", "compare"
+    )
+    v.add_argument("before")
+    v.add_argument("after")
+    v = verb("solve", "probability of harm, expected length, visits", "solve x.npz --target harm", "solve")
+    v.add_argument("chain")
+    v.add_argument("--target", default="harm")
+    v.add_argument("--method", default="auto")
+    v.add_argument("--out", help="also write every state's numbers here (CSV)")
+    v = verb("sweep", "harm over depth and ensemble width", "sweep x.parquet --width 1 2 4 8 --harm 0.01", "sweep")
+    v.add_argument("source", help="judged rollouts, or a chain (.npz)")
+    v.add_argument("--depth", type=int, nargs="+", help="forced tokens k (default: all measured; a chain: 0..20)")
+    v.add_argument("--width", type=int, nargs="+", default=[1, 2, 4, 8])
+    v.add_argument("--correlation", type=float, nargs="+", help="intra-class correlations (default: measured)")
+    v.add_argument("--harm", type=float, default=0.1, help="harm budget for what is needed (default: 0.1)")
+    v.add_argument("--out", help="also write the grid here (CSV)")
+
+
+def _organism(verb: Verb) -> None:
+    v = verb("organism", "the synthetic models: list, prompts, train", "organism train deep4 --out deep4", "organism")
+    v.add_argument("what", choices=["list", "prompts", "train"])
+    v.add_argument(
+        "variant", nargs="?", help="variant to train: base, shallow, deep4, deep20, cyclic, gap, over, deepK"
+    )
+    v.add_argument("--out", help="folder (train) or JSONL file (prompts) to write")
+    v.add_argument("--base", help="base model folder to start from (default: the shipped base)")
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--n", type=int, default=48, help="number of prompts")
+    v.add_argument("--threads", type=int, default=1, help="CPU threads of training")
