@@ -104,7 +104,7 @@ class Bound:
         if self.start is None:
             raise InputError(
                 "This bound has no value at a start.",
-                cause="The chain was made without a start law (an estimated chain gets one from rollouts without prefill).",
+                cause="The chain has no start law (an estimated chain gets it from rollouts without prefill).",
                 next="Give the chain `start=` (an index, a label or a law), or index the bound by state.",
             )
         return self.start

@@ -1,6 +1,26 @@
 """What a chain is, and how evidence becomes one."""
 
 from .chain import Chain, Evidence
+from .counting import count
+from .counts import Counts
+from .estimate import estimate, single_token_outcomes
+from .states import JudgedPrefix, KGram, Position, Product, StateMap
 from .storage import read_chain, write_chain
+from .tally import Tally
 
-__all__ = ["Chain", "Evidence", "read_chain", "write_chain"]
+__all__ = [
+    "Chain",
+    "Counts",
+    "Evidence",
+    "JudgedPrefix",
+    "KGram",
+    "Position",
+    "Product",
+    "StateMap",
+    "Tally",
+    "count",
+    "estimate",
+    "read_chain",
+    "single_token_outcomes",
+    "write_chain",
+]

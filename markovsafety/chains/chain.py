@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .checks import as_csr, as_indices, as_label, as_law, as_outcomes, as_states, freeze, stochastic
+from .checks import as_csr, as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of, stochastic
 
 __all__ = ["Chain", "Evidence"]
 
@@ -102,7 +102,7 @@ class Chain:
         layers = [self.P] if self.n_layers == 0 else list(self.P)
         names = ["P"] if self.n_layers == 0 else [f"layer {t}" for t in range(len(layers))]
         matrices = [as_csr(P, what) for P, what in zip(layers, names)]
-        n = np.shape(matrices[0])[0]
+        n = shape_of(matrices[0])[0]
         for matrix, what in zip(matrices, names):
             if matrix.shape != (n, n):
                 raise InputError(
@@ -286,7 +286,7 @@ def _integers(C: Any) -> sp.csr_array:
         matrix = sp.csr_array(sp.coo_array((exact, parts.coords), shape=parts.shape))
     else:
         matrix = sp.csr_array(exact.reshape(np.shape(C))) if np.ndim(C) == 2 else None
-    if matrix is None or len(set(np.shape(matrix))) != 1:
+    if matrix is None or len(shape_of(matrix)) != 2 or len(set(shape_of(matrix))) != 1:
         raise InputError(
             f"The counts have shape {np.shape(C)}.", cause="Counts form a square matrix.", next="Pass shape (n, n)."
         )

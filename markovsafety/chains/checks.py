@@ -35,6 +35,11 @@ def freeze(x: Any) -> Any:
     return x
 
 
+def shape_of(matrix: Any) -> tuple[int, ...]:
+    """The shape of a dense or sparse matrix (scipy's types say it may be None)."""
+    return tuple(matrix.shape)
+
+
 def as_csr(P: Any, what: str = "P") -> sp.csr_array:
     """A canonical CSR float64 copy of a square dense or sparse matrix: duplicates summed, zeros dropped, sorted."""
     try:
@@ -48,7 +53,7 @@ def as_csr(P: Any, what: str = "P") -> sp.csr_array:
             cause=str(error),
             next="Pass a square array, a scipy sparse matrix or a list of rows of equal length.",
         ) from None
-    shape = np.shape(matrix)
+    shape = shape_of(matrix)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
         raise InputError(
             f"{what} has shape {shape}.",

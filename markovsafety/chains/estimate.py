@@ -1,0 +1,232 @@
+"""From counts to a chain: plain frequencies, a smoothed posterior mean, or rows from recorded class masses.
+
+The plain estimate has one property worth knowing before trusting it: if all rollouts begin in the same state law and
+none of them is censored, its hitting probability at the start *equals* the raw fraction of harmful rollouts, whatever
+the states are. The flow of the counts is conserved, so their visits solve the chain's own equations. The start value
+therefore says nothing about the states; other starts, horizons and interventions do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..outcomes import CODES, OUTCOMES
+from .chain import Chain, Evidence
+from .counts import Counts, Table
+
+__all__ = ["METHODS", "PRIOR", "estimate", "single_token_outcomes"]
+
+METHODS = ("mle", "dirichlet", "mass")
+PRIOR = 0.5  # pseudo-transitions added to a whole row
+_LAST = CODES["truncated"]
+
+
+def estimate(counts: Counts, method: str = "mle", prior: float | None = None, *, categories: bool = False) -> Chain:
+    """Estimate a chain from counts.
+
+    Parameters
+    ----------
+    counts : Counts
+    method : {"mle", "dirichlet", "mass"}
+        "mle": relative frequencies. "dirichlet": posterior mean under a symmetric prior. "mass": the probability of
+        the next token being in an outcome's class as the model reported it, instead of how often it was sampled; see
+        Notes.
+    prior : float, optional
+        "dirichlet" only: pseudo-transitions per row, `PRIOR` if not given, shared equally by the targets observed in
+        that row and the outcomes.
+    categories : bool
+        Split the harm outcome into one state per prompt category, labelled ``"harm: <category>"``.
+
+    Returns
+    -------
+    Chain
+        The visited states, then harm, refusal, benign and truncated, seen or not. `start` is the state law of the
+        rollouts without prefill (None if there are none), `entry` the law after each measured number of forced
+        tokens, `counts` the counts, `evidence` what sampling intervals need.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, every rollout was truncated, the prior is not positive, or class masses are missing
+        or do not fit the hits.
+
+    Notes
+    -----
+    Smoothing biases rare outcomes upwards: a row with n visits gives an outcome never seen there the probability
+    ``prior / (n + prior) / (number of targets)``, and a path adds this up over its rows. With 100 rollouts of a chain
+    with P(harm) = 0.014, one pseudo-count for *every* target gives four times the truth. Use it to keep doors open,
+    not to measure.
+
+    "mass": one visit's chance of harm is the mean recorded mass of the harm class. Truncation is no token and keeps
+    its own frequency; the rest is shared by the other observed targets in proportion to their counts. If there is
+    none (the state was seen only with the hit), the rest goes to "truncated", which means not observed, rather than
+    to harm. An outcome's mass is its chance of being hit only where the hit is the event "a token of the class is
+    sampled"; `single_token_outcomes` tests this. Harm must pass; the masses of refusal and benign are used if they
+    pass and ignored otherwise.
+    """
+    if method not in METHODS:
+        raise InputError(f"There is no method {method!r}.", cause=f"Methods are {METHODS}.", next="Use one of these.")
+    if prior is not None and not (method == "dirichlet" and np.isfinite(prior) and prior > 0):
+        raise InputError(
+            f"prior is {prior} with method {method!r}.",
+            cause="A prior is a positive number of pseudo-transitions per row, and only 'dirichlet' has one.",
+            next="Drop it, or pass method='dirichlet', prior=0.5.",
+        )
+    ends = counts.tally.outcomes.sum(axis=0)
+    if ends[:_LAST].sum() == 0:
+        raise InputError(
+            f"All {counts.rollouts:g} rollouts were truncated.",
+            cause="None reached harm, refusal or its end within the token limit: nothing is known about the outcomes.",
+            next="Sample with a larger max_tokens.",
+            partial=counts,
+        )
+    names, column = _outcome_columns(counts, categories)
+    inner, outer = _split(counts, len(names), column)
+    visits = np.asarray(inner.sum(axis=1)).ravel() + outer.sum(axis=1)
+    if method == "dirichlet":
+        inner, outer = _smooth(inner, outer, PRIOR if prior is None else prior)
+    elif method == "mass":
+        inner, outer = _from_mass(counts, inner, outer, visits, column)
+    return _assemble(counts, inner, outer, visits, names, column)
+
+
+def _outcome_columns(counts: Counts, categories: bool) -> tuple[list[str], NDArray]:
+    """Labels of the outcome states, and the label's number for every (group, outcome code), shape (groups, 4)."""
+    harm, where = [OUTCOMES[0]], np.zeros(len(counts.tally), dtype=np.int64)
+    if categories:
+        kinds, where = np.unique(counts.tally.category, return_inverse=True)
+        harm = [f"harm: {kind}" for kind in kinds]
+    others = len(harm) + np.arange(_LAST)
+    return [*harm, *OUTCOMES[1:]], np.column_stack([where.reshape(-1), np.tile(others, (len(where), 1))])
+
+
+def _split(counts: Counts, k: int, column: NDArray) -> tuple[sp.csr_array, NDArray]:
+    """Counts between states, shape (S, S), and into the k outcome states, shape (S, k)."""
+    t, S = counts.transitions, len(counts.states)
+    assert t.target is not None
+    out = t.target >= S
+    inner = sp.csr_array(sp.coo_array((t.count[~out], (t.source[~out], t.target[~out])), shape=(S, S)))
+    inner.sum_duplicates()
+    outer = np.zeros((S, k))
+    np.add.at(outer, (t.source[out], column[t.group[out], t.target[out] - S]), t.count[out])
+    return inner, outer
+
+
+def _rows(inner: sp.csr_array, scale: NDArray) -> sp.csr_array:
+    """Each row times a number."""
+    result = inner.copy()
+    result.data = result.data * np.repeat(scale, np.diff(result.indptr))
+    return result
+
+
+def _smooth(inner: sp.csr_array, outer: NDArray, prior: float) -> tuple[sp.csr_array, NDArray]:
+    share = prior / (np.diff(inner.indptr) + outer.shape[1])
+    smooth = inner.copy()
+    smooth.data = smooth.data + np.repeat(share, np.diff(smooth.indptr))
+    return smooth, outer + share[:, None]
+
+
+def _from_mass(
+    counts: Counts, inner: sp.csr_array, outer: NDArray, visits: NDArray, column: NDArray
+) -> tuple[sp.csr_array, NDArray]:
+    """Expected counts of the outcomes with a recorded mass; the other counts are scaled to fill the row."""
+    used = single_token_outcomes(counts)
+    _need_harm(counts, used)
+    truncated = outer[:, -1]
+    expected, fixed = outer.copy(), np.zeros(outer.shape[1], dtype=bool)
+    fixed[-1] = True
+    for name in used:
+        table, code = counts.mass[name], CODES[name]
+        total, steps = np.zeros_like(outer), np.bincount(table.source, table.values["steps"], len(visits))
+        np.add.at(total, (table.source, column[table.group, code]), table.values["total"])
+        seen, mine = steps > 0, np.unique(column[:, code])
+        # Mean mass per recorded token, times the tokens; the two differ where some shards recorded no masses.
+        expected[np.ix_(seen, mine)] = total[np.ix_(seen, mine)] * ((visits - truncated)[seen] / steps[seen])[:, None]
+        fixed[mine] = True
+    free = np.asarray(inner.sum(axis=1)).ravel() + outer[:, ~fixed].sum(axis=1)
+    rest = np.maximum(visits - expected[:, fixed].sum(axis=1), 0.0)
+    scale = np.divide(rest, free, out=np.zeros_like(rest), where=free > 0)
+    expected[:, ~fixed] *= scale[:, None]
+    expected[:, -1] += np.where(free > 0, 0.0, rest)
+    return _rows(inner, scale), expected
+
+
+def single_token_outcomes(counts: Counts) -> tuple[str, ...]:
+    """Outcomes whose recorded class mass explains their hits.
+
+    If a hit is the event "a token of the class is sampled", hits minus summed mass is a martingale with steps of at
+    most one, and Freedman's inequality (Annals of Probability 3 (1975) 100) bounds it. An outcome is dropped where
+    the bound of false alarm 1e-8 is exceeded: a refusal that takes several tokens, or masses recorded at another
+    temperature than sampled.
+
+    Parameters
+    ----------
+    counts : Counts
+
+    Returns
+    -------
+    tuple of str
+    """
+    log, names = np.log(2e8), []
+    for name in OUTCOMES[:_LAST]:
+        table = counts.mass.get(name)
+        if table is None or table.values["steps"].sum() == 0:
+            continue
+        surprise, variance = abs(table.values["surprise"].sum()), table.values["variance"].sum()
+        if surprise <= log / 3 + np.sqrt(log**2 / 9 + 2 * log * variance):
+            names.append(name)
+    return tuple(names)
+
+
+def _need_harm(counts: Counts, used: tuple[str, ...]) -> None:
+    if "harm" in used:
+        return
+    table: Table | None = counts.mass.get("harm")
+    if table is None or table.values["steps"].sum() == 0:
+        raise InputError(
+            "No mass of the harm class was recorded.",
+            cause="The rollouts have no finite mass_harm at a counted token.",
+            next="Sample with classes={'harm': ids}, or use method='mle'.",
+        )
+    hits = counts.tally.outcomes[:, CODES["harm"]].sum()
+    raise InputError(
+        f"The recorded harm mass does not explain the harm hits ({hits:g} hits, off by "
+        f"{table.values['surprise'].sum():g} from the summed mass).",
+        cause="Harm is not the event that one token of the class is sampled, or the masses belong to another "
+        "temperature or truncation of the distribution than the one sampled from.",
+        next="Use method='mle', or judge and record the same class of tokens.",
+    )
+
+
+def _assemble(
+    counts: Counts, inner: sp.csr_array, outer: NDArray, visits: NDArray, names: list[str], column: NDArray
+) -> Chain:
+    S, k = outer.shape
+    scale = 1 / (np.asarray(inner.sum(axis=1)).ravel() + outer.sum(axis=1))
+    top = sp.hstack([_rows(inner, scale), sp.csr_array(outer * scale[:, None])], format="csr")
+    P = sp.csr_array(sp.vstack([top, sp.csr_array((k, S + k))], format="csr"))
+    harm = k - len(OUTCOMES) + 1
+    outcomes = {"harm": range(S, S + harm)} | {name: S + harm + i for i, name in enumerate(OUTCOMES[1:])}
+    t, size = counts.transitions, S + k
+    e = counts.entries
+    place = np.where(e.source < S, e.source, S + column[e.group, np.maximum(e.source - S, 0)])
+    entry: dict[int, Any] = {}
+    for forced in counts.prefills:
+        rows = counts.tally.prefill[e.group] == forced
+        law = np.bincount(place[rows], e.count[rows], size)
+        entry[forced] = law / law.sum()
+    assert t.target is not None
+    arrived = np.zeros(k)
+    np.add.at(arrived, np.maximum(place - S, 0), np.where(place >= S, e.count, 0.0))
+    out = t.target >= S
+    np.add.at(arrived, column[t.group[out], t.target[out] - S], t.count[out])
+    tally = counts.tally
+    evidence = Evidence(
+        np.concatenate([visits, arrived]), tally.prompt_id, tally.category, tally.prefill, tally.outcomes
+    )
+    return Chain(P, outcomes, entry.get(0), (*counts.states, *names), counts=counts, evidence=evidence, entry=entry)
