@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .checks import as_csr, as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of, stochastic
+from .tally import Tally
 
 __all__ = ["Chain", "Evidence"]
 
@@ -43,8 +44,14 @@ class Evidence:
     outcomes: NDArray
 
     def __post_init__(self):
-        for name in ("visits", "prompt_id", "category", "prefill", "outcomes"):
-            object.__setattr__(self, name, freeze(np.array(getattr(self, name))))
+        object.__setattr__(self, "visits", freeze(np.array(self.visits, dtype=np.float64)))
+        for name, column in vars(Tally(self.prompt_id, self.category, self.prefill, self.outcomes)).items():
+            object.__setattr__(self, name, column)
+
+    @property
+    def tally(self) -> Tally:
+        """The rollouts by prompt, category, prefill and outcome."""
+        return Tally(self.prompt_id, self.category, self.prefill, self.outcomes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,6 +126,8 @@ class Chain:
         put("start", as_law(self.start, n, self._lookup, self._name, "start"))
         laws = {int(k): as_law(v, n, self._lookup, self._name, f"entry[{k}]") for k, v in sorted(self.entry.items())}
         put("entry", laws)
+        if self.integer_counts is not None:
+            freeze(self.integer_counts)
 
     @classmethod
     def layered(

@@ -43,6 +43,8 @@ def shape_of(matrix: Any) -> tuple[int, ...]:
 def as_csr(P: Any, what: str = "P") -> sp.csr_array:
     """A canonical CSR float64 copy of a square dense or sparse matrix: duplicates summed, zeros dropped, sorted."""
     try:
+        if np.issubdtype(P.dtype, np.complexfloating) if sp.issparse(P) else np.iscomplexobj(P):
+            raise TypeError("its entries are complex")
         if sp.issparse(P):
             matrix = sp.csr_array(P.tocsr(), dtype=np.float64, copy=True)
         else:

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ __all__ = ["read_chain", "write_chain"]
 
 VERSION = 1
 _KEYS = ("indptr", "indices", "data", "shape", "layers", "start", "meta")
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _TALLY = ("prompt_id", "category", "prefill", "outcomes")
 
 
@@ -143,17 +148,19 @@ def read_chain(path: str | os.PathLike[str]) -> Chain:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            arrays = {key: file[key] for key in file.files}
+            with file:
+                arrays = {key: file[key] for key in file.files}
     except FileNotFoundError:
         raise InputError(
             f"There is no file {path}.",
             cause="The path does not exist.",
             next="Check the path, or write the chain first.",
         ) from None
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise _foreign(path, f"It cannot be opened as .npz ({error}).") from None
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
