@@ -186,7 +186,7 @@ def _choose(model: str | Path) -> str:
     """ "jax" for a folder it can read or that is broken (its error names the broken file), else "transformers"."""
     if not Path(model).is_dir():
         return "transformers" if importlib.util.find_spec("transformers") and "/" in str(model) else "jax"
-    from .jax_llama import UnsupportedModel, read_config
+    from .llama_folder import UnsupportedModel, read_config
 
     try:
         read_config(Path(model))
@@ -300,7 +300,8 @@ def uniforms(keys: np.ndarray, step: Any) -> np.ndarray:
     Returns
     -------
     float32 array
-        In [0, 1): the top 24 bits of a threefry word. The token sampled is the first whose cumulative probability exceeds it.
+        In [0, 1): the top 24 bits of a threefry word. The token sampled is the first one, in the order of the ids, whose
+        cumulative probability exceeds it.
 
     Notes
     -----

@@ -1,0 +1,269 @@
+"""The Llama family in JAX: parameters on a device, prompts in one pass, then one token per row with a key-value cache.
+
+A cache is a tuple of 2 x layers arrays, keys and values alternating, each of shape (batch, kv_heads, positions,
+head_dim). Rows start at position 0 whatever their length: a row's own position says where its next key goes and how far
+it looks, so rows of different ages share a batch without padding on the left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .llama_folder import LlamaConfig, UnsupportedModel, read_config, read_weights
+
+__all__ = [
+    "LlamaConfig",
+    "UnsupportedModel",
+    "decode",
+    "forward",
+    "load_params",
+    "param_shapes",
+    "prefill",
+    "read_config",
+]
+
+Params = dict[str, Any]
+Cache = tuple[jax.Array, ...]
+
+
+def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, device: jax.Device) -> Params:
+    """Read a checkpoint into parameters on a device: projections transposed, query-key-value and gate-up fused.
+
+    Raises
+    ------
+    ModelError
+        As `read_weights`.
+    """
+    weights = read_weights(folder, config)
+
+    def put(*names: str, transpose: bool = True) -> jax.Array:
+        parts = [weights.pop(name) for name in names]
+        whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return jax.device_put(np.ascontiguousarray(whole.T if transpose else whole).astype(dtype), device)
+
+    params: Params = {"embed": put("model.embed_tokens.weight", transpose=False), "norm": put("model.norm.weight")}
+    if not config.tied:
+        params["head"] = put("lm_head.weight", transpose=False)
+    params["layers"] = [
+        {name: put(*sources) for name, sources in _sources(config, i).items()} for i in range(config.layers)
+    ]
+    return params
+
+
+def _sources(config: LlamaConfig, layer: int) -> dict[str, list[str]]:
+    """Names of the checkpoint's tensors behind each parameter of a layer."""
+    p = f"model.layers.{layer}."
+    names = {
+        "norm1": [p + "input_layernorm.weight"],
+        "qkv": [f"{p}self_attn.{x}_proj.weight" for x in "qkv"],
+        "out": [p + "self_attn.o_proj.weight"],
+        "norm2": [p + "post_attention_layernorm.weight"],
+        "gate_up": [p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"],
+        "down": [p + "mlp.down_proj.weight"],
+    }
+    if config.qkv_bias:
+        names["qkv_bias"] = [f"{p}self_attn.{x}_proj.bias" for x in "qkv"]
+    if config.out_bias:
+        names["out_bias"] = [p + "self_attn.o_proj.bias"]
+    if config.mlp_bias:
+        names["gate_up_bias"] = [p + "mlp.gate_proj.bias", p + "mlp.up_proj.bias"]
+        names["down_bias"] = [p + "mlp.down_proj.bias"]
+    if config.qk_norm:
+        names["q_norm"], names["k_norm"] = [p + "self_attn.q_norm.weight"], [p + "self_attn.k_norm.weight"]
+    return names
+
+
+def param_shapes(config: LlamaConfig, dtype: Any, sharding: Any = None) -> Params:
+    """Shapes of `load_params`, for compiling before the weights are there."""
+    c = config
+    query, key = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    sizes: dict[str, tuple[int, ...]] = {
+        "norm1": (c.width,),
+        "qkv": (c.width, query + 2 * key),
+        "out": (query, c.width),
+        "norm2": (c.width,),
+        "gate_up": (c.width, 2 * c.mlp),
+        "down": (c.mlp, c.width),
+        "qkv_bias": (query + 2 * key,),
+        "out_bias": (c.width,),
+        "gate_up_bias": (2 * c.mlp,),
+        "down_bias": (c.width,),
+        "q_norm": (c.head_dim,),
+        "k_norm": (c.head_dim,),
+    }
+
+    def shape(*size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, dtype, sharding=sharding)
+
+    params: Params = {"embed": shape(c.vocab, c.width), "norm": shape(c.width)}
+    if not c.tied:
+        params["head"] = shape(c.vocab, c.width)
+    params["layers"] = [{name: shape(*sizes[name]) for name in _sources(c, i)} for i in range(c.layers)]
+    return params
+
+
+def _norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
+    return scale * wide.astype(x.dtype)
+
+
+def _dot(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    y = jnp.matmul(x, w, precision="highest")  # on GPUs the default would cut float32 to 10 bits of mantissa
+    return y if bias is None else y + bias
+
+
+def _angles(config: LlamaConfig, positions: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotary angles, shape (..., 1, head_dim / 2)."""
+    angle = positions[..., None, None].astype(jnp.float32) * jnp.array(config.inv_freq, jnp.float32)
+    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+
+
+def _rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    cos, sin = angles
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _qkv(p: Params, c: LlamaConfig, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    """Rotated queries and keys, and values, each (..., heads, head_dim)."""
+    h = _dot(_norm(x, p["norm1"], c.eps), p["qkv"], p.get("qkv_bias"))
+    h = h.reshape(*h.shape[:-1], c.heads + 2 * c.kv_heads, c.head_dim)
+    q, k, v = jnp.split(h, [c.heads, c.heads + c.kv_heads], axis=-2)
+    if c.qk_norm:
+        q, k = _norm(q, p["q_norm"], c.eps), _norm(k, p["k_norm"], c.eps)
+    return _rotate(q, angles), _rotate(k, angles), v
+
+
+def _close(p: Params, c: LlamaConfig, x: jax.Array, attended: jax.Array) -> jax.Array:
+    """Second half of a layer: what attention found is added, then the MLP."""
+    x = x + _dot(attended.reshape(*x.shape[:-1], -1), p["out"], p.get("out_bias"))
+    gate, up = jnp.split(_dot(_norm(x, p["norm2"], c.eps), p["gate_up"], p.get("gate_up_bias")), 2, axis=-1)
+    return x + _dot(jax.nn.silu(gate) * up, p["down"], p.get("down_bias"))
+
+
+def _attend(c: LlamaConfig, scores: jax.Array, visible: jax.Array, values: str, v: jax.Array) -> jax.Array:
+    """Softmax over the last axis of the scores in float32, then the mean of the values."""
+    scores = jnp.where(visible, scores.astype(jnp.float32) * c.head_dim**-0.5, -jnp.inf)
+    top = jnp.maximum(jnp.max(scores, -1, keepdims=True), -1e30)  # padded rows see nothing: their mean is 0, not NaN
+    weight = jnp.exp(scores - top)
+    total = jnp.maximum(jnp.sum(weight, -1, keepdims=True), 1e-30)
+    return jnp.einsum(values, (weight / total).astype(v.dtype), v, precision="highest")
+
+
+def _logits(params: Params, c: LlamaConfig, x: jax.Array) -> jax.Array:
+    """Logits in float32, shape (..., vocab)."""
+    table = params["embed"] if c.tied else params["head"]
+    x = _norm(x, params["norm"], c.eps)
+    return jnp.einsum("...d,vd->...v", x, table, precision="highest", preferred_element_type=jnp.float32)
+
+
+def _body(
+    params: Params, c: LlamaConfig, tokens: jax.Array, positions: jax.Array, visible: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Every layer over whole sequences; the residual stream (batch, token, width) and the cache."""
+    x = params["embed"][tokens]
+    angles = _angles(c, positions, x.dtype)
+    cache: list[jax.Array] = []
+    for p in params["layers"]:
+        q, k, v = _qkv(p, c, x, angles)
+        q = q.reshape(*q.shape[:2], c.kv_heads, c.heads // c.kv_heads, c.head_dim)
+        scores = jnp.einsum("btgrd,bsgd->bgrts", q, k, precision="highest")
+        x = _close(p, c, x, _attend(c, scores, visible[:, None, None], "bgrts,bsgd->btgrd", v))
+        cache += [jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)]
+    return x, tuple(cache)
+
+
+def forward(
+    params: Params, config: LlamaConfig, tokens: jax.Array, lengths: jax.Array | None = None, left: bool = False
+) -> jax.Array:
+    """Logits at every position of padded sequences.
+
+    Parameters
+    ----------
+    tokens : int array, shape (batch, token)
+    lengths : int array, shape (batch,), optional
+        True length of each sequence; all of it by default.
+    left : bool
+        Padding stands before the sequence instead of after it.
+
+    Returns
+    -------
+    float32 array, shape (batch, token, vocab)
+        Meaningless at padding.
+    """
+    positions, visible = _padding(tokens.shape, lengths, left)
+    x, _ = _body(params, config, tokens, positions, visible)
+    return _logits(params, config, x)
+
+
+def _padding(shape: tuple[int, ...], lengths: jax.Array | None, left: bool) -> tuple[jax.Array, jax.Array]:
+    batch, width = shape
+    lengths = jnp.full(batch, width) if lengths is None else lengths
+    index = jnp.arange(width)
+    first = (width - lengths if left else jnp.zeros_like(lengths))[:, None]
+    real = (index >= first) & (index < first + lengths[:, None])
+    visible = real[:, None, :] & (index[None, :, None] >= index[None, None, :])
+    return jnp.maximum(index - first, 0), visible
+
+
+def prefill(params: Params, config: LlamaConfig, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Cache]:
+    """Run whole prompts, padded on the right.
+
+    Parameters
+    ----------
+    tokens : int array, shape (batch, token)
+    lengths : int array, shape (batch,)
+        At least 1.
+
+    Returns
+    -------
+    float32 array, shape (batch, vocab)
+        Logits after the last token of each prompt.
+    tuple of 2 x layers arrays, shape (batch, kv_heads, token, head_dim)
+        Keys and values; those at padding are never looked at.
+    """
+    positions, visible = _padding(tokens.shape, lengths, left=False)
+    x, cache = _body(params, config, tokens, positions, visible)
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return _logits(params, config, last), cache
+
+
+def decode(
+    params: Params, config: LlamaConfig, token: jax.Array, position: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Append one token to each row.
+
+    Parameters
+    ----------
+    token, position : int array, shape (batch,)
+        The token and where it stands in its row, counted from 0; everything before it is in the cache.
+    cache : tuple of 2 x layers arrays, shape (batch, kv_heads, positions, head_dim)
+
+    Returns
+    -------
+    float32 array, shape (batch, vocab)
+        Logits after the token.
+    tuple
+        The cache with the token in it.
+    """
+    c = config
+    x = params["embed"][token]
+    rows = jnp.arange(token.shape[0])
+    angles = _angles(c, position, x.dtype)
+    visible = (jnp.arange(cache[0].shape[2]) <= position[:, None])[:, None, None]
+    new: list[jax.Array] = []
+    for i, p in enumerate(params["layers"]):
+        q, k, v = _qkv(p, c, x, angles)
+        keys = cache[2 * i].at[rows, :, position].set(k, mode="promise_in_bounds", unique_indices=True)
+        values = cache[2 * i + 1].at[rows, :, position].set(v, mode="promise_in_bounds", unique_indices=True)
+        q = q.reshape(-1, c.kv_heads, c.heads // c.kv_heads, c.head_dim)
+        scores = jnp.einsum("bgrd,bgsd->bgrs", q, keys, precision="highest")
+        x = _close(p, c, x, _attend(c, scores, visible, "bgrs,bgsd->bgrd", values))
+        new += [keys, values]
+    return _logits(params, c, x), tuple(new)
