@@ -62,9 +62,9 @@ class KGram:
 
     def label_at(self, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, list[tuple[int, ...]]]:
         """Codes and labels of m prefixes; see `label_at`."""
-        shifted = np.concatenate([np.asarray(tokens, dtype=np.int64) + 1, [0]])  # 0 stands for PAD, also behind the end
-        if shifted.min(initial=0) < 0:
+        if np.min(tokens, initial=0) < 0:
             raise InputError("A token id is negative.", cause="Token ids start at 0.", next="Check the rollouts.")
+        shifted = np.concatenate([np.asarray(tokens, dtype=np.int64) + 1, [0]])  # 0 stands for PAD, also behind the end
         base = int(shifted.max()) + 1
         grams = [np.where(at >= lag, shifted[np.maximum(begin + at - lag, -1)], 0) for lag in range(self.k, 0, -1)]
         codes = np.zeros(len(at), dtype=np.int64)
