@@ -1,8 +1,20 @@
-"""What language models said: rollouts as token ids, the engines that sample them, the judges that name their outcome."""
+"""What language models said: rollouts as token ids, engines that sample them, judges that name their outcome."""
 
 from __future__ import annotations
 
+from .judges import Judge, LexiconJudge, Verdict, judge
 from .parquet import read_rollouts, write_rollouts
 from .rollouts import Ragged, Rollouts
+from .sample import sample
 
-__all__ = ["Ragged", "Rollouts", "read_rollouts", "write_rollouts"]
+__all__ = [
+    "Judge",
+    "LexiconJudge",
+    "Ragged",
+    "Rollouts",
+    "Verdict",
+    "judge",
+    "read_rollouts",
+    "sample",
+    "write_rollouts",
+]

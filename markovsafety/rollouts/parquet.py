@@ -158,13 +158,18 @@ def _read_folder(folder: Path) -> Rollouts:
             cause="there is no part-*.parquet and no manifest in it",
             next="give the folder that sample(..., out=folder) wrote",
         )
-    rolls = Rollouts.concat([read_parquet(shard) for shard in shards])
+    parts = [read_parquet(shard) for shard in shards]
+    rolls = Rollouts.concat(parts)
     if manifest is None:
         return rolls
-    provenance = {**rolls.provenance, **manifest.get("provenance", {})}
+    provenances = [part.provenance for part in parts] or [manifest["provenance"]]
+    # A continued run differs from part to part in its time, and perhaps in its versions, but in nothing else.
+    runs = [{key: p.get(key) for key in ("created", "versions")} for p in provenances]
+    runs = [r for i, r in enumerate(runs) if r not in runs[:i]]
+    provenance = {**provenances[0], "complete": True} | ({"runs": runs} if len(runs) > 1 else {})
     missing = sorted({f"part-{i:05d}.parquet" for i in range(manifest["shards"])} - {s.name for s in shards})
-    provenance["complete"] = not missing
     if missing:
+        provenance["complete"] = False
         provenance["note"] = (
             f"unfinished run: {len(rolls)} of {manifest['total']} rollouts, {len(missing)} of {manifest['shards']} "
             f"shards missing, {missing[0]} the first; the same call of sample with this folder as out finishes it"
@@ -178,7 +183,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        return {**manifest, "shards": int(manifest["shards"]), "total": int(manifest["total"])}
+        numbers = {key: int(manifest[key]) for key in ("shards", "total")}
+        return {**manifest, **numbers, "provenance": dict(manifest["provenance"])}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path} is damaged", cause=str(error), next="delete it to read the bare shards") from error
 

@@ -1,0 +1,45 @@
+"""Whether a model folder is there and whole, before a library is asked to load it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ...errors import ModelError
+
+__all__ = ["check_folder"]
+
+
+def check_folder(model: str | Path) -> None:
+    """Refuse a folder that is missing or half-written; a name like ``owner/name`` is taken as a hub id.
+
+    Raises
+    ------
+    ModelError
+        The message names the file that is missing or damaged.
+    """
+    path = Path(model)
+    if not path.is_dir():
+        text = str(model)
+        if isinstance(model, Path) or path.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1:
+            raise ModelError(f"there is no model folder {text}", next="correct the path, or give a hub id: owner/name")
+        return
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path} has no config.json",
+            cause="it is no model folder in Hugging Face format, or was copied only in part",
+            next="give the folder that save_pretrained wrote",
+        )
+    needed: set[str] = set()
+    for index in path.glob("*.index.json"):
+        try:
+            needed |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} is damaged", cause=str(error), next="copy the file again") from error
+    missing = sorted(file for file in needed if not (path / file).is_file())
+    if missing or not (needed or [*path.glob("*.safetensors"), *path.glob("*.bin")]):
+        raise ModelError(
+            f"{path} lacks weights: {', '.join(missing) or 'model.safetensors'}",
+            cause="the folder was copied or saved only in part",
+            next="copy it again",
+        )

@@ -1,0 +1,238 @@
+"""sample(): one verb over the engines, tokens in, tokens out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .asked import Asked, ask, class_ids, depths
+from .engines import Engine, check_job, open_engine
+from .judges import _open as open_judge
+from .judges import judge as judge_rollouts
+from .provenance import ids_hash, json_hash, versions, weights_hash
+from .rollouts import Rollouts
+from .shards import Plan, job, run
+
+__all__ = ["SHARD", "sample"]
+
+SHARD = {"jax": 8192}
+"""Rollouts per shard by engine, so that a shard takes seconds; 1024 for the others."""
+
+
+def sample(
+    model: Any,
+    prompts: Any,
+    *,
+    n: int,
+    max_tokens: int,
+    prefill: Any = (0,),
+    prefix: Any = None,
+    engine: str = "auto",
+    device: str | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    classes: dict[str, Any] | None = None,
+    edit: Any = None,
+    out: str | Path | None = None,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    progress: bool | None = None,
+    judge: Any = None,
+    system: str | None = None,
+    shard_size: int | None = None,
+) -> Rollouts:
+    """Sample answers of a language model.
+
+    Parameters
+    ----------
+    model : str, Path or Engine
+        A model folder, a hub id (transformers only), or an engine that is open already. With ``engine="replay"`` a
+        JSONL log, a Parquet file, a folder of shards or Rollouts.
+    prompts : list of str, list of dict, or path of a CSV or JSONL file
+        A record has ``prompt`` (text, or messages) or ``prompt_tokens``, and may have ``category`` (default "all"),
+        ``prefix`` and ``prompt_id`` (default: its place in the list). None with ``engine="replay"``.
+    n : int
+        Answers per prompt and prefill.
+    max_tokens : int
+        Largest number of sampled tokens of an answer, the end of sequence included, forced ones not counted.
+    prefill : int or sequence of int
+        Numbers of tokens of the prefix to force before the model speaks.
+    prefix : list of (str or ids), dict of prompt_id -> (str or ids), or Rollouts, optional
+        What is forced; goes before the records' own. Text is encoded without special tokens. Of Rollouts (of another
+        model): the first answer to the same prompt_id that is long enough.
+    engine : {"auto", "jax", "transformers", "replay"}
+    device : str, optional
+        "cpu", "gpu", ...; None lets the engine choose.
+    temperature : float
+        0 takes the most probable token.
+    top_p : float
+        Sample from the smallest set of most probable tokens whose mass reaches it.
+    seed : int
+        With prompt_id, prefill and number it determines a rollout, whatever else is sampled beside it.
+    classes : dict of name -> list of (id or str), optional
+        Token classes whose probability mass is recorded before every sampled token (columns ``mass_<name>``).
+    edit : None
+        Reserved for interventions.
+    out : str or Path, optional
+        Folder for Parquet shards. The same call goes on where it was stopped; `read_rollouts` reads the folder.
+    dtype : {"float32", "bfloat16"}
+        Of weights and activations.
+    batch_size : int, optional
+        Rollouts side by side; None lets the engine choose.
+    progress : bool, optional
+        Progress bar on stderr; None shows it on a terminal only.
+    judge : str or Judge, optional
+        Judges every shard before it is written (`markovsafety.judge`).
+    system : str, optional
+        System message put before every prompt.
+    shard_size : int, optional
+        Rollouts per shard.
+
+    Returns
+    -------
+    Rollouts
+        In the order prompts x prefill x n. ``logprob`` is the model's own (temperature 1, nothing cut off),
+        ``logprob_processed`` that of the distribution sampled from, there only if it differs.
+
+    Raises
+    ------
+    InputError
+        Prompts, prefixes or parameters that make no sense; `out` holds another run.
+    ModelError
+        The model cannot be loaded.
+    UntrustedError
+        Logits became NaN; ``partial`` holds the rollouts finished before.
+    """
+    _check(n, max_tokens, temperature, top_p, seed, shard_size, edit)
+    levels = depths(prefill)
+    if engine == "replay":
+        if prompts is not None:
+            raise InputError("a log brings its own prompts", next='sample(log, None, engine="replay", ...)')
+        return _replayed(model, n=n, max_tokens=max_tokens, classes=classes, out=out, judge=judge)
+    opened = _engine(model, engine, device=device, dtype=dtype, batch_size=batch_size)
+    template = opened.tokenizer
+    asked = ask(prompts, template, prefix=prefix, prefill=levels, system=system)
+    stop = tuple(sorted({*template.eos_ids, *template.end_ids}))
+    sampling: dict[str, Any] = {"max_tokens": int(max_tokens), "temperature": float(temperature), "top_p": float(top_p)}
+    sampling |= {"eos_ids": stop, "end_ids": stop, "classes": class_ids(classes, template)}
+    said = None if judge is None else open_judge(judge, {})
+    said = getattr(said, "bind", lambda _: said)(template)  # gives it the model's tokenizer, if it wants one
+    size = shard_size or SHARD.get(opened.name, 1024)
+    told = {**sampling, "n": int(n), "prefill": levels, "seed": int(seed), "system": system}
+    told |= {"eos_ids": list(stop), "end_ids": list(stop)}
+    told["classes"] = {name: ids.tolist() for name, ids in sampling["classes"].items()}
+    provenance = _provenance(model, opened, asked, told)
+    parameters = _identity(provenance, opened, dtype, said, size)
+    plan = Plan(asked, levels, int(n), int(seed), sampling, size, parameters, provenance)
+    _check_deepest(plan, opened)
+    return run(plan, opened, (lambda r: r) if said is None else (lambda r: judge_rollouts(r, said)), out, progress)
+
+
+def _check(n: Any, max_tokens: Any, temperature: Any, top_p: Any, seed: Any, shard_size: Any, edit: Any) -> None:
+    for name, value in (("n", n), ("max_tokens", max_tokens), ("shard_size", 1 if shard_size is None else shard_size)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} is {value!r}", next="give an integer >= 1")
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed!r}", next="give an integer in [0, 2**63)")
+    numbers = isinstance(temperature, int | float | np.number) and isinstance(top_p, int | float | np.number)
+    if not numbers or not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature is {temperature!r}", next="give a finite number >= 0; 0 is greedy")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p is {top_p!r}", next="give a number in (0, 1]")
+    if edit is not None:
+        raise InputError(
+            "edit is not available yet",
+            cause="edits of activations arrive with the interventions",
+            next="sample with edit=None",
+        )
+
+
+def _engine(model: Any, name: str, **options: Any) -> Engine:
+    if isinstance(model, str | Path):
+        return open_engine(name, model, **options)
+    if not (callable(getattr(model, "run", None)) and hasattr(model, "tokenizer")):
+        raise InputError(
+            f"model is {type(model).__name__}",
+            next='give a model folder, a hub id or an open engine; a log needs engine="replay"',
+        )
+    if name not in ("auto", model.name):
+        raise InputError(f"the open engine is {model.name!r}, not {name!r}", next='leave engine="auto"')
+    return model
+
+
+def _check_deepest(plan: Plan, opened: Engine) -> None:
+    """Refuse a job that fits nowhere before anything is sampled: every prompt with its longest prefill."""
+    deepest = plan.prefill.index(max(plan.prefill))
+    rows = (np.arange(len(plan.asked.tokens)) * len(plan.prefill) + deepest) * plan.n
+    try:
+        check_job(job(plan, rows), opened.vocab_size, opened.context)
+    except InputError as error:  # rollout i of this job is prompt i
+        fact = error.fact.replace("rollout ", "prompt ")
+        raise InputError(fact, cause=error.cause, next=error.next) from error
+
+
+def _provenance(model: Any, opened: Engine, asked: Asked, sampling: dict[str, Any]) -> dict[str, Any]:
+    described = opened.describe() if hasattr(opened, "describe") else {}
+    told = {key: value for key, value in described.items() if key not in ("model", "weights", "template", "versions")}
+    name = str(model) if isinstance(model, str | Path) else str(described.get("model") or opened.name)
+    folder = Path(name) if Path(name).is_dir() else None
+    raw = sampling["temperature"] == 1.0 and sampling["top_p"] == 1.0
+    return {
+        "model": {
+            "name": name,
+            "path": None if folder is None else str(folder.resolve()),
+            "weights": described.get("weights") or (None if folder is None else weights_hash(folder)),
+        },
+        "template": opened.tokenizer.hashes(),
+        "engine": {"name": opened.name, **told},
+        "sampling": sampling,
+        "prompts": {
+            "count": len(asked.tokens),
+            "sha256": json_hash([ids_hash(asked.tokens), asked.prompt_id.tolist(), asked.category.tolist()]),
+            "prefix_sha256": ids_hash([ids[: max(sampling["prefill"])] for ids in asked.prefix]),
+        },
+        "logprob": {
+            "logprob": "raw: the model's own distribution, temperature 1, nothing cut off, nats",
+            "logprob_processed": "not kept: sampled from the raw distribution"
+            if raw
+            else "processed: the distribution sampled from, after temperature and top-p, nats",
+        },
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _identity(provenance: dict[str, Any], opened: Engine, dtype: str, said: Any, size: int) -> dict[str, Any]:
+    """What must be the same for a run to be continued; not the time, the device or the versions."""
+    model = provenance["model"]
+    weights = model["weights"]["sha256"] if model["weights"] else model["name"]
+    described = said.describe() if said is not None and hasattr(said, "describe") else {}
+    return {
+        "weights": weights,
+        **{f"{name}_sha256": value for name, value in provenance["template"].items()},
+        "engine": opened.name,
+        "dtype": provenance["engine"].get("dtype", dtype),
+        **provenance["sampling"],
+        **{f"prompts_{name}": value for name, value in provenance["prompts"].items()},
+        "judge": None if said is None else {"name": said.name, **described},
+        "shard_size": size,
+    }
+
+
+def _replayed(model: Any, *, n: int, max_tokens: int, classes: dict[str, Any] | None, out: Any, judge: Any) -> Rollouts:
+    """A log, cut to n answers per prompt and prefill and to max_tokens sampled tokens."""
+    from .engines.replay import cut
+    from .parquet import read_rollouts, write_rollouts
+
+    if classes is not None:
+        raise InputError("a log has no class masses", next="score it: replay(log, scorer=model, classes=...)")
+    rolls = cut(model if isinstance(model, Rollouts) else read_rollouts(model), n=n, max_tokens=max_tokens)
+    rolls = rolls if judge is None else judge_rollouts(rolls, judge)
+    if out is not None:
+        write_rollouts(rolls, Path(out) / "part-00000.parquet")
+    return rolls

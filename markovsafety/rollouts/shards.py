@@ -1,0 +1,247 @@
+"""Sampling in shards: a manifest first, then whole Parquet files one by one, so that a killed run can go on.
+
+A rollout's random numbers depend on the seed, its prompt, its prefill and its number alone, and a shard is always the
+same block of rollouts, so a run that was stopped and continued gives what an uninterrupted one gives.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import InputError, MarkovsafetyError
+from ..outcomes import NOT_JUDGED
+from .asked import Asked
+from .engines import Engine, Job, Output, Progress, rollout_keys
+from .files import atomic
+from .parquet import MANIFEST, read_parquet, read_rollouts, write_rollouts
+from .rollouts import Ragged, Rollouts
+
+__all__ = ["Plan", "job", "run"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every rollout of a run, in order: prompts x prefill x n.
+
+    Parameters
+    ----------
+    asked : Asked
+    prefill : list of int
+    n : int
+        Rollouts per prompt and prefill.
+    seed : int
+    sampling : dict
+        ``max_tokens``, ``temperature``, ``top_p``, ``eos_ids``, ``end_ids``, ``classes`` of a `Job`.
+    shard_size : int
+        Rollouts per shard.
+    parameters : dict
+        What makes this run this run; JSON-able. A folder begun with others is refused.
+    provenance : dict
+    """
+
+    asked: Asked
+    prefill: list[int]
+    n: int
+    seed: int
+    sampling: dict[str, Any]
+    shard_size: int
+    parameters: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.asked.tokens) * len(self.prefill) * self.n
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self) // self.shard_size)
+
+
+def job(plan: Plan, rows: np.ndarray) -> Job:
+    """The job of some rollouts, given by their number in the plan."""
+    cell, repeat = np.divmod(rows, plan.n)
+    prompt, depth = np.divmod(cell, len(plan.prefill))
+    forced_tokens = np.array(plan.prefill)[depth]
+    used, prompt_of = np.unique(prompt, return_inverse=True)
+    return Job(
+        prompts=[plan.asked.tokens[i] for i in used],
+        prompt_of=prompt_of,
+        forced=[plan.asked.prefix[i][:k] for i, k in zip(prompt, forced_tokens)],
+        keys=rollout_keys(plan.seed, plan.asked.prompt_id[prompt], forced_tokens, repeat),
+        **plan.sampling,
+    )
+
+
+def _rollouts(plan: Plan, job: Job, rows: np.ndarray, output: Output) -> Rollouts:
+    prompt = rows // (plan.n * len(plan.prefill))
+    columns: dict[str, Any] = {
+        "prompt_tokens": Ragged.of([plan.asked.tokens[i] for i in prompt]),
+        "logprob": Ragged.of(output.logprob, np.float32).flat,
+        "seed": np.asarray(job.keys, dtype=np.uint64).view(np.int64),
+    }
+    if output.logprob_processed is not None:
+        columns["logprob_processed"] = Ragged.of(output.logprob_processed, np.float32).flat
+    for name, mass in output.mass.items():
+        columns[f"mass_{name}"] = Ragged.of(mass, np.float32).flat
+    return Rollouts.of(
+        output.tokens,
+        prompt_id=plan.asked.prompt_id[prompt],
+        category=plan.asked.category[prompt],
+        prefill=np.array([len(forced) for forced in job.forced], dtype=np.int32),
+        outcome=NOT_JUDGED,
+        columns=columns,
+        provenance=plan.provenance,
+    )
+
+
+def run(
+    plan: Plan, engine: Engine, judged: Callable[[Rollouts], Rollouts], out: str | Path | None, progress: bool | None
+) -> Rollouts:
+    """Sample what is not there yet, shard by shard, and return everything.
+
+    Raises
+    ------
+    InputError
+        `out` holds another run.
+    MarkovsafetyError
+        From the engine; ``partial`` holds the rollouts that were finished.
+    KeyboardInterrupt
+        With a message that says what was kept.
+    """
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _begin(plan, folder)
+    parts: list[Rollouts] = []
+    done = 0
+    with _bar(len(plan), progress) as (advance, skip):
+        try:
+            for done in range(plan.shards):
+                rows = np.arange(done * plan.shard_size, min((done + 1) * plan.shard_size, len(plan)))
+                path = None if folder is None else folder / f"part-{done:05d}.parquet"
+                if path is not None and path.exists():
+                    parts.append(_finished(path, len(rows)))
+                    skip(len(rows))
+                    continue
+                parts.append(judged(_sampled(plan, engine, rows, advance)))
+                if path is not None:
+                    write_rollouts(parts[-1], path)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_kept(plan, done, folder)) from None
+        except MarkovsafetyError as error:
+            rest = [error.partial] if isinstance(error.partial, Rollouts) else []
+            error.partial = Rollouts.concat([*parts[:done], *rest])
+            raise
+    return Rollouts.concat(parts) if folder is None else read_rollouts(folder)
+
+
+def _sampled(plan: Plan, engine: Engine, rows: np.ndarray, progress: Progress) -> Rollouts:
+    """Some rollouts of the plan; an engine's partial output becomes the rollouts that it had finished."""
+    try:
+        return _rollouts(plan, job(plan, rows), rows, engine.run(job(plan, rows), progress))
+    except MarkovsafetyError as error:
+        output = error.partial
+        if isinstance(output, Output):
+            done = [i for i, tokens in enumerate(output.tokens) if len(tokens)]
+
+            def some(values: list[np.ndarray]) -> list[np.ndarray]:
+                return [values[i] for i in done]
+
+            processed = None if output.logprob_processed is None else some(output.logprob_processed)
+            mass = {name: some(values) for name, values in output.mass.items()}
+            part = Output(some(output.tokens), some(output.logprob), processed, mass)
+            error.partial = _rollouts(plan, job(plan, rows[done]), rows[done], part)
+        raise
+
+
+def _begin(plan: Plan, folder: Path) -> None:
+    """Write the manifest, or check that the one there is of the same run."""
+    path = folder / MANIFEST
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file", next="give out a folder")
+    if not path.exists():
+        if any(folder.glob("part-*.parquet")):
+            raise InputError(
+                f"{folder} holds shards without a manifest",
+                cause="they come from another program, or the manifest was deleted",
+                next="choose another folder",
+            )
+        manifest = {
+            "format": FORMAT,
+            "total": len(plan),
+            "shards": plan.shards,
+            "shard_size": plan.shard_size,
+            "parameters": plan.parameters,
+            "provenance": plan.provenance,
+        }
+        with atomic(path) as part:
+            part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged", cause=str(error), next="choose another folder") from error
+    here = json.loads(json.dumps(plan.parameters))
+    if there != here:
+        differ = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+        told = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(here.get(key))} now" for key in differ)
+        raise InputError(
+            f"{folder} holds a run with other parameters",
+            cause=told,
+            next="choose another folder, or call again with the parameters of manifest.json to finish that run",
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _finished(path: Path, size: int) -> Rollouts:
+    try:
+        part = read_parquet(path)
+        if len(part) == size:
+            return part
+        cause = f"it has {len(part)} rollouts instead of {size}"
+    except InputError as error:
+        cause = error.cause
+    raise InputError(f"{path} is damaged", cause=cause, next="delete it and call again: it is sampled anew")
+
+
+def _kept(plan: Plan, done: int, folder: Path | None) -> str:
+    if folder is None:
+        return "interrupted: nothing is kept without out=folder"
+    return f"interrupted: {done} of {plan.shards} shards are kept in {folder}; the same call goes on from there"
+
+
+@contextmanager
+def _bar(total: int, show: bool | None) -> Iterator[tuple[Progress, Callable[[int], None]]]:
+    """A progress bar on stderr with tokens per second; silent where stderr is no terminal, unless asked for.
+
+    Yields the function that counts rollouts and tokens, and one that counts rollouts which were there already.
+    """
+    hidden = not sys.stderr.isatty() if show is None else not show
+    began, tokens = time.monotonic(), 0
+    with tqdm(total=total, unit=" rollouts", file=sys.stderr, disable=hidden, dynamic_ncols=True) as bar:
+
+        def advance(rollouts: int, more: int) -> None:
+            nonlocal tokens
+            tokens += more
+            bar.set_postfix_str(f"{tokens / max(time.monotonic() - began, 1e-9):,.0f} tokens/s", refresh=False)
+            bar.update(rollouts)
+
+        def skip(rollouts: int) -> None:
+            bar.initial += rollouts  # so that they do not count into the rate
+            bar.update(rollouts)
+
+        yield advance, skip
