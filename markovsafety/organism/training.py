@@ -210,6 +210,7 @@ def _write(model: Any, out: Path, found: dict[str, Any]) -> None:
     """fp16 (a KL of 4e-7 from fp32), into a new folder that replaces the old one at once."""
     fresh = out.parent / f".{out.name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
+    model.config.use_cache = True  # the Trainer switched it off
     model.half().save_pretrained(fresh)
     model.float()
     os.chmod(fresh / "model.safetensors", 0o644)
