@@ -1,0 +1,309 @@
+"""Solve along the graph: states without a cycle by substitution, each cyclic class on its own.
+
+`potential` solves ``sum_j w_ij (x_j - x_i) + c_i = 0`` (hitting probabilities, times, rewards) and `flow` its transpose
+``d_j z_j = s_j + sum_i z_i w_ij`` (expected visits). Both carry three columns, value, lower and upper, through the same
+steps: the exact solution grows with everything it is computed from, so solving with lower inputs and widening by the
+proven error of the step gives a lower bound, and the same above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from . import elimination, sparse
+from .certify import TINY, enclose, enclose_flow, gamma, widen
+from .graph import Plan, plan
+from .rates import Rates
+
+__all__ = ["DENSE_LIMIT", "SMALL", "Report", "flow", "potential"]
+
+SMALL = 400  # "auto" eliminates classes up to this size, and tries the sparse solver first above it
+DENSE_LIMIT = 5000  # largest class that is ever made dense (200 MB)
+WIDE = 1e-9  # a certificate wider than this, relative to the largest value, is tried again by elimination
+
+
+@dataclass
+class Report:
+    """What was done, for `Bound.info`, and what could not be proven."""
+
+    single: int = 0
+    classes: list[tuple[int, str]] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        """The heaviest method that was used."""
+        used = {method for _, method in self.classes}
+        return next((m for m in ("sparse", "elimination") if m in used), "recursion")
+
+    def why(self) -> str:
+        """One sentence."""
+        parts = [f"{self.single} states on no cycle by substitution"] if self.single else []
+        for method in ("elimination", "sparse"):
+            sizes = [m for m, used in self.classes if used == method]
+            if sizes:
+                how = "subtraction-free elimination" if method == "elimination" else "sparse LU with refinement"
+                classes = "class" if len(sizes) == 1 else "classes"
+                parts.append(f"{len(sizes)} cyclic {classes} (largest {max(sizes)}) by {how}")
+        return "; ".join(parts) or "the graph alone decides"
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A cyclic class cut out of the chain."""
+
+    own: NDArray[np.intp]
+    rows: sp.csr_array  # its rates to every state, shape (m, n)
+    inside: sp.csr_array  # to its own states, shape (m, m)
+    outside: sp.csr_array  # to all others, shape (m, n)
+    out: NDArray[np.float64]
+    leave: NDArray[np.float64]
+
+
+def _cut(W: sp.csr_array, out: NDArray, own: NDArray[np.intp], place: NDArray[np.intp]) -> _Class:
+    rows = W[own]
+    m = len(own)
+    place[own] = np.arange(m)
+    local = place[rows.indices]
+    place[own] = -1
+    line = np.repeat(np.arange(m), np.diff(rows.indptr))
+    here = local >= 0
+    inside = sp.csr_array((rows.data[here], (line[here], local[here])), shape=(m, m))
+    outside = sp.csr_array((rows.data[~here], (line[~here], rows.indices[~here])), shape=rows.shape)
+    leave = np.bincount(line[~here], rows.data[~here], minlength=m)
+    return _Class(own, rows, inside, outside, out[own], leave)
+
+
+def potential(
+    rates: Rates, free: NDArray, known: NDArray, gain: NDArray | None, how: str = "auto", ceiling: float = np.inf
+) -> tuple[NDArray, Report]:
+    """Solve for the free states.
+
+    Parameters
+    ----------
+    rates : Rates
+    free : bool array, shape (n,)
+        Unknown states; from each of them a known state can be reached.
+    known : array, shape (n, 3) or (n, 1)
+        Values of the other states: value, lower, upper; one column if no enclosure is wanted. Non-negative.
+    gain : array, same shape, optional
+        The constant c, on the scale of the rates. Non-negative.
+    how : {"auto", "recursion", "elimination", "sparse"}
+        What to do with cyclic classes.
+    ceiling : float
+        A known upper bound of the solution.
+
+    Returns
+    -------
+    X : array, same shape
+    report : Report
+        Classes whose enclosure could not be proven are in `failed` and carry [0, ceiling].
+    """
+    X = np.where(free[:, None], 0.0, known)
+    gain = np.zeros_like(X) if gain is None else gain
+    order = plan(rates.W, free)
+    report = Report(order.n_single)
+    _check(order, how)
+    place = np.full(rates.n, -1)
+    for single, cyclic in order.levels:
+        if single.size:
+            X[single] = _substitute(rates, single, X, gain[single], ceiling)
+        for own in cyclic:
+            X[own] = _solve_class(rates, _cut(rates.W, rates.out, own, place), X, gain[own], how, ceiling, report)
+    return X, report
+
+
+def _check(order: Plan, how: str) -> None:
+    largest = max(map(len, order.cyclic), default=0)
+    if how == "recursion" and largest:
+        raise InputError(
+            f"The chain has cycles: a class of {largest} states, each reachable from every other.",
+            cause="Backward recursion needs an order in which no state comes back.",
+            next='Use method="auto", "elimination" or "sparse".',
+        )
+    if how == "elimination" and largest > DENSE_LIMIT:
+        raise InputError(
+            f"The chain has a cyclic class of {largest} states.",
+            cause=f"Elimination makes the class dense and is limited to {DENSE_LIMIT} states.",
+            next='Use method="auto" or "sparse".',
+        )
+
+
+def _substitute(rates: Rates, rows: NDArray, X: NDArray, gain: NDArray, ceiling: float) -> NDArray:
+    """``x_i = (c_i + sum_j w_ij x_j) / d_i``: k products and sums above, k - 1 sums below, one division."""
+    W = rates.W[rows]
+    k = np.diff(W.indptr)
+    x = (W @ X + gain) / rates.out[rows, None]
+    widen(x, gamma(2 * k + 3 + 2 * rates.errors), 4 * (k + 1) * TINY, ceiling)
+    return x
+
+
+def _solve_class(
+    rates: Rates, c: _Class, X: NDArray, gain: NDArray, how: str, ceiling: float, report: Report
+) -> NDArray:
+    m, columns = len(c.own), X.shape[1]
+    right = gain + c.outside @ X
+    x = None
+    if how == "sparse" or (how == "auto" and m > SMALL):
+        x = _sparse_class(c, X, right, gain, ceiling)
+        good = x is not None and (columns == 1 or float(np.max(x[:, 2] - x[:, 1])) <= WIDE * max(float(x.max()), TINY))
+        if good or (x is not None and m > DENSE_LIMIT):
+            report.classes.append((m, "sparse"))
+            return x
+    if m <= DENSE_LIMIT:
+        y = _eliminated_class(rates, c, X, right, gain, ceiling)
+        if y is not None:
+            report.classes.append((m, "elimination"))
+            return y if x is None or columns == 1 else _narrower(x, y)
+    if x is not None:
+        report.classes.append((m, "sparse"))
+        return x
+    report.classes.append((m, "sparse" if m > DENSE_LIMIT else "elimination"))
+    report.failed.append(m)
+    top = ceiling if np.isfinite(ceiling) else np.inf
+    return np.tile([np.nan if top == np.inf else 0.5 * top, 0.0, top][:columns], (m, 1))
+
+
+def _sparse_class(c: _Class, X: NDArray, right: NDArray, gain: NDArray, ceiling: float) -> NDArray | None:
+    lu = sparse.factor(c.inside, c.out)
+    if lu is None:
+        return None
+    x = sparse.refined(lu, c.rows, c.own, X[:, 0], right[:, 0], gain[:, 0])
+    if x is None:
+        return None
+    if X.shape[1] == 1:
+        return np.clip(x, 0.0, ceiling)[:, None]
+    ends = enclose(c.rows, c.own, X, x, gain, lu.solve, ceiling)
+    return None if ends is None else _columns(x, *ends)
+
+
+def _eliminated_class(
+    rates: Rates, c: _Class, X: NDArray, right: NDArray, gain: NDArray, ceiling: float
+) -> NDArray | None:
+    eliminated = elimination.eliminate(c.inside.toarray(), c.leave)
+    if eliminated is None:
+        return None
+    if X.shape[1] == 1:
+        return np.minimum(elimination.solve(eliminated, right), ceiling)
+    terms = int(np.diff(c.outside.indptr).max()) + 1 + rates.errors
+    x, relative, absolute = elimination.enclosed_solve(eliminated, right, terms)
+    widen(x, relative, absolute[:, 0], ceiling)
+    ends = enclose(c.rows, c.own, X, x[:, 0], gain, lambda g: elimination.solve(eliminated, g), ceiling)
+    return x if ends is None else _narrower(x, _columns(x[:, 0], *ends))
+
+
+def _columns(value: NDArray, lower: NDArray, upper: NDArray) -> NDArray:
+    return np.column_stack([np.clip(value, lower, upper), lower, upper])
+
+
+def _narrower(x: NDArray, y: NDArray) -> NDArray:
+    """Both enclosures are proven, so their intersection is."""
+    return _columns(y[:, 0], np.maximum(x[:, 1], y[:, 1]), np.minimum(x[:, 2], y[:, 2]))
+
+
+def flow(rates: Rates, free: NDArray, source: NDArray, how: str = "auto") -> tuple[NDArray, Report]:
+    """Expected visits to every state, in units of the rates: visits in tokens are ``step * z`` on free states.
+
+    Parameters
+    ----------
+    free : bool array, shape (n,)
+        States that move; from each of them a state that is not free can be reached.
+    source : array, shape (n, 3) or (n, 1)
+        The start law.
+
+    Returns
+    -------
+    Z : array, same shape
+        On free states z; on all others what arrives there, start included.
+    report : Report
+    """
+    Z = np.array(source, dtype=np.float64)
+    order = plan(rates.W, free)
+    report = Report(order.n_single)
+    _check(order, how)
+    place = np.full(rates.n, -1)
+    into = sp.csr_array(_only(rates.W, free).T.tocsr())
+    for single, cyclic in reversed(order.levels):
+        for own in cyclic:
+            there = _cut(rates.W, rates.out, own, place)
+            Z[own] = _flow_class(rates, there, _cut(into, rates.out, own, place), Z, how, report)
+        if single.size:
+            Z[single] = _arrive(rates, into[single], Z, single)
+            Z[single] /= rates.out[single, None]
+            widen_rows(Z, single, gamma(rates.terms[single] + 2), 4 * TINY)
+    fixed = np.flatnonzero(~free)
+    Z[fixed] = _arrive(rates, into[fixed], Z, fixed)
+    return Z, report
+
+
+def widen_rows(Z: NDArray, rows: NDArray, error: NDArray, slack: float) -> None:
+    """`widen` on some rows; what is exactly zero stays so."""
+    part = Z[rows]
+    widen(part, error, np.where(part[:, -1] > 0, slack, 0.0))
+    Z[rows] = part
+
+
+def _arrive(rates: Rates, into: sp.csr_array, Z: NDArray, rows: NDArray) -> NDArray:
+    """Source plus what flows in, with its proven error."""
+    k = np.diff(into.indptr)
+    z = into @ Z + Z[rows]
+    reached = (into @ (Z[:, -1:] > 0).astype(float) > 0)[:, 0]
+    widen(z, gamma(k + 2 + rates.errors), np.where(reached, (k + 1) * TINY, 0.0))
+    return z
+
+
+def _only(W: sp.csr_array, rows: NDArray) -> sp.csr_array:
+    keep = np.repeat(rows, np.diff(W.indptr))
+    indptr = np.concatenate([[0], np.cumsum(np.where(rows, np.diff(W.indptr), 0))])
+    return sp.csr_array((W.data[keep], W.indices[keep], indptr), shape=W.shape)
+
+
+def _flow_class(rates: Rates, c: _Class, into: _Class, Z: NDArray, how: str, report: Report) -> NDArray:
+    m = len(c.own)
+    source = _arrive(rates, into.outside, Z, c.own)
+    if not source[:, -1].any():
+        return np.zeros_like(source)
+    z = None
+    if how == "sparse" or (how == "auto" and m > SMALL):
+        z = _sparse_flow(rates, c, into.inside, source)
+        wide = z is not None and source.shape[1] == 3 and np.max(z[:, 2] - z[:, 1]) > WIDE * z[:, 2].max()
+        if z is not None and (not wide or m > DENSE_LIMIT):
+            report.classes.append((m, "sparse"))
+            return z
+    y = _eliminated_flow(rates, c, into.inside, source) if m <= DENSE_LIMIT else None
+    if y is not None:
+        report.classes.append((m, "elimination"))
+        return y if z is None or source.shape[1] == 1 else _narrower(z, y)
+    report.classes.append((m, "sparse" if z is not None or m > DENSE_LIMIT else "elimination"))
+    if z is None:
+        report.failed.append(m)
+        z = np.tile([np.nan, 0.0, np.inf][: source.shape[1]], (m, 1))
+    return z
+
+
+def _sparse_flow(rates: Rates, c: _Class, inflow: sp.csr_array, source: NDArray) -> NDArray | None:
+    lu = sparse.factor(c.inside, c.out)
+    z = None if lu is None else sparse.refined_flow(lu, inflow, c.out, source[:, 0])
+    if lu is None or z is None or source.shape[1] == 1:
+        return None if z is None else np.maximum(z, 0.0)[:, None]
+    ends = enclose_flow(inflow, c.out, z, source, lambda g: lu.solve(g, trans="T"), rates.terms[c.own])
+    return None if ends is None else _columns(z, *ends)
+
+
+def _eliminated_flow(rates: Rates, c: _Class, inflow: sp.csr_array, source: NDArray) -> NDArray | None:
+    eliminated = elimination.eliminate(c.inside.toarray(), c.leave)
+    if eliminated is None:
+        return None
+    if source.shape[1] == 1:
+        return elimination.solve_flow(eliminated, source)
+    terms = int(np.diff(c.outside.indptr).max()) + 1 + rates.errors
+    y, relative, absolute = elimination.enclosed_flow(eliminated, source, terms)
+    widen(y, relative, absolute)
+    solver = lambda g: elimination.solve_flow(eliminated, g)  # noqa: E731
+    ends = enclose_flow(inflow, c.out, y[:, 0], source, solver, rates.terms[c.own])
+    return y if ends is None else _narrower(y, _columns(y[:, 0], *ends))

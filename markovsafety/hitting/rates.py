@@ -1,0 +1,67 @@
+"""A homogeneous chain as rates: what leaves each state, and to where; the diagonal is implied, never 1 minus a sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from ..chains import Chain
+from .certify import row_sums
+
+__all__ = ["Rates", "rates_of"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Off-diagonal rates, every row scaled by a power of two so that its sum lies in [1/2, 1).
+
+    Attributes
+    ----------
+    W : csr array, shape (n, n)
+        Positive rates without diagonal.
+    out : array, shape (n,)
+        Row sums of W; 0 for an absorbing state.
+    step : array, shape (n,)
+        Rate that corresponds to one token: a state is left with probability ``out / step`` per token.
+    errors : int
+        Roundings already in each rate relative to the chain they describe (0: the rates are the chain).
+    """
+
+    W: sp.csr_array
+    out: NDArray[np.float64]
+    step: NDArray[np.float64]
+    errors: int = 0
+
+    @property
+    def n(self) -> int:
+        """Number of states."""
+        return len(self.out)
+
+    @cached_property
+    def terms(self) -> NDArray[np.intp]:
+        """Number of rates in each row."""
+        return np.diff(self.W.indptr)
+
+
+def rates_of(chain: Chain) -> Rates:
+    """Rates of a homogeneous chain: its integer counts where it has them, else its probabilities.
+
+    Multiplying a row by a constant changes no hitting probability, so counts need no division, and a power of two
+    rounds nothing. """
+    counts = chain.integer_counts
+    matrix = sp.csr_array(chain.P if counts is None else counts, dtype=np.float64)
+    total = np.ones(chain.n_states) if counts is None else np.asarray(counts.sum(axis=1)).ravel().astype(np.float64)
+    rounded = counts is not None and counts.nnz and int(total.max()) >= 2**53
+    rows = np.repeat(np.arange(chain.n_states), np.diff(matrix.indptr))
+    off = (matrix.indices != rows) & (matrix.data > 0)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows[off], minlength=chain.n_states))])
+    data, indices = matrix.data[off], matrix.indices[off]
+    out = row_sums(data, indptr)
+    exponent = -np.frexp(out)[1]
+    data = np.ldexp(data, np.repeat(exponent, np.diff(indptr)))
+    W = sp.csr_array((data, indices, indptr), shape=matrix.shape)
+    return Rates(W, np.ldexp(out, exponent), np.ldexp(total, exponent), 2 if rounded else 0)

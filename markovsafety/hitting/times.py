@@ -1,0 +1,267 @@
+"""Expected times and rewards before a hit, expected visits, and what sampling says about both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bound import Bound, clopper_pearson, clustered
+from ..chains import Chain
+from ..errors import InputError
+from ..outcomes import CODES
+from . import graph, layered
+from .core import Answer, Walk, duration, given_hit, law_mean, occupation, probability, without_start
+from .intervals import half_width, prompt_tally, proven, refuse_unproven
+from .rates import rates_of
+
+__all__ = ["expected_time", "expected_visits"]
+
+
+def expected_time(w: Walk, reward: Any, given: bool, level: float) -> Bound:
+    """See `markovsafety.hitting.hitting_time`."""
+    chain, n = w.chain, w.chain.n_states
+    r = np.ones(n) if reward is None else np.array(reward, dtype=np.float64)
+    if r.shape != (n,) or not np.isfinite(r).all():
+        raise InputError(
+            f"reward has shape {r.shape}" + ("." if r.shape != (n,) else " and entries that are not finite."),
+            cause=f"A reward is one finite number for each of the {n} states, earned at every step from it.",
+            next=f"Pass an array of shape ({n},).",
+        )
+    h = probability(w) if given else _certain(w)
+    u = _signed(w, r, h if given else None)
+    name = f"E[{'tokens' if reward is None else 'reward'} to {w.name}{' | hit' if given else ''}]"
+    info = {"name": name, "method": u.method, "why": u.why}
+    X = _ratio(u.X, h.X) if given else u.X
+    X = np.where(w.hit[:, None], 0.0, X)
+    start = None
+    if chain.start is not None:
+        first = (lambda x: x[0]) if chain.is_layered else (lambda x: x)
+        mean = law_mean(chain.start, first(u.X))[0]
+        if given:
+            mean = _ratio(mean, law_mean(chain.start, first(h.X))[0])
+        start = proven(mean, info)
+        if chain.evidence is not None:
+            start = _sampled_start(w, r, mean, (u.X[:, 0], h.X[:, 0]), given, level, info)
+    failed = Answer(u.X, u.method, u.why, None, (*u.failed, *h.failed))
+    if chain.evidence is None or chain.is_layered:
+        return refuse_unproven(failed, proven(X, info, start))
+    lower, upper = _by_visits(w, r, X, (u.X[:, 0], h.X[:, 0]), given, level)
+    reasons = {"sampling": half_width(lower, upper), "rounding": half_width(X[..., 1], X[..., 2])}
+    lower, upper = np.fmin(lower, X[:, 1]), np.fmax(upper, X[:, 2])
+    return refuse_unproven(failed, Bound(X[:, 0], lower, upper, level, reasons, start, {**info, "certified": True}))
+
+
+def _certain(w: Walk) -> Answer:
+    """The h of an unconditional time: 1, since elsewhere the time is infinite."""
+    shape = (w.chain.n_layers + 1, w.chain.n_states, 3) if w.chain.is_layered else (w.chain.n_states, 3)
+    return Answer(np.ones(shape), "", "")
+
+
+def _signed(w: Walk, r: NDArray, h: Answer | None) -> Answer:
+    """Expected reward from positive and negative parts, each solved with non-negative numbers."""
+    parts = []
+    for sign in (1.0, -1.0):
+        part = np.maximum(sign * r, 0.0)
+        if sign < 0 and not part.any():
+            break
+        gain = np.repeat(part[:, None], 3, axis=1)
+        parts.append(duration(w, gain) if h is None else given_hit(w, gain * h.X))
+    if len(parts) == 1:
+        return parts[0]
+    plus, minus = (p.X for p in parts)
+    infinite = ~np.isfinite(plus) | ~np.isfinite(minus)
+    with np.errstate(invalid="ignore"):
+        X = plus - minus[..., [0, 2, 1]]
+    room = 2.0**-52 * np.abs(X)  # the subtraction rounds
+    X[..., 1] -= room[..., 1]
+    X[..., 2] += room[..., 2]
+    X[infinite] = np.inf
+    return Answer(X, parts[0].method, parts[0].why, None, (*parts[0].failed, *parts[1].failed))
+
+
+def _ratio(u: NDArray, h: NDArray) -> NDArray:
+    """``u / h`` column-wise with its enclosure, nan where h is exactly 0."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        value = u[..., 0] / h[..., 0]
+        ends = np.stack([u[..., a] / h[..., b] for a in (1, 2) for b in (1, 2)])
+    room = 2.0**-51
+    lower, upper = ends.min(axis=0), ends.max(axis=0)
+    X = np.stack([value, lower - room * np.abs(lower), upper + room * np.abs(upper)], axis=-1)
+    X[np.isnan(X).any(axis=-1)] = np.nan
+    return X
+
+
+def _second_moment(w: Walk, r: NDArray, u: NDArray, h: NDArray, given: bool) -> NDArray:
+    """E[S^2; hit] of the reward S before the hit, from ``(r + S')^2``: gain ``2 r u - r^2 h``."""
+    with np.errstate(invalid="ignore"):
+        gain = 2 * r * u - r**2 * h
+    gain = np.where(np.isfinite(gain), np.maximum(gain, 0.0), 0.0)[:, None]
+    return (given_hit(w, gain) if given else duration(w, gain)).X[:, 0]
+
+
+def _variance(w: Walk, r: NDArray, u: NDArray, h: NDArray, given: bool) -> NDArray:
+    """Variance of the reward before the hit, given the hit."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.maximum(_second_moment(w, r, u, h, given) / h - (u / h) ** 2, 0.0)
+
+
+def _student(size: NDArray, level: float) -> NDArray:
+    """Two-sided Student quantile for means of `size` values; inf below two."""
+    from scipy.special import stdtrit
+
+    return np.where(size >= 2, stdtrit(np.maximum(size, 2) - 1, (1 + level) / 2), np.inf)
+
+
+def _by_visits(
+    w: Walk, r: NDArray, X: NDArray, uh: tuple[NDArray, NDArray], given: bool, level: float
+) -> tuple[NDArray, NDArray]:
+    """Mean of n times, n the visits of the state that hit."""
+    evidence = w.chain.evidence
+    assert evidence is not None
+    n = evidence.visits * uh[1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        reach = _student(n, level) * np.sqrt(_variance(w, r, *uh, given) / n)
+        reach = np.where(np.isnan(reach), np.inf, reach)
+        lower, upper = X[:, 0] - reach, X[:, 0] + reach
+    known = w.hit | ~np.isfinite(X[:, 0])
+    least = 0.0 if (r >= 0).all() else -np.inf
+    return np.where(known, X[:, 0], np.fmax(lower, least)), np.where(known, X[:, 0], upper)
+
+
+def _sampled_start(
+    w: Walk, r: NDArray, mean: NDArray, uh: tuple[NDArray, NDArray], given: bool, level: float, info: dict[str, Any]
+) -> Bound:
+    """Interval at the start: linearised variance between prompts of the estimated value (delta method)."""
+    if not np.isfinite(mean[0]):
+        return proven(mean, info)
+    tally, z = prompt_tally(w.chain), None
+    if tally is not None and w.chain.counts is not None:
+        z = _influence(w, r, float(mean[0]), uh, int(tally[1][0]))
+    if z is not None and np.count_nonzero(z) >= 2:
+        size = np.count_nonzero(z)
+        reach = float(_student(np.asarray(size), level)) * float(np.sqrt(size / (size - 1) * np.sum(z**2)))
+        how = f"variance between {size} prompts, linearised"
+    else:
+        size = 0.0 if tally is None else float((tally[0].sum(axis=1) > 0).sum())
+        law = np.asarray(w.chain.start)
+        with np.errstate(invalid="ignore"):
+            spread = float(np.nansum(np.where(law > 0, law * _variance(w, r, *uh, given), 0.0)))
+        reach = float(_student(np.asarray(size), level)) * float(np.sqrt(spread / size)) if size >= 2 else np.inf
+        how = "every prompt counted as one rollout"
+    least = 0.0 if (r >= 0).all() else -np.inf
+    lower, upper = min(max(mean[0] - reach, least), mean[1]), max(mean[0] + reach, mean[2])
+    reasons = {"sampling": half_width(lower, upper), "rounding": half_width(mean[1], mean[2])}
+    return Bound(mean[0], lower, upper, level, reasons, None, {**info, "certified": True, "sampling": how})
+
+
+def _influence(w: Walk, r: NDArray, value: float, uh: tuple[NDArray, NDArray], prefill: int) -> NDArray | None:
+    """First-order change of ``value = u / h`` at the start by each prompt's rollouts, shape (prompts,).
+
+    One observed move i -> j changes it by ``N_i / n_i (r_i h_j + phi_j - phi_i) / h``, ``phi = u - value h``, N the
+    visits of the chain and n the visits observed; one observed start s by ``(phi_s - mean) / n``. """
+    chain, counts = w.chain, w.chain.counts
+    u, h = (np.where(np.isfinite(x), x, 0.0) for x in uh)
+    rates = rates_of(chain)
+    moving = w.moving & graph.reaching(rates.W, w.hit, w.moving)
+    N = np.where(moving, occupation(chain, chain.start, moving, 1).Z[:, 0], 0.0)
+    total = float(chain.start @ h)
+    phi = u - value * h
+    t, place = counts.transitions, _place(chain)
+    target = np.where(t.target < len(counts.states), t.target, 0)
+    out = t.target >= len(counts.states)
+    target[out] = place[t.group[out], t.target[out] - len(counts.states)]
+    weight = t.count * N[t.source] / counts.visits[t.source]
+    z = np.bincount(t.group, weight * (r[t.source] * h[target] + phi[target] - phi[t.source]), len(counts.tally))
+    e = counts.entries
+    begun = counts.tally.prefill[e.group] == prefill
+    source = np.where(e.source < len(counts.states), e.source, 0)
+    ended = e.source >= len(counts.states)
+    source[ended] = place[e.group[ended], e.source[ended] - len(counts.states)]
+    first = np.where(begun, e.count, 0.0)
+    z += np.bincount(e.group, first * (phi[source] - float(chain.start @ phi)), len(counts.tally)) / first.sum()
+    tally = counts.tally
+    keys = np.stack([np.unique(x, return_inverse=True)[1].ravel() for x in (tally.prompt_id, tally.category)])
+    cluster = np.unique(keys, axis=1, return_inverse=True)[1].ravel()
+    return np.bincount(cluster, z) / total
+
+
+def _place(chain: Chain) -> NDArray:
+    """State of every outcome for every group of the tally (harm may be split by category), shape (groups, 4)."""
+    tally = chain.counts.tally
+    harm = chain.outcomes["harm"]
+    kind = np.unique(tally.category, return_inverse=True)[1].ravel() if len(harm) > 1 else np.zeros(len(tally), int)
+    rest = [np.full(len(tally), chain.outcomes[name][0]) for name in list(CODES)[1:]]
+    return np.column_stack([harm[kind], *rest])
+
+
+def expected_visits(chain: Chain, level: float) -> Bound:
+    """See `markovsafety.hitting.visits`."""
+    if chain.start is None:
+        raise without_start("The number of visits")
+    info: dict[str, Any] = {"name": "expected visits"}
+    if chain.is_layered:
+        Z = occupation(chain, chain.start, ~layered.staying(chain.layers)).Z
+        return proven(Z, info | {"method": "layered", "why": "law of the state at every position, no linear solve"})
+    rates = rates_of(chain)
+    closed = graph.closed_classes(rates.W)
+    ends = closed & (rates.out == 0)
+    found = occupation(chain, chain.start, ~closed)
+    Z = found.Z
+    trapped = closed & ~ends & graph.reachable(rates.W, chain.start > 0, ~ends)
+    Z[closed & ~ends] = 0.0
+    Z[trapped] = np.inf
+    Z[ends] = np.minimum(Z[ends], 1.0)
+    info |= {"method": found.report.method, "why": found.report.why()}
+    answer = Answer(Z, info["method"], info["why"], None, tuple(found.report.failed))
+    if chain.evidence is None:
+        return refuse_unproven(answer, proven(Z, info))
+    sampled = _sampled_visits(chain, Z, rates.step / np.maximum(rates.out, 1e-300), level)
+    if sampled is None:
+        return refuse_unproven(
+            answer, proven(Z, info | {"sampling": "not assessed: the counts by prompt are not kept"})
+        )
+    lower, upper = sampled
+    reasons = {"sampling": half_width(lower, upper), "rounding": half_width(Z[:, 1], Z[:, 2])}
+    info["certified"] = True
+    return refuse_unproven(
+        answer, Bound(Z[:, 0], np.fmin(lower, Z[:, 1]), np.fmax(upper, Z[:, 2]), level, reasons, None, info)
+    )
+
+
+def _sampled_visits(chain: Chain, Z: NDArray, stay: NDArray, level: float) -> tuple[NDArray, NDArray] | None:
+    """Mean visits per rollout with their variance between prompts; an outcome state has the interval of its outcome."""
+    tally, counts = prompt_tally(chain), chain.counts
+    if tally is None or counts is None:
+        return None
+    per_prompt, prefill = tally[0], int(tally[1][0])
+    K, S = len(per_prompt), len(counts.states)
+    rows = counts.tally.prefill == prefill
+    number = np.full(len(rows), -1)
+    number[rows] = np.arange(rows.sum())
+    t = counts.transitions
+    mine = rows[t.group]
+    R = counts.tally.outcomes[rows].sum(axis=1)
+    n = np.zeros((S, int(rows.sum())))
+    np.add.at(n, (t.source[mine], number[t.group[mine]]), t.count[mine])
+    raw = n.sum(axis=1) / R.sum()
+    error = np.sqrt(K / max(K - 1, 1) * np.sum((n - raw[:, None] * R) ** 2, axis=1)) / R.sum()
+    reach = float(_student(np.asarray(float(K)), level)) * error
+    unseen = clopper_pearson(0.0, float(max(K, 1)), level)[1]
+    lower, upper = Z[:, 0].copy(), Z[:, 0].copy()
+    with np.errstate(invalid="ignore"):
+        reach = np.where(np.isnan(reach), np.inf, reach)
+    lower[:S] = np.clip(np.minimum(Z[:S, 0], raw) - reach, 0.0, None)
+    upper[:S] = np.where(raw > 0, np.maximum(Z[:S, 0], raw) + reach, np.maximum(Z[:S, 0], unseen * stay[:S]))
+    for name, index in chain.outcomes.items():
+        for state in index:
+            events = per_prompt[:, CODES[name]]
+            if len(index) > 1:
+                events = events * 0.0  # categories: only their sum was recorded by prompt
+                size = float(K)
+                lower[state], upper[state] = clopper_pearson(np.clip(Z[state, 0], 0, 1) * size, size, level)
+                continue
+            raw_end = clustered(events, per_prompt.sum(axis=1), level)
+            lower[state], upper[state] = raw_end.lower, raw_end.upper
+    return np.fmin(lower, Z[:, 0]), np.fmax(upper, Z[:, 0])
