@@ -13,6 +13,7 @@ import pytest
 import markovsafety as ms
 from markovsafety import organism
 from markovsafety.organism.data import Recipe, collate
+from markovsafety.organism.exact import _label
 from markovsafety.organism.language import (
     COMPLY,
     HARM_WORDS,
@@ -30,7 +31,6 @@ from markovsafety.organism.language import (
     is_harmful,
     parse_prompt,
 )
-from markovsafety.organism.truth import _label
 from markovsafety.organism.variants import VARIANTS, grammar, longer_than, variant_named
 
 # Monte Carlo comparisons use Hoeffding's bound, |mean - p| <= SLACK(n), at a false-alarm rate of 1e-9 each.

@@ -17,8 +17,8 @@ from .variants import VARIANTS, Grammar, grammar
 
 if TYPE_CHECKING:
     from .asking import planted_profile, prompts
+    from .exact import planted, truth
     from .judge import OrganismJudge
-    from .truth import planted, truth
 
 __all__ = [
     "CATEGORIES",
@@ -48,8 +48,8 @@ _LAZY = {
     "planted_profile": "asking",
     "prompts": "asking",
     "OrganismJudge": "judge",
-    "planted": "truth",
-    "truth": "truth",
+    "planted": "exact",
+    "truth": "exact",
 }
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .exact import planted
 from .language import CATEGORIES, COMPLY, HARM_WORDS, IDS, WORDS, Grammar, Prompt, draw_prompt
-from .truth import planted
 
 __all__ = ["compliance", "planted_profile", "prompts"]
 
