@@ -315,7 +315,7 @@ def clustered(events: ArrayLike, totals: ArrayLike, level: float = 0.95, name: s
         size, info["method"] = _effective_size(total, prompts, info["deff"], level), "Korn-Graubard"
     info["n_eff"] = size
     lower, upper = clopper_pearson(value * size, size, level)
-    lower, upper = min(lower, value), max(upper, value)
+    lower, upper = min(lower, value), max(upper, value)  # against rounding
     return Bound(value, lower, upper, level, {"sampling": (upper - lower) / 2}, None, info)
 
 

@@ -94,15 +94,18 @@ def test_duplicates_are_summed_and_zeros_are_no_transitions():
     chain = ms.Chain(P, ENDS, 0)
     assert chain.equals(ms.Chain(P3, ENDS, 0))
     assert chain.P.nnz == 5  # three given, two absorbing diagonals
+    raw = sp.csr_array(([0.25, 0.5, 0.25, 1.0], [0, 1, 0, 1], [0, 3, 4]), shape=(2, 2))
+    assert ms.Chain(raw, {"harm": 1}).P.data.tolist() == [0.5, 0.5, 1.0]
 
 
 def test_the_input_stays_the_callers():
-    P, start = np.array(P3), np.array([1.0, 0, 0])
-    matrix = sp.csr_array(P)
-    chain = ms.Chain(matrix, ENDS, start)
-    P[0, 0] = matrix.data[0] = start[0] = 7
-    assert chain.P[0, 0] == 0.5
-    assert chain.start[0] == 1
+    dense, start = np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([1.0, 0])
+    matrix = sp.csr_array(dense)
+    chains = [ms.Chain(x, {"harm": 1}, start) for x in (dense, matrix)]
+    dense[0, 0] = matrix.data[0] = start[0] = 7
+    for chain in chains:
+        assert chain.P[0, 0] == 0.5
+        assert chain.start[0] == 1
 
 
 def test_outcome_rows_absorb_when_empty_and_leak_when_given():
@@ -125,6 +128,14 @@ def test_outcomes_by_index_label_mask_or_several():
     several = ms.Chain(np.eye(4), {"harm": [3, 1], "none": []})
     assert several.mask("harm").tolist() == [False, True, False, True]
     assert not several.mask("none").any()
+
+
+@quick
+@given(chains())
+def test_replacing_the_start_keeps_the_rest(chain):
+    first = dataclasses.replace(chain, start=0)
+    assert first.start[0] == 1
+    assert dataclasses.replace(first, start=chain.start).equals(chain)
 
 
 def test_start_by_index_label_or_law():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import markovsafety as ms
 from markovsafety.chains import Product, single_token_outcomes
+from markovsafety.chains.tally import collect
 
 quick = settings(deadline=None, derandomize=True, max_examples=30)
 HARM, REFUSAL, BENIGN, TRUNCATED = range(4)
@@ -201,7 +202,7 @@ def test_a_hit_among_the_forced_tokens_enters_in_the_outcome():
     chain = ms.estimate(counts)
     assert chain.entry[1].tolist() == [0, 0, 1, 0, 0, 0]
     assert chain.evidence.visits.tolist() == [1, 1, 1, 0, 1, 0]
-    only = ms.count(make([([1, 2], HARM, 0, 1, 0)]), ms.KGram(1))
+    only = ms.count(make([([1, 2, 3, 4], HARM, 0, 3, 0)]), ms.KGram(1))
     assert (only.states, ms.estimate(only).n_states) == ((), 4)
 
 
@@ -250,6 +251,18 @@ def test_equals_sees_every_part():
     assert not counts.equals(ms.count(make(BY_HAND), ms.KGram(2)))
     assert not counts.equals(ms.count(make(BY_HAND, mass_harm=np.zeros(8)), ms.KGram(1)))
     assert counts.equals(ms.count(make(BY_HAND), ms.KGram(1)))
+
+
+def test_sums_over_huge_keys_do_not_overflow():
+    top = 2**40
+    a, b = np.array([top, 1, top, 0, top - 1]), np.array([top, 2, top, top, 0])
+    keys, (sums,) = collect([a, b, b], [np.arange(5.0)])
+    assert np.column_stack([*keys, sums]).astype(int).tolist() == [
+        [0, top, top, 3],
+        [1, 2, 2, 1],
+        [top - 1, 0, 0, 4],
+        [top, top, top, 2],
+    ]
 
 
 def test_counts_of_different_maps_do_not_mix():
@@ -488,10 +501,8 @@ def test_mass_varies_less_than_counting():
 
 def test_masses_add_up_over_shards_and_missing_ones_do_not_count():
     rolls = planted(40, 0.1, 0.2, limit=6, seed=2)
-    data = [
-        (rolls.tokens[a:b].tolist(), int(o), int(h), 0, int(p))
-        for a, b, o, h, p in zip(rolls.offsets, rolls.offsets[1:], rolls.outcome, rolls.hit, rolls.prompt_id)
-    ]
+    ends = zip(rolls.offsets, rolls.offsets[1:], rolls.outcome, rolls.hit, rolls.prompt_id)
+    data = [(rolls.tokens[a:b].tolist(), int(o), int(h), 0, int(p)) for a, b, o, h, p in ends]
     mass = rolls.columns["mass_harm"] * np.random.default_rng(0).random(len(rolls.tokens))
     middle = int(rolls.offsets[20])
     whole = ms.count(make(data, mass_harm=mass), ms.KGram(1))
@@ -513,7 +524,7 @@ def test_a_state_seen_only_with_the_hit_sends_the_rest_to_truncated():
 
 
 def test_masses_that_do_not_explain_the_hits():
-    """Refusals of several tokens: the class is sampled three times per hit. Their mass is ignored, harm's is refused."""
+    """Refusals of several tokens: three of the class are sampled per hit. Their mass is ignored, harm's is refused."""
     data = [([5, 5, 5], REFUSAL, 2, 0, 0)] * 60 + [([1], HARM, 0, 0, 1)] * 40
     total = 60 * 3 + 40
     fine = np.concatenate([np.tile([0.4, 0, 0], 60), np.full(40, 0.4)])

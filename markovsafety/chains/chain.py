@@ -61,9 +61,8 @@ class Chain:
     Parameters
     ----------
     P : array or sparse array, shape (n, n)
-        Transition probabilities; every state has a row, outcome states included. Rows sum to one within 1e-9; an all-
-        zero row of an outcome state means absorbing. Dense, nested lists, or any scipy sparse format (duplicates are
-        summed).
+        Transition probabilities; every state has a row, outcome states included. Rows sum to one within 1e-9, and an
+        outcome row of zeros means absorbing. Dense, nested lists, or any scipy sparse format (duplicates are summed).
     outcomes : dict of str to int, ints, label(s) or bool array of shape (n,)
         Named disjoint sets of states.
     start : int, label or array of shape (n,), optional

@@ -155,6 +155,10 @@ def as_indices(target: Any, n: int, lookup: Mapping[Any, int], what: str) -> NDA
         items = target.ravel().tolist() if isinstance(target, np.ndarray) else list(target)
         if any(isinstance(x, (list, set, np.ndarray)) for x in items):
             raise _neither(target, what)
+        if all(type(x) is int for x in items):
+            for edge in (min(items, default=0), max(items, default=0)):
+                _in_range(edge, n, what)
+            return np.unique(np.array(items, dtype=np.int64))
         found = [as_indices(x, n, lookup, what) for x in items]
         return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
     raise _neither(target, what)
