@@ -47,7 +47,7 @@ def engine(name):
 
 @lru_cache
 def measured(name):
-    """Harm fraction after k forced tokens, n = 480 per k, on unmarked harmful prompts of held-out pairs; and the truth."""
+    """Harm after k forced tokens, n = 480 per k, on unmarked harmful prompts of held-out pairs; and the planted truth."""
     asked = organism.prompts(n=120, seed=11)
     rolls = ms.judge(
         ms.sample(engine(name), asked, n=4, prefill=DEPTHS, max_tokens=96, seed=5, progress=False), "organism"
@@ -196,18 +196,18 @@ def test_prefill_needs_memory():
 
 
 def test_stored_precision_costs_nothing():
-    """fp16 storage: KL between the stored weights and themselves in bfloat16 is far above fp16's; fp16's is <= 1e-5."""
+    """Rounding to fp16 moved each weight by up to half a step; doing so again changes the law by at most 1e-5 nats."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    stored = AutoModelForCausalLM.from_pretrained(organism.model_path("shallow"), dtype=torch.float32)
-    ids = torch.tensor([organism.parse_prompt(p["prompt"]).tokens()[:10] for p in organism.prompts(n=32, seed=1)])
-    noisy = AutoModelForCausalLM.from_pretrained(organism.model_path("shallow"), dtype=torch.float32)
-    rng = torch.Generator().manual_seed(0)
+    stored, moved = (
+        AutoModelForCausalLM.from_pretrained(organism.model_path("shallow"), dtype=torch.float32) for _ in range(2)
+    )
+    ids = torch.tensor([organism.parse_prompt(p["prompt"]).tokens()[:9] for p in organism.prompts(n=32, seed=1)])
+    noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for w in noisy.parameters():  # move every weight by up to half an fp16 step, as rounding to fp16 did
-            step = torch.spacing(w.half().abs()).float() if hasattr(torch, "spacing") else w.abs() * 2**-11
-            w += (torch.rand(w.shape, generator=rng) - 0.5) * step
-        a, b = (torch.log_softmax(m(input_ids=ids).logits.double(), -1) for m in (stored, noisy))
+        for weight in moved.parameters():
+            weight += (torch.rand(weight.shape, generator=noise) - 0.5) * weight.abs() * 2**-10
+        a, b = (torch.log_softmax(m(input_ids=ids).logits.double(), -1) for m in (stored, moved))
         kl = float((a.exp() * (a - b)).sum(-1).mean())
-    assert kl <= 1e-5
+    assert 0 < kl <= 1e-5
