@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def ask(
 
 def depths(prefill: Any) -> list[int]:
     """Forced lengths as a list of distinct numbers >= 0."""
-    made = np.atleast_1d(np.asarray(prefill if isinstance(prefill, int) else list(prefill)))
+    made = np.atleast_1d(np.asarray(list(prefill) if isinstance(prefill, Iterable) else prefill))
     if made.ndim != 1 or not len(made) or made.dtype.kind not in "iu":
         raise InputError(f"prefill is {prefill!r}", next="give numbers of forced tokens, such as (0, 5, 10)")
     if (made < 0).any() or len(np.unique(made)) < len(made):

@@ -205,8 +205,8 @@ class Rollouts:
         rows, n = Ragged.of(answers), len(answers)
 
         def full(values: Any, dtype: Any) -> np.ndarray:
-            values = np.asarray(values, dtype=dtype)
-            return np.full(n, values[()], dtype) if values.ndim == 0 else values
+            values = np.asarray(values, dtype=object if dtype is object else None)
+            return np.full(n, values[()], values.dtype) if values.ndim == 0 else values
 
         cells = [full(v, d) for v, d in ((prompt_id, np.int64), (category, object), (prefill, np.int32))]
         judged = [full(outcome, np.int8), full(hit, np.int32)]

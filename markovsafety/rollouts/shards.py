@@ -122,25 +122,25 @@ def run(
     folder = None if out is None else Path(out)
     if folder is not None:
         _begin(plan, folder)
+    blocks = [np.arange(a, min(a + plan.shard_size, len(plan))) for a in range(0, len(plan), plan.shard_size)]
+    paths = [None if folder is None else folder / f"part-{i:05d}.parquet" for i in range(len(blocks))]
     parts: list[Rollouts] = []
-    done = 0
-    with _bar(len(plan), progress) as (advance, skip):
+    there = sum(len(rows) for rows, path in zip(blocks, paths) if path is not None and path.exists())
+    with _bar(len(plan), there, progress) as advance:
         try:
-            for done in range(plan.shards):
-                rows = np.arange(done * plan.shard_size, min((done + 1) * plan.shard_size, len(plan)))
-                path = None if folder is None else folder / f"part-{done:05d}.parquet"
+            for rows, path in zip(blocks, paths):
                 if path is not None and path.exists():
                     parts.append(_finished(path, len(rows)))
-                    skip(len(rows))
                     continue
-                parts.append(judged(_sampled(plan, engine, rows, advance)))
+                part = judged(_sampled(plan, engine, rows, advance))
                 if path is not None:
-                    write_rollouts(parts[-1], path)
+                    write_rollouts(part, path)
+                parts.append(part)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_kept(plan, done, folder)) from None
+            raise KeyboardInterrupt(_kept(plan, len(parts), folder)) from None
         except MarkovsafetyError as error:
             rest = [error.partial] if isinstance(error.partial, Rollouts) else []
-            error.partial = Rollouts.concat([*parts[:done], *rest])
+            error.partial = Rollouts.concat([*parts, *rest])
             raise
     return Rollouts.concat(parts) if folder is None else read_rollouts(folder)
 
@@ -225,14 +225,12 @@ def _kept(plan: Plan, done: int, folder: Path | None) -> str:
 
 
 @contextmanager
-def _bar(total: int, show: bool | None) -> Iterator[tuple[Progress, Callable[[int], None]]]:
-    """A progress bar on stderr with tokens per second; silent where stderr is no terminal, unless asked for.
-
-    Yields the function that counts rollouts and tokens, and one that counts rollouts which were there already.
-    """
+def _bar(total: int, there: int, show: bool | None) -> Iterator[Progress]:
+    """A progress bar on stderr with tokens per second; silent where stderr is no terminal, unless asked for."""
     hidden = not sys.stderr.isatty() if show is None else not show
     began, tokens = time.monotonic(), 0
-    with tqdm(total=total, unit=" rollouts", file=sys.stderr, disable=hidden, dynamic_ncols=True) as bar:
+    options: dict[str, Any] = {"unit": " rollouts", "file": sys.stderr, "disable": hidden, "dynamic_ncols": True}
+    with tqdm(total=total, initial=there, **options) as bar:
 
         def advance(rollouts: int, more: int) -> None:
             nonlocal tokens
@@ -240,8 +238,4 @@ def _bar(total: int, show: bool | None) -> Iterator[tuple[Progress, Callable[[in
             bar.set_postfix_str(f"{tokens / max(time.monotonic() - began, 1e-9):,.0f} tokens/s", refresh=False)
             bar.update(rollouts)
 
-        def skip(rollouts: int) -> None:
-            bar.initial += rollouts  # so that they do not count into the rate
-            bar.update(rollouts)
-
-        yield advance, skip
+        yield advance
