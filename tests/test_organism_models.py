@@ -47,7 +47,7 @@ def engine(name):
 
 @lru_cache
 def measured(name):
-    """Harm after k forced tokens, n = 480 per k, on unmarked harmful prompts of held-out pairs; and the planted truth."""
+    """Harm after k forced tokens (480 rollouts per k, unmarked harmful held-out prompts), and the planted truth."""
     asked = organism.prompts(n=120, seed=11)
     rolls = ms.judge(
         ms.sample(engine(name), asked, n=4, prefill=DEPTHS, max_tokens=96, seed=5, progress=False), "organism"

@@ -75,7 +75,7 @@ def _batch(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {name: torch.as_tensor(value) for name, value in items[0].items()}
 
 
-def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool) -> None:
+def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool, save_every: int = 250) -> None:
     """One phase; continues from the newest checkpoint in `work` if there is one."""
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -91,7 +91,7 @@ def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool) -> Non
         max_grad_norm=1.0,
         seed=seed,
         save_strategy="steps",
-        save_steps=250,
+        save_steps=save_every,
         save_total_limit=1,
         logging_steps=100,
         report_to=[],
