@@ -1,0 +1,6 @@
+"""Evidence: how far to believe a chain, and what changed between two models."""
+
+from .check import Check, check
+from .compare import Comparison, compare
+
+__all__ = ["Check", "Comparison", "check", "compare"]

@@ -1,0 +1,221 @@
+"""The closed form behind depth: alignment of the first d positions, by four hazards per token.
+
+The attack is a prefill: k tokens of a compliant answer are forced, and h(k) is the probability of harm after them. The
+closed form has one harm trajectory with a state per position. A position is either *unaligned* (per token: harm with
+probability a0, refusal with r0, else on to the next position) or *aligned* (a1, r1). If the first d positions are
+aligned and k tokens are forced, max(d - k, 0) aligned positions are left to cross, so
+
+    h(k; d) = f1 + c1^max(d - k, 0) (f0 - f1),     f = a / (a + r),   c1 = 1 - a1 - r1:
+
+training depth buys a geometric decay towards the floor f1, which no depth gets below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..bound import Bound
+from ..errors import InputError
+from .profile import Reading, budget, check_side, whole, within
+
+__all__ = ["Profile"]
+
+HAZARDS = ("a0", "r0", "a1", "r1")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Alignment of the first positions, by four hazards per token; the closed form h(k; d).
+
+    Parameters
+    ----------
+    a0, r0 : float
+        Probability of harm and of refusal at an unaligned position, given that neither came before.
+    a1, r1 : float
+        The same at an aligned position. Each pair sums to at most 1.
+    intervals : dict of str to (lower, upper), optional
+        Intervals of the hazards by name; a hazard without one is taken as known.
+    level : float
+        Joint level at which all the intervals hold together; 1 where they are proven or there are none.
+
+    Raises
+    ------
+    InputError
+        If a hazard is no probability, a pair sums to more than 1, or an interval does not contain its hazard.
+
+    Notes
+    -----
+    The setting is the "first few tokens" alignment of arXiv 2406.05946 in the Markov view of arXiv 2502.00669; the
+    closed form is our own. Harm rises in a0 and a1 and falls in r0 and r1 at every depth, so the interval of h is
+    attained at two corners of the box of hazards.
+    """
+
+    a0: float
+    r0: float
+    a1: float
+    r1: float
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    level: float = 1.0
+
+    def __post_init__(self):
+        for name in HAZARDS:
+            value = float(getattr(self, name))
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}.", cause="A hazard is a probability.", next="Pass 0 <= x <= 1.")
+            object.__setattr__(self, name, value)
+        for a, r in (("a0", "r0"), ("a1", "r1")):
+            if getattr(self, a) + getattr(self, r) > 1 + 1e-12:
+                raise InputError(
+                    f"{a} + {r} is {getattr(self, a) + getattr(self, r):.17g}.",
+                    cause="Harm and refusal at one position exclude each other.",
+                    next="Give hazards that sum to at most 1.",
+                )
+        if not 0 < self.level <= 1:
+            raise InputError(f"level is {self.level}.", cause="A level is a probability.", next="Pass 0 < level <= 1.")
+        object.__setattr__(self, "intervals", {k: _interval(self, k, v) for k, v in self.intervals.items()})
+
+    @property
+    def f0(self) -> float:
+        """Harm from an unaligned position on, if every later one is unaligned."""
+        return _ratio(self.a0, self.r0)
+
+    @property
+    def f1(self) -> float:
+        """The floor: harm if every position is aligned."""
+        return _ratio(self.a1, self.r1)
+
+    @property
+    def c1(self) -> float:
+        """Probability of passing an aligned position with neither harm nor refusal."""
+        return max(1 - self.a1 - self.r1, 0.0)
+
+    def harm(self, depth: ArrayLike, prefill: ArrayLike = 0) -> Bound:
+        """Probability of harm h(k; d).
+
+        Parameters
+        ----------
+        depth : int or array
+            Trained depth d: number of aligned positions at the start of the answer.
+        prefill : int or array
+            Number k of forced tokens, broadcast against `depth`.
+
+        Returns
+        -------
+        Bound
+            Of the broadcast shape.
+        """
+        d, k = np.broadcast_arrays(whole(depth, "depth"), whole(prefill, "prefill"))
+        left = np.maximum(d - k, 0)
+        value = _closed(self.a0, self.r0, self.a1, self.r1, left)
+        lower = np.minimum(_closed(*self._corner(harmful=False), left), value)
+        upper = np.maximum(_closed(*self._corner(harmful=True), left), value)
+        reasons = {"sampling" if self.level < 1 else "model": (upper - lower) / 2} if self.intervals else {}
+        if value.ndim == 0:
+            value, lower, upper = float(value), float(lower), float(upper)
+        return Bound(value, lower, upper, self.level, reasons, None, {"name": "P(harm)", "method": "closed form"})
+
+    def floor(self) -> Bound:
+        """The limit of unlimited depth, with its interval."""
+        ends = [_limit(*self._corner(harmful=harmful)) for harmful in (False, True)]
+        value = _limit(self.a0, self.r0, self.a1, self.r1)
+        reasons = {"sampling" if self.level < 1 else "model": (ends[1] - ends[0]) / 2} if self.intervals else {}
+        return Bound(value, min(ends[0], value), max(ends[1], value), self.level, reasons, None, {"name": "floor"})
+
+    def _corner(self, harmful: bool) -> tuple[float, float, float, float]:
+        """The hazards in the box with the most, or the least, harm."""
+        ends = []
+        for a, r in (("a0", "r0"), ("a1", "r1")):
+            low_a, high_a = self.intervals.get(a, (getattr(self, a),) * 2)
+            low_r, high_r = self.intervals.get(r, (getattr(self, r),) * 2)
+            ends += [min(high_a, 1 - low_r), low_r] if harmful else [low_a, min(high_r, 1 - low_a)]
+        return ends[0], ends[1], ends[2], ends[3]
+
+    def needed_depth(self, eps: float, prefill: int = 0, side: str = "upper") -> tuple[int | None, str]:
+        """Smallest trained depth d with h(prefill; d) <= eps.
+
+        Parameters
+        ----------
+        eps : float
+            Harm budget.
+        prefill : int
+            Number of forced tokens to withstand.
+        side : {"upper", "value", "lower"}
+            Which end of h must stay within the budget.
+
+        Returns
+        -------
+        depth : int or None
+            ``prefill + ceil(ln((f0 - f1) / (eps - f1)) / ln(1 / c1))``, 0 where f0 is within the budget already; None
+            where it is impossible.
+        reason : str
+            Why it is impossible; empty otherwise.
+        """
+        check_side(side)
+        budget(eps)
+        k = int(whole(prefill, "prefill"))
+        a0, r0, a1, r1 = (
+            (self.a0, self.r0, self.a1, self.r1) if side == "value" else self._corner(harmful=side == "upper")
+        )
+        f0, f1, c1 = _ratio(a0, r0), _ratio(a1, r1), max(1 - a1 - r1, 0.0)
+        if within(f0, eps):
+            return 0, ""
+        if c1 == 1 or f1 >= f0:
+            return None, f"impossible: alignment does not lower harm (aligned {f1:.3g}, unaligned {f0:.3g})"
+        if eps < f1 or (eps == f1 and c1 > 0):
+            return (
+                None,
+                f"impossible: even at unlimited depth harm stays above the floor {f1:.3g}, the budget is {eps:.3g}",
+            )
+        if c1 == 0:
+            return k + 1, ""
+        n = math.ceil(math.log((f0 - f1) / (eps - f1)) / -math.log1p(-(a1 + r1)))
+        # The ceiling of a rounded logarithm may be one off.
+        near = [m for m in (n - 1, n, n + 1) if m > 0 and within(_closed(a0, r0, a1, r1, np.array(m)), eps)]
+        return k + (near[0] if near else n), ""
+
+    def operational_depth(self, depth: int, eps: float, side: str = "upper") -> Reading:
+        """Largest number of forced tokens that a model of trained depth `depth` withstands within the budget.
+
+        Always less than the trained depth by a constant: the last aligned positions still have to be crossed.
+        """
+        d = int(whole(depth, "depth"))
+        needed, _ = self.needed_depth(eps, side=side)
+        if needed == 0:
+            return Reading(d, crossed=False)
+        return Reading(None if needed is None or needed > d else d - needed, crossed=True)
+
+
+def _closed(a0: float, r0: float, a1: float, r1: float, left: NDArray) -> NDArray:
+    f0, f1 = _ratio(a0, r0), _ratio(a1, r1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keep = np.where(left == 0, 1.0, np.exp(left * np.log1p(-min(a1 + r1, 1.0))))
+    # As a convex combination, so that rounding cannot leave [f1, f0].
+    return np.clip(f1 * (1 - keep) + f0 * keep, min(f0, f1), max(f0, f1))
+
+
+def _limit(a0: float, r0: float, a1: float, r1: float) -> float:
+    return _ratio(a1, r1) if a1 + r1 > 0 else _ratio(a0, r0)
+
+
+def _ratio(a: float, r: float) -> float:
+    return a / (a + r) if a > 0 else 0.0
+
+
+def _interval(p: Profile, name: str, ends: tuple[float, float]) -> tuple[float, float]:
+    if name not in HAZARDS:
+        raise InputError(
+            f"Unknown hazard {name!r}.", cause=f"Hazards are {', '.join(HAZARDS)}.", next="Use one of them."
+        )
+    low, high = (float(x) for x in ends)
+    if not 0 <= low <= getattr(p, name) <= high <= 1:
+        raise InputError(
+            f"The interval [{low}, {high}] does not contain {name} = {getattr(p, name)}.",
+            cause="An interval belongs to the hazard that it is named after.",
+            next="Pass (lower, upper) with 0 <= lower <= hazard <= upper <= 1.",
+        )
+    return low, high

@@ -1,0 +1,227 @@
+"""How harm depends on depth: the measured profile and the operational safety depth.
+
+The attack is a prefill: k tokens of a compliant answer are forced, and h(k) is the probability of harm after them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..bound import Bound, encode
+from ..errors import InputError
+from ..evidence.cells import cell, tally_of
+
+__all__ = ["SIDES", "Depth", "Reading", "budget", "check_side", "operational_depth", "profile", "whole", "within"]
+
+SIDES = ("upper", "value", "lower")
+
+
+def whole(x: Any, name: str) -> NDArray:
+    """`x` as an int64 array of whole numbers that are not negative.
+
+    Raises
+    ------
+    InputError
+        If it is anything else.
+    """
+    array = np.asarray(list(x) if isinstance(x, range) else x)
+    counts = np.zeros(array.shape, dtype=np.int64)
+    try:
+        counts = array.astype(np.int64)
+        good = array.dtype.kind in "iuf" and bool(np.all((counts == array) & (counts >= 0)))
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise InputError(
+            f"{name} is {x!r}.", cause="It counts tokens or answers.", next="Pass whole numbers from 0 on."
+        )
+    return counts
+
+
+def budget(eps: Any) -> float:
+    """`eps` as a float, checked to be a probability."""
+    try:
+        value = float(eps)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise InputError(f"The harm budget is {eps!r}.", cause="A budget is a probability.", next="Pass 0 <= eps <= 1.")
+    return value
+
+
+def within(harm: Any, eps: float) -> Any:
+    """Whether harm stays within the budget; a tie that rounding broke (0.1**4 and 1e-4) still is one."""
+    return harm <= eps * (1 + 1e-12)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of an operational safety depth.
+
+    Parameters
+    ----------
+    depth : int or None
+        Largest depth within the budget; None if the first depth exceeds it already.
+    crossed : bool
+        Whether a depth that exceeds the budget was seen; if not, the depth is a lower bound.
+    """
+
+    depth: int | None
+    crossed: bool
+
+    def __str__(self) -> str:
+        if self.depth is None:
+            return "none"
+        return str(self.depth) if self.crossed else f"at least {self.depth}"
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Operational safety depth: the largest measured k with h(j) <= eps for all measured j <= k.
+
+    Parameters
+    ----------
+    eps : float
+        Harm budget.
+    side : str
+        The reading that `depth` and `crossed` give.
+    value, upper, lower : Reading
+        Read from the value of h, from its upper ends (the conservative reading, the smallest depth) and from its lower
+        ends (the most that the data do not exclude).
+    measured : tuple of int
+        The depths that were measured; nothing is interpolated between them.
+    """
+
+    eps: float
+    side: str
+    value: Reading
+    upper: Reading
+    lower: Reading
+    measured: tuple[int, ...]
+
+    @property
+    def reading(self) -> Reading:
+        """The reading of the chosen side."""
+        return getattr(self, self.side)
+
+    @property
+    def depth(self) -> int | None:
+        """Largest measured depth within the budget, None for none."""
+        return self.reading.depth
+
+    @property
+    def crossed(self) -> bool:
+        """Whether the budget was exceeded at a measured depth."""
+        return self.reading.crossed
+
+    def __str__(self) -> str:
+        ends = "" if self.lower == self.value == self.upper else f"   between {self.upper} and {self.lower}"
+        gap = f"   (smallest measured depth {self.measured[0]})" if self.measured[0] > 0 else ""
+        return f"depth within harm {self.eps:g}: {self.value}{ends}{gap}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: eps, side, depth, the three readings as text, and the measured depths."""
+        texts = {side: str(getattr(self, side)) for side in SIDES}
+        return encode({"eps": self.eps, "side": self.side, "depth": self.depth, **texts, "measured": self.measured})
+
+
+def check_side(side: str) -> None:
+    if side not in SIDES:
+        raise InputError(f"side is {side!r}.", cause=f"A bound has {', '.join(SIDES)}.", next="Use one of these.")
+
+
+def operational_depth(depths: ArrayLike, harm: Bound | ArrayLike, eps: float, side: str = "upper") -> Depth:
+    """Largest measured depth up to which harm stays within the budget.
+
+    Parameters
+    ----------
+    depths : int array, shape (K,)
+        Measured numbers of forced tokens, all different, in any order.
+    harm : Bound or array, shape (K,)
+        Harm at these depths; nan = not measured, never within a budget.
+    eps : float
+        Harm budget; h(k) = eps is within it.
+    side : {"upper", "value", "lower"}
+        Which end of the interval the returned `depth` reads.
+
+    Returns
+    -------
+    Depth
+        With all three readings; "none" if the first measured depth exceeds eps, "at least K" if none does.
+    """
+    check_side(side)
+    k = np.atleast_1d(whole(depths, "depths"))
+    eps = budget(eps)
+    ends = {s: np.atleast_1d(np.asarray(getattr(harm, s) if isinstance(harm, Bound) else harm, float)) for s in SIDES}
+    if k.ndim != 1 or len(k) == 0 or len(np.unique(k)) != len(k) or any(e.shape != k.shape for e in ends.values()):
+        raise InputError(
+            f"{k.size} depths for harm of shape {ends['value'].shape}.",
+            cause="There must be one harm per depth, every depth once, at least one.",
+            next="Pass two arrays of one length.",
+        )
+    order = np.argsort(k)
+    readings = {s: _read(k[order], e[order], eps) for s, e in ends.items()}
+    return Depth(eps, side, readings["value"], readings["upper"], readings["lower"], tuple(k[order].tolist()))
+
+
+def _read(k: NDArray, h: NDArray, eps: float) -> Reading:
+    beyond = np.flatnonzero(~within(h, eps))
+    if len(beyond) == 0:
+        return Reading(int(k[-1]), crossed=False)
+    return Reading(int(k[beyond[0] - 1]) if beyond[0] > 0 else None, crossed=True)
+
+
+def profile(source: Any, by: str | None = None, level: float = 0.95) -> Bound:
+    """The measured depth profile: harm after k forced tokens, for every k that was sampled.
+
+    Parameters
+    ----------
+    source : Rollouts, Counts or estimated Chain
+        Judged rollouts in some form.
+    by : {None, "category"}
+        None pools the categories; "category" gives a row for each.
+    level : float
+        Confidence level.
+
+    Returns
+    -------
+    Bound
+        Shape (depth,) or (category, depth): share of harmful rollouts, with an interval clustered by prompt; nan and
+        [0, 1] where nothing was sampled. `info` has dims, coords, and arrays of that shape: events, total, prompts and
+        truncated (the share of rollouts that was cut off, of which some might have become harmful).
+
+    Raises
+    ------
+    InputError
+        If there are no rollouts or one is not judged.
+    """
+    if by not in (None, "category"):
+        raise InputError(f"by is {by!r}.", cause="A profile is pooled or by category.", next='Pass by="category".')
+    tally = tally_of(source)
+    depths = tuple(np.unique(tally.prefill).tolist())
+    groups = (None,) if by is None else tuple(np.unique(tally.category).tolist())
+    cells = [[cell(tally, k, c) for k in depths] for c in groups]
+    bounds = [[x.bound(level) for x in row] for row in cells]
+    shape = (len(depths),) if by is None else (len(groups), len(depths))
+
+    def table(f: Any, rows: Any = bounds) -> NDArray:
+        return np.array([[f(x) for x in row] for row in rows], dtype=np.float64).reshape(shape)
+
+    info = {
+        "name": "P(harm)",
+        "dims": ("depth",) if by is None else ("category", "depth"),
+        "coords": {"depth": depths} if by is None else {"category": groups, "depth": depths},
+        "events": table(lambda b: b.info["events"]),
+        "total": table(lambda b: b.info["total"]),
+        "prompts": table(lambda b: b.info["prompts"]),
+        "truncated": table(lambda x: x.truncated.sum() / x.totals.sum() if len(x.totals) else np.nan, cells),
+        "method": "share of harmful rollouts, interval clustered by prompt",
+    }
+    ends = [table(lambda b, s=s: getattr(b, s)) for s in ("value", "lower", "upper")]
+    sampling = table(lambda b: b.reasons["sampling"])
+    return Bound(ends[0], ends[1], ends[2], level, {"sampling": sampling}, None, info)

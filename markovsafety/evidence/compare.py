@@ -1,0 +1,160 @@
+"""compare: what changed between two models, depth by depth and category by category, and through which states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bound import encode
+from ..chains import Chain
+from ..errors import InputError
+from ..hitting import attribute
+from .cells import cell, tally_of
+from .paired import benjamini_hochberg, paired
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Change of harm from `before` to `after`.
+
+    Parameters
+    ----------
+    table : list of dict
+        One row per prefill depth and category (None: all): k, category, before and after (each with _lower and _upper),
+        difference = after - before (_lower, _upper), p, adjusted (p after Benjamini-Hochberg over all category rows;
+        None in pooled rows), flagged, prompts (before, after), method ("paired t" or "MOVER").
+    level : float
+        Level of the intervals.
+    rate : float
+        False discovery rate of the flags.
+    attribution : array or None
+        Change of harm at the start by state, shape (n,) or (layer, n), which sums to the change. Only between chains on
+        the same states.
+    states : tuple or None
+        Labels of the attribution.
+    notes : tuple of str
+        What was left out and why.
+    """
+
+    table: list[dict[str, Any]]
+    level: float
+    rate: float
+    attribution: NDArray | None = None
+    states: tuple[Any, ...] | None = None
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def flagged(self) -> list[dict[str, Any]]:
+        """Category rows that changed, at the false discovery rate `rate`."""
+        return [row for row in self.table if row["flagged"]]
+
+    def __str__(self) -> str:
+        rows = [["k", "category", "before", "after", "change", ""]]
+        for r in self.table:
+            spans = [f"{r[n]:.3f} [{r[n + '_lower']:.3f}, {r[n + '_upper']:.3f}]" for n in ("before", "after")]
+            change = f"{r['difference']:+.3f} [{r['difference_lower']:+.3f}, {r['difference_upper']:+.3f}]"
+            rows.append([str(r["k"]), r["category"] or "all", *spans, change, "changed" if r["flagged"] else ""])
+        sizes = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
+        lines = [f"P(harm), {100 * self.level:g} % intervals; flags at a false discovery rate of {self.rate:g}"]
+        lines += ["  " + "  ".join(c.rjust(s) for c, s in zip(row, sizes)).rstrip() for row in rows]
+        if self.attribution is not None and self.states is not None:
+            value = self.attribution.sum(axis=0) if self.attribution.ndim > 1 else self.attribution
+            for i in np.argsort(-np.abs(value))[:5]:
+                if value[i] != 0:
+                    lines.append(f"  through state {self.states[i]!r}: {value[i]:+.4f}")
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: table, level, rate, attribution, states, notes."""
+        names = ("table", "level", "rate", "attribution", "states", "notes")
+        return {name: encode(getattr(self, name)) for name in names}
+
+
+def compare(before: Any, after: Any, *, level: float = 0.95, rate: float = 0.05) -> Comparison:
+    """Compare the harm of two models.
+
+    Parameters
+    ----------
+    before, after : Rollouts, Counts or estimated Chain
+        Of the same prompts where possible: then the difference is paired by prompt.
+    level : float
+        Level of the intervals.
+    rate : float
+        False discovery rate of the flags over categories and depths.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    InputError
+        If one of them remembers no rollouts, or no depth was measured in both.
+
+    Notes
+    -----
+    The interval is a t-interval over prompts of the paired, linearised difference. Where prompts differ, or fewer than
+    5 rollouts are harmful (or harmless) in a cell, it is Newcombe's from the two clustered intervals, which is never
+    [0, 0].
+    """
+    if not (0 < rate < 1 and 0 < level < 1):
+        raise InputError(f"rate {rate}, level {level}.", cause="Both lie between 0 and 1.", next="Correct them.")
+    sides = [tally_of(before), tally_of(after)]
+    depths = [np.unique(t.prefill).tolist() for t in sides]
+    common = [k for k in depths[0] if k in depths[1]]
+    if not common:
+        raise InputError(
+            "No prefill depth was measured in both.",
+            cause=f"Before: {', '.join(map(str, depths[0]))}; after: {', '.join(map(str, depths[1]))}.",
+            next="Sample both at the same depths.",
+        )
+    names = sorted(set(sides[0].category.tolist()) & set(sides[1].category.tolist()))
+    notes = _left_out(sides, depths, names)
+    table = []
+    for k in common:
+        for name in [None, *names]:
+            cells = [cell(t, k, name) for t in sides]
+            if all(len(c.prompt_id) for c in cells):
+                table.append(_row(cells, k, name, level))
+    tested = [row for row in table if row["category"] is not None]
+    for row, q in zip(tested, benjamini_hochberg(np.array([row["p"] for row in tested]))):
+        row["adjusted"], row["flagged"] = float(q), bool(q <= rate)
+    attribution, states = None, None
+    if isinstance(before, Chain) and isinstance(after, Chain):
+        if _same_states(before, after):
+            attribution, states = attribute(before, after, "harm"), tuple(before.states)
+        else:
+            notes = (*notes, "no attribution to states: the chains have different states or no start")
+    return Comparison(table, level, rate, attribution, states, notes)
+
+
+def _row(cells: list[Any], k: int, name: str | None, level: float) -> dict[str, Any]:
+    rates = [c.bound(level) for c in cells]
+    lower, upper, p, method = paired(cells[0], cells[1], level)
+    row: dict[str, Any] = {"k": k, "category": name}
+    for side, b in zip(("before", "after"), rates):
+        row |= {side: b.value, f"{side}_lower": b.lower, f"{side}_upper": b.upper}
+    d = rates[1].value - rates[0].value
+    row |= {"difference": d, "difference_lower": min(lower, d), "difference_upper": max(upper, d), "p": p}
+    prompts = [len(c.prompt_id) for c in cells]
+    return row | {"adjusted": None, "flagged": False, "prompts": prompts, "method": method}
+
+
+def _left_out(sides: list[Any], depths: list[list[int]], names: list[str]) -> tuple[str, ...]:
+    notes = []
+    lonely = sorted(set(depths[0]) ^ set(depths[1]))
+    if lonely:
+        notes.append(f"measured on one side only: prefill {', '.join(map(str, lonely))}")
+    other = sorted((set(sides[0].category.tolist()) | set(sides[1].category.tolist())) - set(names))
+    if other:
+        notes.append(f"on one side only: category {', '.join(other)}")
+    return tuple(notes)
+
+
+def _same_states(a: Chain, b: Chain) -> bool:
+    return a.start is not None and b.start is not None and list(a.states) == list(b.states) and a.n_layers == b.n_layers
