@@ -23,7 +23,6 @@ import jinja2.nodes
 import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from ..errors import InputError, ModelError
 
@@ -252,7 +251,7 @@ def _special_tokens(settings: Mapping[str, Any], named: Mapping[str, Any]) -> di
 
 
 def _complete(tokenizer: Tokenizer, settings: Mapping[str, Any], special: Mapping[str, Any]) -> None:
-    """Add what only tokenizer_config.json knows: further tokens, and whether BOS and EOS are put around a text."""
+    """Add the tokens that only tokenizer_config.json knows."""
     for index, token in sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
         if tokenizer.token_to_id(token["content"]) is None:
             flags = {k: bool(token.get(k, False)) for k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
@@ -267,16 +266,6 @@ def _complete(tokenizer: Tokenizer, settings: Mapping[str, Any], special: Mappin
     for text in [*named, *special.get("additional_special_tokens", [])]:
         if tokenizer.token_to_id(text) is None:
             tokenizer.add_special_tokens([AddedToken(text, special=True)])
-    if settings.get("add_bos_token") is None and settings.get("add_eos_token") is None:
-        return
-    bos = special.get("bos_token") if settings.get("add_bos_token") else None
-    eos = special.get("eos_token") if settings.get("add_eos_token") else None
-    around = [text for text in (bos, eos) if text]
-    single = f"{bos + ':0 ' if bos else ''}$A:0{' ' + eos + ':0' if eos else ''}"
-    pair = f"{single}{' ' + bos + ':1' if bos else ''} $B:1{' ' + eos + ':1' if eos else ''}"
-    tokenizer.post_processor = TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single=single, pair=pair, special_tokens=[(text, tokenizer.token_to_id(text)) for text in around]
-    )
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ and, up to floating point, in any engine.
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,9 +183,9 @@ def open_engine(
 
 
 def _choose(model: str | Path) -> str:
-    """ "jax" for a folder it can read or that is broken (its error names the broken file), else "transformers"."""
+    """The JAX engine for a folder it can read, or a missing or broken one (its error names the file)."""
     if not Path(model).is_dir():
-        return "transformers" if importlib.util.find_spec("transformers") and "/" in str(model) else "jax"
+        return "transformers" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) else "jax"
     from .llama_folder import UnsupportedModel, read_config
 
     try:
@@ -300,8 +300,8 @@ def uniforms(keys: np.ndarray, step: Any) -> np.ndarray:
     Returns
     -------
     float32 array
-        In [0, 1): the top 24 bits of a threefry word. The token sampled is the first one, in the order of the ids, whose
-        cumulative probability exceeds it.
+        In [0, 1): the top 24 bits of a threefry word. The token sampled is the first one, in the order of the
+        ids, whose cumulative probability exceeds it.
 
     Notes
     -----

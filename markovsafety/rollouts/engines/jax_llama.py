@@ -31,7 +31,7 @@ Params = dict[str, Any]
 Cache = tuple[jax.Array, ...]
 
 
-def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, device: jax.Device) -> Params:
+def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, device: Any) -> Params:
     """Read a checkpoint into parameters on a device: projections transposed, query-key-value and gate-up fused.
 
     Raises
@@ -242,7 +242,8 @@ def decode(
     Parameters
     ----------
     token, position : int array, shape (batch,)
-        The token and where it stands in its row, counted from 0; everything before it is in the cache.
+        The token and where it stands in its row, counted from 0; everything before it is in the cache. Nothing is
+        written for a position beyond the cache.
     cache : tuple of 2 x layers arrays, shape (batch, kv_heads, positions, head_dim)
 
     Returns
@@ -260,8 +261,8 @@ def decode(
     new: list[jax.Array] = []
     for i, p in enumerate(params["layers"]):
         q, k, v = _qkv(p, c, x, angles)
-        keys = cache[2 * i].at[rows, :, position].set(k, mode="promise_in_bounds", unique_indices=True)
-        values = cache[2 * i + 1].at[rows, :, position].set(v, mode="promise_in_bounds", unique_indices=True)
+        keys = cache[2 * i].at[rows, :, position].set(k, mode="drop", unique_indices=True)
+        values = cache[2 * i + 1].at[rows, :, position].set(v, mode="drop", unique_indices=True)
         q = q.reshape(-1, c.kv_heads, c.heads // c.kv_heads, c.head_dim)
         scores = jnp.einsum("bgrd,bgsd->bgrs", q, keys, precision="highest")
         x = _close(p, c, x, _attend(c, scores, visible, "bgrs,bgsd->bgrd", values))

@@ -2,8 +2,8 @@
 
 Read here: Llama 2 and 3, Mistral, Qwen2, Qwen3, with grouped-query attention, explicit head size, biases, query and key
 norms, tied embeddings, and rotary embeddings that are plain, "linear" or "llama3" in either spelling of the config
-(``rope_theta`` and ``rope_scaling``, or ``rope_parameters``). Whatever else a folder asks for is refused by name: a model
-that runs with one option ignored gives wrong probabilities without a word.
+(``rope_theta`` and ``rope_scaling``, or ``rope_parameters``). Whatever else a folder asks for is refused by name: a
+model that runs with one option ignored gives wrong probabilities without a word.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
 def _unsupported(path: Path, what: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"the jax engine does not have {what}",
-        cause=f"{path} asks for it; here are {', '.join(DEFAULTS)}, with silu and plain, linear or llama3 rotary embedding",
+        cause=f"{path} asks for it; here are {', '.join(DEFAULTS)} with silu and plain, linear or llama3 rotation",
         next="use engine='transformers' (pip install 'markovsafety[models]')",
     )
 

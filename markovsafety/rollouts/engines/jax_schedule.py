@@ -1,0 +1,459 @@
+"""The host side of the JAX engine: which rollout sits in which row of which batch, and where its tokens go.
+
+Rollouts that share prompt and prefill share one context, run once; its keys and values are copied to each of its
+rollouts. A worker keeps a few batches of equally many slots, one per cache length. A batch advances by `STEPS` tokens
+at a time; between two advances, ended rollouts leave their slots to waiting ones, and those that outgrow their cache
+move to the next longer one, which advances only when it is full or nothing shorter is left. So almost every row of
+every step belongs to a living rollout, and attention looks at about as many positions as there are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...errors import UntrustedError
+from . import Job, Output, Progress
+from .jax_sampling import Cache, Shape, chunk_program, fill_program, first_program, prefill_program, split_keys
+
+__all__ = ["Plan", "Store", "compile_plan", "make_plan", "not_finite", "pad", "work"]
+
+STEPS = 6
+"""Tokens between two looks at who has ended: fewer waste fewer rows on the ended, more waste less time on looking."""
+SMALL = 50_000_000
+"""Below this many parameters one core runs a step alone, so each core gets its own worker."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Contexts that are run together, and the rollouts that start from them."""
+
+    contexts: np.ndarray
+    rollouts: np.ndarray
+    row: np.ndarray
+    """For each rollout, which of the contexts is its own."""
+    width: int
+    level: int
+    """Index of the cache length it starts in."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a run that is fixed before the first token."""
+
+    job: Job
+    params: Any
+    shape: Shape
+    workers: int
+    lengths: tuple[int, ...]
+    rows: int
+    """Contexts in a block."""
+    contexts: list[np.ndarray]
+    blocks: list[Block]
+    keys: np.ndarray
+    ends: np.ndarray
+    knobs: tuple[Any, ...]
+
+
+def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: int, workers: int) -> Plan:
+    """Choose cache lengths and cut the job into blocks.
+
+    Parameters
+    ----------
+    shape_of : callable
+        The shape of programs for a number of rows.
+    batch : int
+        Largest number of rows of a worker's batch.
+    """
+    contexts, context_of = _contexts(job)
+    sizes = np.array([len(c) for c in contexts])
+    n = len(job)
+    workers = max(1, min(workers, n // 16))
+    batch = min(batch, _power(-(-n // workers)))
+    lengths = _lengths(int(sizes.min()), int(sizes.max()), int(sizes.max()) + job.max_tokens)
+    shape = shape_of(batch)
+    most = int(np.clip(n // (4 * workers), min(batch, 32), 4 * batch))
+    room = (1 << 28) // (4 * max(shape.config.vocab, shape.config.heads * int(sizes.max()) ** 2))
+    rows = int(np.clip(_power(-(-most * len(contexts) // n)), 1, min(64, max(1, room))))
+    ends = np.zeros(shape.config.vocab, bool)
+    ends[list(job.eos_ids)] = True
+    knobs = (ends, member_of(job, shape.config.vocab), np.float32(job.temperature), np.float32(job.top_p))
+    return Plan(
+        job=job,
+        params=params,
+        shape=shape,
+        workers=workers,
+        lengths=lengths,
+        rows=rows,
+        contexts=contexts,
+        blocks=list(_blocks(context_of, sizes, rows, most, lengths)),
+        keys=split_keys(job.keys),
+        ends=ends,
+        knobs=tuple(jax.device_put(knob, shape.device) for knob in knobs),
+    )
+
+
+def _contexts(job: Job) -> tuple[list[np.ndarray], np.ndarray]:
+    """Distinct prompt + forced sequences, shortest first, and the one of each rollout."""
+    found: dict[tuple[int, bytes], int] = {}
+    context_of = np.empty(len(job), np.int64)
+    contexts: list[np.ndarray] = []
+    for i, (prompt, forced) in enumerate(zip(np.asarray(job.prompt_of).tolist(), job.forced)):
+        key = (prompt, np.asarray(forced, np.int32).tobytes())
+        place = found.setdefault(key, len(contexts))
+        if place == len(contexts):
+            contexts.append(np.concatenate([job.prompts[prompt], forced]).astype(np.int32))
+        context_of[i] = place
+    order = np.argsort([len(c) for c in contexts], kind="stable")
+    rank = np.empty(len(contexts), np.int64)
+    rank[order] = np.arange(len(contexts))
+    return [contexts[i] for i in order], rank[context_of]
+
+
+def _power(number: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _lengths(shortest: int, longest: int, total: int) -> tuple[int, ...]:
+    """Cache lengths, each about twice the one before; the last holds the longest rollout."""
+    lengths = [round_up(total, 32)]
+    while len(lengths) < 3:
+        half = round_up(lengths[0] // 2, 16)
+        if half < 32 or half >= lengths[0] or half < round_up(shortest, 16) + STEPS:
+            break
+        lengths.insert(0, half)
+    return tuple(lengths)
+
+
+def _blocks(
+    context_of: np.ndarray, sizes: np.ndarray, rows: int, most: int, lengths: tuple[int, ...]
+) -> Iterator[Block]:
+    """At most `rows` contexts and `most` rollouts each, of one width, shortest first."""
+    order = np.argsort(context_of, kind="stable")
+    widths = np.array([max(16, _power(int(size))) for size in sizes])
+    widths = np.minimum(widths, round_up(int(sizes.max()), 16))
+    at = 0
+    while at < len(order):
+        first = context_of[order[at]]
+        part = order[at : at + most]
+        part = part[(context_of[part] < first + rows) & (widths[context_of[part]] == widths[first])]
+        contexts = np.unique(context_of[part])
+        width, need = int(widths[first]), int(sizes[contexts].max()) + STEPS
+        fits = [i for i, length in enumerate(lengths) if length >= max(need, width)]
+        level = fits[0] if fits else len(lengths) - 1
+        yield Block(contexts, part, np.searchsorted(contexts, context_of[part]).astype(np.int32), width, level)
+        at += len(part)
+
+
+def compile_plan(plan: Plan) -> None:
+    """Compile every program the plan can need, two at a time."""
+    shape, lengths = plan.shape, plan.lengths
+    calls: list[Callable[[], Any]] = [lambda: first_program(shape, plan.rows)]
+    if plan.job.max_tokens > 1:
+        lowest = min(block.level for block in plan.blocks)
+        calls += [lambda length=length: chunk_program(shape, length, STEPS) for length in lengths[lowest:]]
+        for width, level in sorted({(block.width, block.level) for block in plan.blocks}):
+            calls.append(lambda w=width, to=lengths[level]: fill_program(shape, plan.rows, w, to))
+        for short, long in zip(lengths[lowest:], lengths[lowest + 1 :]):
+            calls.append(lambda a=short, b=long: fill_program(shape, shape.batch, a, b))
+    for width in sorted({block.width for block in plan.blocks}):
+        calls.append(lambda w=width: prefill_program(shape, plan.rows, w))
+    with ThreadPoolExecutor(min(4, cores())) as pool:
+        for future in [pool.submit(call) for call in calls]:
+            future.result()
+
+
+def member_of(job: Job, vocab: int) -> np.ndarray:
+    """Which token belongs to which class, shape (vocab, classes)."""
+    member = np.zeros((vocab, len(job.classes)), np.float32)
+    for column, ids in enumerate(job.classes.values()):
+        member[np.asarray(ids, dtype=np.int64), column] = 1
+    return member
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where sampled values go: one row of `max_tokens` per rollout, filled from the left.
+
+    Parameters
+    ----------
+    length : int array, shape (n,)
+        Sampled tokens of each rollout that has ended; 0 before.
+    values : dict of name -> array, shape (n * max_tokens,) or (n * max_tokens, classes)
+        "token", "logprob", and "processed" and "mass" where asked for.
+    """
+
+    length: np.ndarray
+    values: dict[str, np.ndarray]
+
+    @classmethod
+    def empty(cls, job: Job) -> Store:
+        n = len(job) * job.max_tokens
+        values = {"token": np.empty(n, np.int32), "logprob": np.empty(n, np.float32)}
+        if job.processed and not job.raw:
+            values["processed"] = np.empty(n, np.float32)
+        if job.classes:
+            values["mass"] = np.empty((n, len(job.classes)), np.float32)
+        return cls(np.zeros(len(job), np.int64), values)
+
+    def output(self, job: Job, info: dict[str, Any]) -> Output:
+        """Forced and sampled tokens joined, one array per rollout; nothing at all for rollouts that have not ended."""
+        forced = np.array([len(f) for f in job.forced], np.int64) * (self.length > 0)
+        ends = np.cumsum(forced + self.length)
+        starts = ends - forced - self.length
+        sampled = np.arange(job.max_tokens) < self.length[:, None]
+        # where each sampled value goes in the joined array: its rollout's start, its prefill, its own index
+        target = np.broadcast_to((starts + forced)[:, None] + np.arange(job.max_tokens), sampled.shape)[sampled]
+        total = int(ends[-1]) if len(ends) else 0
+        cuts = list(zip(starts.tolist(), ends.tolist()))
+
+        def join(values: np.ndarray, blank: Any) -> list[np.ndarray]:
+            flat = np.full(total, blank, values.dtype)
+            flat[target] = values.reshape(sampled.shape)[sampled]
+            return [flat[a:b] for a, b in cuts]
+
+        tokens = join(self.values["token"], 0)
+        for row in np.flatnonzero(forced):
+            tokens[row][: forced[row]] = job.forced[row]
+        mass = {name: join(self.values["mass"][:, c], np.nan) for c, name in enumerate(job.classes)}
+        processed = join(self.values["processed"], np.nan) if "processed" in self.values else None
+        return Output(tokens, join(self.values["logprob"], np.nan), processed, mass, info)
+
+
+@dataclass
+class Batch:
+    """Slots of one cache length, and who sits in them; changes as rollouts come and go."""
+
+    length: int
+    cache: Cache
+    rollout: np.ndarray
+    """Index of the rollout in each slot, -1 if free."""
+    token: np.ndarray
+    position: np.ndarray
+    count: np.ndarray
+
+    def seat(self, slots: np.ndarray, rollout: Any, token: Any, position: Any, count: Any) -> None:
+        self.rollout[slots], self.token[slots], self.position[slots], self.count[slots] = (
+            rollout,
+            token,
+            position,
+            count,
+        )
+
+    def free(self) -> np.ndarray:
+        return np.flatnonzero(self.rollout < 0)
+
+
+@dataclass
+class Waiting:
+    """Rollouts of a block that have their first token and wait for a slot."""
+
+    source: Cache
+    block: Block
+    rollout: np.ndarray
+    row: np.ndarray
+    token: np.ndarray
+    position: np.ndarray
+
+
+@dataclass
+class Worker:
+    """One thread's batches."""
+
+    plan: Plan
+    store: Store
+    report: Callable[[int, int], None]
+    batches: list[Batch]
+    waiting: Waiting | None = None
+    steps: int = field(default=0)
+
+
+def work(plan: Plan, store: Store, progress: Progress | None) -> int:
+    """Sample every rollout of the plan into the store; the number of rows computed, used or not.
+
+    Raises
+    ------
+    UntrustedError
+        Logits that are not finite.
+    """
+    lock, stop = threading.Lock(), threading.Event()
+    blocks = iter(plan.blocks)
+
+    def take() -> Block | None:
+        with lock:
+            return next(blocks, None)
+
+    def report(rollouts: int, tokens: int) -> None:
+        if progress is not None and (rollouts or tokens):
+            with lock:
+                progress(rollouts, tokens)
+
+    def one() -> int:
+        worker = Worker(plan, store, report, [_batch(plan, length) for length in plan.lengths])
+        try:
+            while not stop.is_set() and (level := _admit(worker, take)) is not None:
+                _advance(worker, level)
+        except BaseException:
+            stop.set()
+            raise
+        return worker.steps * plan.shape.batch
+
+    if plan.workers == 1:
+        return one()
+    with ThreadPoolExecutor(plan.workers) as pool:
+        futures = [pool.submit(one) for _ in range(plan.workers)]
+        try:
+            return sum(future.result() for future in futures)
+        finally:
+            stop.set()
+
+
+def _batch(plan: Plan, length: int) -> Batch:
+    c, size = plan.shape.config, plan.shape.batch
+    shape, dtype = (size, c.kv_heads, length, c.head_dim), jnp.dtype(plan.shape.dtype)
+    cache = tuple(jnp.zeros(shape, dtype, device=plan.shape.device) for _ in range(2 * c.layers))
+    token, position, count = np.zeros((3, size), np.int32)
+    return Batch(length, cache, np.full(size, -1), token, position, count)
+
+
+def _admit(worker: Worker, take: Callable[[], Block | None]) -> int | None:
+    """Seat waiting rollouts, beginning new blocks as needed; the batch to advance next, None when all is done."""
+    while True:
+        if worker.waiting is None:
+            block = take()
+            if block is None:
+                living = [i for i, batch in enumerate(worker.batches) if (batch.rollout >= 0).any()]
+                return living[0] if living else None
+            worker.waiting = _begin(worker, block)
+            continue
+        wait = worker.waiting
+        level = wait.block.level
+        batch = worker.batches[level]
+        slots = batch.free()[: len(wait.rollout)]
+        if len(slots) == 0:
+            return level
+        n = len(slots)
+        _copy(worker, batch, wait.source, wait.row[:n], slots, worker.plan.rows, wait.block.width)
+        batch.seat(slots, wait.rollout[:n], wait.token[:n], wait.position[:n], 1)
+        rest = [array[n:] for array in (wait.rollout, wait.row, wait.token, wait.position)]
+        worker.waiting = Waiting(wait.source, wait.block, *rest) if len(rest[0]) else None
+
+
+def _copy(
+    worker: Worker, batch: Batch, source: Cache, rows: np.ndarray, slots: np.ndarray, size: int, width: int
+) -> None:
+    plan = worker.plan
+    index, to = np.zeros(plan.shape.batch, np.int32), np.full(plan.shape.batch, plan.shape.batch, np.int32)
+    index[: len(rows)], to[: len(slots)] = rows, slots
+    batch.cache = fill_program(plan.shape, size, width, batch.length)(batch.cache, source, index, to)
+
+
+def _begin(worker: Worker, block: Block) -> Waiting | None:
+    """Run the contexts of a block and draw the first token of each of its rollouts."""
+    plan, size = worker.plan, worker.plan.shape.batch
+    tokens, lengths = pad([plan.contexts[c] for c in block.contexts], plan.rows, block.width)
+    logits, source = prefill_program(plan.shape, plan.rows, block.width)(plan.params, tokens, lengths)
+    first = first_program(plan.shape, plan.rows)
+    drawn, alive = [], []
+    for at in range(0, len(block.rollouts), size):
+        rollout, row = block.rollouts[at : at + size], np.zeros(size, np.int32)
+        row[: len(rollout)] = block.row[at : at + size]
+        keys = plan.keys[np.resize(rollout, size)]
+        records = jax.tree.map(np.asarray, first(logits, row, keys, *plan.knobs[1:]))
+        seats = np.full(size, -1)
+        seats[: len(rollout)] = rollout
+        ended, _ = _record(worker, records, seats, np.zeros(size, np.int64))
+        drawn.append(records["token"][0, : len(rollout)])
+        alive.append(~ended[: len(rollout)])
+    keep = np.concatenate(alive)
+    if not keep.any():
+        return None
+    row = block.row[keep]
+    return Waiting(source, block, block.rollouts[keep], row, np.concatenate(drawn)[keep], lengths[row])
+
+
+def _advance(worker: Worker, level: int) -> None:
+    """Sample up to `STEPS` tokens for each row of a batch, then move on those that need a longer cache."""
+    plan, batch = worker.plan, worker.batches[level]
+    left = np.where(batch.rollout >= 0, plan.job.max_tokens - batch.count, 0)
+    row = np.stack([batch.token, batch.position, batch.count, left]).astype(np.int32)
+    program = chunk_program(plan.shape, batch.length, STEPS)
+    batch.cache, records = program(plan.params, batch.cache, row, plan.keys[batch.rollout], *plan.knobs)
+    records = jax.tree.map(np.asarray, records)
+    worker.steps += STEPS
+    ended, size = _record(worker, records, batch.rollout, batch.count)
+    batch.token = records["token"][-1].copy()
+    batch.position += size
+    batch.count += size
+    batch.rollout[ended] = -1
+    if level + 1 < len(worker.batches):
+        _promote(worker, level)
+
+
+def _promote(worker: Worker, level: int) -> None:
+    batch, longer = worker.batches[level], worker.batches[level + 1]
+    stuck = np.flatnonzero((batch.rollout >= 0) & (batch.position + STEPS > batch.length))
+    while len(stuck):
+        slots = longer.free()[: len(stuck)]
+        if len(slots) == 0:
+            _advance(worker, level + 1)
+            continue
+        move, stuck = stuck[: len(slots)], stuck[len(slots) :]
+        _copy(worker, longer, batch.cache, move, slots, worker.plan.shape.batch, batch.length)
+        longer.seat(slots, batch.rollout[move], batch.token[move], batch.position[move], batch.count[move])
+        batch.rollout[move] = -1
+
+
+def _record(
+    worker: Worker, records: dict[str, np.ndarray], rollout: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Store what the rows sampled; which of them ended, and how many tokens each took."""
+    job, store = worker.plan.job, worker.store
+    token = records["token"]
+    step, living = np.arange(len(token))[:, None], rollout >= 0
+    stops = worker.plan.ends[token] | (count + step + 1 >= job.max_tokens)
+    ended = stops.any(0) & living
+    size = np.where(living, np.where(ended, stops.argmax(0) + 1, len(token)), 0)
+    used = step < size
+    if not records["finite"][used].all():
+        raise not_finite()
+    place = (rollout * job.max_tokens + count + step)[used]
+    for name, values in store.values.items():
+        values[place] = records[name][used]
+    store.length[rollout[ended]] = (count + size)[ended]
+    worker.report(int(ended.sum()), int(used.sum()))
+    return ended, size
+
+
+def pad(rows: list[np.ndarray], size: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows padded on the right into (size, width), and their lengths; spare rows have length 1."""
+    tokens, lengths = np.zeros((size, width), np.int32), np.ones(size, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], lengths[i] = row, len(row)
+    return tokens, lengths
+
+
+def not_finite() -> UntrustedError:
+    return UntrustedError(
+        "the model's logits are not finite",
+        cause="weights that overflow, or a precision too low for this model",
+        next="try dtype='float32', or another checkpoint",
+    )

@@ -1,0 +1,544 @@
+"""The JAX engine: its numbers against transformers, its sampler against exact laws, its batching against one rollout at
+a time, and every kind of broken folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from markovsafety.errors import InputError, ModelError, UntrustedError
+from markovsafety.rollouts.engines import Engine, Job, check_job, open_engine, rollout_keys, uniforms
+from markovsafety.rollouts.engines.llama_folder import UnsupportedModel, read_config, read_weights
+
+VOCAB, CONTEXT, EOS = 61, 128, 2
+BASE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": EOS,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
+FAMILIES = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "llama-biases": (
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1, "rms_norm_eps": 1e-3},
+    ),
+    "llama-linear": ("llama", {"rope_parameters": LINEAR}),
+    "llama-llama3": ("llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 12}),
+    "mistral-window": ("mistral", {"sliding_window": CONTEXT}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+}
+
+
+def write_tokenizer(folder: Path, vocab: int = VOCAB) -> None:
+    names = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(4, vocab))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<pad>", "<bos>", "<eos>", "<unk>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>", "eos_token": "<eos>"}))
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory):
+    """A random model of a family, made by transformers and saved: (folder, the torch model)."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+
+    @lru_cache
+    def make(name: str):
+        kind, options = FAMILIES[name]
+        config = transformers.AutoConfig.for_model(kind, **{**BASE, **options})
+        torch.manual_seed(len(name))
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():  # norms and biases start at 1 and 0, where a mistake would not show
+            for key, value in model.named_parameters():
+                if "norm" in key or key.endswith("bias"):
+                    value.add_(torch.randn_like(value) * 0.3)
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder)
+        write_tokenizer(folder)
+        return folder, model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine(family):
+    return open_engine("jax", family("llama")[0], batch_size=16)
+
+
+def torch_logits(model, tokens, **kwargs) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return model(torch.as_tensor(np.asarray(tokens), dtype=torch.long), **kwargs).logits.numpy()
+
+
+def job_of(contexts, repeat, *, seed=0, forced=None, max_tokens=24, **options) -> Job:
+    n = len(contexts) * repeat
+    forced = [np.zeros(0, np.int32)] * n if forced is None else forced
+    prompts = [np.asarray(c, np.int32) for c in contexts]
+    options = {"eos_ids": (EOS,), **options}
+    return Job(prompts, np.arange(n) % len(prompts), forced, rollout_keys(seed, np.arange(n)), max_tokens, **options)
+
+
+def random_contexts(count, low, high, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(4, VOCAB, rng.integers(low, high + 1)).astype(np.int32) for _ in range(count)]
+
+
+# -- the model's numbers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_agree_with_transformers(family, name):
+    """Whole sequences padded on either side, and 40 cached steps behind prompts of different lengths, within 1e-4."""
+    import jax
+    import torch
+
+    from markovsafety.rollouts.engines import jax_llama
+
+    folder, model = family(name)
+    config = read_config(folder)
+    params = jax_llama.load_params(folder, config, np.float32, jax.devices("cpu")[0])
+    rng = np.random.default_rng(0)
+    lengths = np.array([3, 11, 7])
+    tokens = rng.integers(4, VOCAB, (3, 51)).astype(np.int32)
+    truth = torch_logits(model, tokens)
+    scale = np.abs(truth).max()
+    assert scale > 2  # else agreement would say little
+    mine = jax.jit(lambda t: jax_llama.forward(params, config, t))(tokens)
+    np.testing.assert_allclose(mine, truth, atol=1e-4)
+
+    padded = np.zeros((3, 11), np.int32)
+    for row, length in enumerate(lengths):
+        padded[row, 11 - length :] = tokens[row, :length]
+    mask = (np.arange(11) >= 11 - lengths[:, None]).astype(np.int64)
+    left = jax.jit(lambda t, n: jax_llama.forward(params, config, t, n, left=True))(padded, lengths)
+    theirs = torch_logits(
+        model,
+        padded,
+        attention_mask=torch.as_tensor(mask),
+        position_ids=torch.as_tensor(np.maximum(mask.cumsum(1) - 1, 0)),
+    )
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(left[row, 11 - length :], truth[row, :length], atol=1e-4)
+        np.testing.assert_allclose(left[row, 11 - length :], theirs[row, 11 - length :], atol=1e-4)
+
+    right = np.where(np.arange(11) < lengths[:, None], tokens[:, :11], 5).astype(np.int32)
+    logits, cache = jax.jit(lambda t, n: jax_llama.prefill(params, config, t, n))(right, lengths)
+    np.testing.assert_allclose(logits, truth[np.arange(3), lengths - 1], atol=1e-4)
+    cache = tuple(np.pad(x, ((0, 0), (0, 0), (0, 53), (0, 0)), constant_values=9.0) for x in cache)
+    step = jax.jit(lambda t, p, c: jax_llama.decode(params, config, t, p, c))
+    for i in range(40):
+        at = lengths + i
+        logits, cache = step(tokens[np.arange(3), at], at.astype(np.int32), cache)
+        np.testing.assert_allclose(logits, truth[np.arange(3), at], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama-linear", "llama-llama3"])
+def test_both_spellings_of_rotary_scaling(family, tmp_path, name):
+    folder, _ = family(name)
+    raw = json.loads((folder / "config.json").read_text())
+    rope = raw.pop("rope_parameters")
+    old = {**raw, "rope_theta": rope.pop("rope_theta"), "rope_scaling": {**rope, "type": rope["rope_type"]}}
+    del old["rope_scaling"]["rope_type"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_config(tmp_path) == read_config(folder)
+    assert read_config(tmp_path).inv_freq != read_config(family("llama")[0]).inv_freq
+
+
+def test_shards_and_half_precision_files_load(family, tmp_path):
+    import transformers
+
+    folder, model = family("llama")
+    whole = read_weights(folder, read_config(folder))
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    parts = read_weights(tmp_path, read_config(tmp_path))
+    assert whole.keys() == parts.keys()
+    assert all(np.array_equal(whole[k], parts[k]) for k in whole)
+    half = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+    half.save_pretrained(tmp_path / "half")
+    write_tokenizer(tmp_path / "half")
+    engine = open_engine("jax", tmp_path / "half", dtype="bfloat16")
+    assert {x.dtype.name for x in engine.params["layers"][0].values()} == {"bfloat16"}
+
+
+# -- random numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_uniforms_are_threefry():
+    """Known answer of Random123 (threefry2x32, 20 rounds, all zero), and JAX's own generator elsewhere."""
+    import jax.numpy as jnp
+    from jax.extend.random import threefry_2x32
+
+    from markovsafety.rollouts.engines.jax_sampling import _uniforms, split_keys
+
+    assert uniforms(np.uint64(0), 0) == (0x6B200159 >> 8) * 2.0**-24
+    keys = rollout_keys(5, np.arange(50), np.arange(50) % 7)
+    for step in (0, 1, 63, 2**31):
+        count = jnp.array([step, 0], jnp.uint32)
+        theirs = [int(threefry_2x32(jnp.asarray(k), count)[0]) >> 8 for k in split_keys(keys)[:5]]
+        assert np.array_equal(uniforms(keys[:5], step) * 2**24, theirs)
+        assert np.array_equal(_uniforms(split_keys(keys), jnp.full(50, step, jnp.uint32)), uniforms(keys, step))
+
+
+def test_keys_are_distinct_and_belong_to_their_coordinates():
+    grid = rollout_keys(3, np.arange(40)[:, None], np.arange(50))
+    assert len(np.unique(grid)) == grid.size
+    assert grid[7, 9] == rollout_keys(3, 7, 9) != rollout_keys(3, 9, 7)
+    assert rollout_keys(4, 7, 9) != grid[7, 9]
+    assert not np.any(rollout_keys(3, np.arange(40)) == grid[:, 0])
+
+
+# -- the sampler ------------------------------------------------------------------------------------------------------
+
+
+def softmax(logits, temperature=1.0, top_p=1.0):
+    """Float64 law after temperature and top_p, and the raw one."""
+    raw = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    raw /= raw.sum(-1, keepdims=True)
+    law = raw ** (1 / temperature)
+    law /= law.sum(-1, keepdims=True)
+    order = np.argsort(-law, axis=-1, kind="stable")
+    falling = np.take_along_axis(law, order, -1)
+    keep = np.zeros(law.shape, bool)
+    np.put_along_axis(keep, order, falling.cumsum(-1) - falling < top_p, -1)
+    law = np.where(keep, law, 0)
+    return law / law.sum(-1, keepdims=True), raw
+
+
+def chi_square(counts, expected, alarm=1e-9):
+    """Pearson's statistic below the quantile with false-alarm rate `alarm`; cells below 10 expected are pooled."""
+    assert counts[expected == 0].sum() == 0
+    small = expected < 10
+    counts = np.append(counts[~small], counts[small].sum())
+    expected = np.append(expected[~small], max(expected[small].sum(), 1e-300))
+    if expected[-1] < 10:  # too little even together: join it to a large cell
+        counts, expected = np.append(counts[:-2], counts[-2:].sum()), np.append(expected[:-2], expected[-2:].sum())
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert statistic < chi2.isf(alarm, len(expected) - 1), (statistic, len(expected) - 1)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (0.8, 0.9), (1.0, 0.6)])
+def test_frequencies_follow_the_exact_law(family, engine, temperature, top_p):
+    """First tokens and pairs of tokens, 20,000 rollouts; two chi-square tests of 1e-9 each make an alarm of 2e-9."""
+    _, model = family("llama")
+    n, some = 20_000, random_contexts(20, 5, 5)
+    context = min(some, key=lambda c: torch_logits(model, c[None])[0, -1].max())  # many tokens have a chance
+    job = job_of([context], n, seed=11, max_tokens=2, temperature=temperature, top_p=top_p)
+    tokens = engine.run(dataclasses.replace(job, eos_ids=(), processed=False)).tokens
+    pairs = np.array(tokens)
+    first, _ = softmax(torch_logits(model, context[None])[0, -1], temperature, top_p)
+    both = np.concatenate([np.tile(context, (VOCAB, 1)), np.arange(VOCAB)[:, None]], axis=1)
+    second, _ = softmax(torch_logits(model, both)[:, -1], temperature, top_p)
+    assert first.max() < 0.9
+    chi_square(np.bincount(pairs[:, 0], minlength=VOCAB), n * first)
+    cells = np.bincount(pairs[:, 0] * VOCAB + pairs[:, 1], minlength=VOCAB**2)
+    chi_square(cells, n * (first[:, None] * second).ravel())
+
+
+def reference(model, job: Job, rollout: int):
+    """One rollout sampled alone with torch's logits: tokens, raw and processed log-probabilities, class masses."""
+    ids = [*job.prompts[job.prompt_of[rollout]].tolist(), *job.forced[rollout].tolist()]
+    tokens, raw, processed, mass = [], [], [], []
+    for step in range(job.max_tokens):
+        logits = torch_logits(model, [ids])[0, -1]
+        if job.temperature == 0:
+            law, full = np.eye(VOCAB)[logits.argmax()], softmax(logits)[1]
+        else:
+            law, full = softmax(logits, job.temperature, job.top_p)
+        token = int(np.searchsorted(law.cumsum(), uniforms(job.keys[rollout], step) * law.sum(), side="right"))
+        tokens.append(token)
+        raw.append(np.log(full[token]))
+        processed.append(np.log(law[token]))
+        mass.append([full[np.asarray(c)].sum() for c in job.classes.values()])
+        ids.append(token)
+        if token in job.eos_ids:
+            break
+    return tokens, raw, processed, mass
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8), (0.0, 1.0)])
+def test_each_rollout_is_what_its_key_says(family, engine, temperature, top_p):
+    """Contexts of 2 to 44 tokens, caches of several lengths, slots refilled: the same as one rollout at a time.
+
+    Tokens are compared exactly: float32 moves a cumulative sum by about 1e-6, so one token in a million could differ,
+    and the seed is fixed. Recorded values carry the float32 of the logits (1e-4), not of the sampler.
+    """
+    _, model = family("llama")
+    contexts = random_contexts(9, 2, 30, seed=4)
+    forced = [np.arange(4, 4 + (i % 3) * 7, dtype=np.int32) for i in range(54)]
+    classes = {"odd": np.arange(5, VOCAB, 2), "eos": np.array([EOS])}
+    job = job_of(contexts, 6, forced=forced, max_tokens=60, temperature=temperature, top_p=top_p, classes=classes)
+    output = engine.run(job)
+    assert output.info["workers"] == 1 or output.info["batch"] < len(job)
+    for i in range(0, 54, 1 if temperature == 1 else 5):
+        tokens, raw, processed, mass = reference(model, job, i)
+        skip = len(forced[i])
+        assert output.tokens[i].tolist() == [*forced[i], *tokens]
+        assert np.isnan(output.logprob[i][:skip]).all()
+        np.testing.assert_allclose(output.logprob[i][skip:], raw, atol=1e-4)
+        if job.raw:
+            assert output.logprob_processed is None
+        else:
+            np.testing.assert_allclose(output.logprob_processed[i][skip:], processed, atol=3e-4)
+        for c, name in enumerate(classes):
+            assert np.isnan(output.mass[name][i][:skip]).all()
+            np.testing.assert_allclose(output.mass[name][i][skip:], np.array(mass)[:, c], atol=1e-4)
+    assert len({len(t) for t in output.tokens}) > 3 or temperature == 0
+
+
+def test_batch_shard_and_order_change_nothing(family, engine):
+    contexts = random_contexts(7, 2, 40, seed=2)
+    job = job_of(contexts, 30, max_tokens=50)
+    whole = engine.run(job)
+    other = open_engine("jax", family("llama")[0], batch_size=48, workers=3).run(job)
+    part = np.random.default_rng(0).permutation(len(job))[:70]
+    shard = dataclasses.replace(
+        job, prompt_of=job.prompt_of[part], forced=[job.forced[i] for i in part], keys=job.keys[part]
+    )
+    few = engine.run(shard)
+    assert other.info["workers"] == 3
+    assert all(np.array_equal(a, b) for a, b in zip(whole.tokens, other.tokens))
+    assert all(np.array_equal(whole.tokens[i], few.tokens[k]) for k, i in enumerate(part))
+    assert any(not np.array_equal(a, b) for a, b in zip(whole.tokens, engine.run(job_of(contexts, 30, seed=1)).tokens))
+
+
+def test_endings(engine):
+    """An answer ends at its first end-of-sequence id or at max_tokens, and never holds anything after."""
+    job = job_of(random_contexts(5, 3, 9), 20, max_tokens=7, eos_ids=(EOS, 9, 30))
+    seen = []
+    output = engine.run(job, lambda rollouts, tokens: seen.append((rollouts, tokens)))
+    for tokens in output.tokens:
+        ends = np.isin(tokens, job.eos_ids)
+        assert not ends[:-1].any()
+        assert len(tokens) == 7 or ends[-1]
+    assert {len(t) for t in output.tokens} > {1, 7}
+    assert tuple(np.sum(seen, axis=0)) == (100, output.info["sampled_tokens"]) == (100, sum(map(len, output.tokens)))
+    one = engine.run(dataclasses.replace(job, max_tokens=1))
+    assert all(t.tolist() == w[:1].tolist() for t, w in zip(one.tokens, output.tokens))
+    empty = engine.run(job_of([], 0))
+    assert empty.tokens == []
+
+
+def test_score_gives_the_recorded_numbers(family, engine):
+    contexts = random_contexts(4, 2, 20, seed=8)
+    forced = [np.arange(4, 4 + i % 5, dtype=np.int32) for i in range(20)]
+    job = job_of(contexts, 5, forced=forced, classes={"low": np.arange(20)})
+    sampled = engine.run(job)
+    scored = engine.score(job, sampled.tokens)
+    for i in range(20):
+        np.testing.assert_allclose(scored.logprob[i], sampled.logprob[i], atol=1e-4)
+        np.testing.assert_allclose(scored.mass["low"][i], sampled.mass["low"][i], atol=1e-4)
+    assert all(np.isnan(x[: len(f)]).all() for x, f in zip(scored.logprob, forced))
+
+
+def test_bfloat16_samples_nearly_the_same_law(family, engine):
+    """Three digits of bfloat16 move log-probabilities by a tenth, not by one."""
+    job = job_of(random_contexts(4, 4, 9), 8, max_tokens=6)
+    short = open_engine("jax", family("llama")[0], dtype="bfloat16", batch_size=16)
+    output = short.run(job)
+    exact = engine.score(job, output.tokens)
+    gap = np.concatenate(output.logprob) - np.concatenate(exact.logprob)
+    assert 1e-4 < np.abs(gap).max() < 0.5
+    assert short.describe()["dtype"] == "bfloat16"
+
+
+def test_describe_and_protocol(engine):
+    assert isinstance(engine, Engine)
+    facts = json.loads(json.dumps(engine.describe()))
+    assert facts["engine"] == "jax"
+    assert facts["versions"]["jax"]
+    assert len(facts["tokenizer_hash"]) == 64
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_logits_that_are_not_finite_keep_what_was_sampled(family, tmp_path):
+    """One context overflows, another does not: the error carries the finished rollouts."""
+    from safetensors.numpy import load_file, save_file
+
+    folder, model = family("llama")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    contexts = random_contexts(2, 6, 6)
+    import torch
+
+    with torch.inference_mode():
+        states = [
+            model.model(torch.as_tensor(c[None], dtype=torch.long)).last_hidden_state[0, -1].numpy() for c in contexts
+        ]
+    weights = load_file(folder / "model.safetensors")
+    push = states[1] - states[0] * (states[1] @ states[0]) / (states[0] @ states[0])
+    weights["lm_head.weight"][40] = -states[0] / np.linalg.norm(states[0]) * 3e37 + push / np.linalg.norm(push) * 3e38
+    save_file(weights, tmp_path / "model.safetensors")
+    engine = open_engine("jax", tmp_path, batch_size=8, workers=1)
+    assert len(engine.run(job_of(contexts[:1], 40, max_tokens=1)).tokens[0]) == 1
+    job = job_of(contexts, 40, max_tokens=1)
+    with pytest.raises(UntrustedError, match="not finite") as caught:
+        engine.run(job)
+    lengths = np.array([len(t) for t in caught.value.partial.tokens])
+    assert (lengths[1::2] == 0).all()
+    assert lengths[::2].sum() > 0
+
+
+BROKEN = {
+    "no folder": (lambda f: shutil.rmtree(f), "is not a folder"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+    "half a config": (lambda f: (f / "config.json").write_text('{"model_type": "ll'), "config.json is not JSON"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "half a tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text('{"version"'),
+        "tokenizer.json is not a tokenizer",
+    ),
+    "tokenizer of another model": (lambda f: write_tokenizer(f, 70), "ids up to 69, the model a vocabulary of 61"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "half the weights": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-999]),
+        "model.safetensors cannot be read",
+    ),
+    "no bytes": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),
+    "a missing shard": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
+        "model-2.safetensors is missing",
+    ),
+    "half an index": (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not an index"),
+    "no vocab_size": (lambda f: edit(f, vocab_size=None), "does not say vocab_size"),
+    "another width": (lambda f: edit(f, intermediate_size=50), r"has shape \(32, 48\), config.json says \(32, 50\)"),
+    "another depth": (lambda f: edit(f, num_hidden_layers=3), "the weights lack model.layers.2.* and 8 more"),
+    "NaN": (lambda f: poison(f), "model.norm.weight holds NaN"),
+}
+
+
+def edit(folder: Path, **values) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **values}))
+
+
+def poison(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = np.nan
+    save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_folders_are_named(family, tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(family("llama")[0], folder)
+    damage, message = BROKEN[name]
+    damage(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        open_engine("jax", folder)
+    assert not isinstance(caught.value, UnsupportedModel)
+    assert caught.value.next
+
+
+UNSUPPORTED = {
+    "gpt_neox": {"model_type": "gpt_neox"},
+    "LlamaForSequenceClassification": {"architectures": ["LlamaForSequenceClassification"]},
+    "'gelu'": {"hidden_act": "gelu"},
+    "quantised": {"quantization_config": {"bits": 4}},
+    "experts": {"num_experts": 8},
+    "'yarn'": {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
+    "partial_rotary_factor": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    "per kind of layer": {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+    "bias": {"attention_bias": False},
+}
+
+
+@pytest.mark.parametrize("what", UNSUPPORTED)
+def test_other_models_are_refused_by_name(family, tmp_path, what):
+    shutil.copytree(family("llama-biases" if what == "bias" else "llama")[0], tmp_path, dirs_exist_ok=True)
+    edit(tmp_path, **UNSUPPORTED[what])
+    with pytest.raises(UnsupportedModel, match=what) as caught:
+        open_engine("jax", tmp_path)
+    assert "transformers" in caught.value.next
+
+
+def test_sliding_window(family, tmp_path):
+    shutil.copytree(family("mistral")[0], tmp_path, dirs_exist_ok=True)
+    edit(tmp_path, sliding_window=20)
+    engine = open_engine("jax", tmp_path)
+    fits = job_of([np.arange(4, 14)], 1, max_tokens=10)
+    assert len(engine.run(fits).tokens[0]) <= 10
+    with pytest.raises(InputError, match="sliding window of 20"):
+        engine.run(dataclasses.replace(fits, max_tokens=11))
+    edit(tmp_path, model_type="qwen2", use_sliding_window=False)
+    assert read_config(tmp_path).window is None
+    edit(tmp_path, layer_types=["full_attention", "sliding_attention"])
+    assert read_config(tmp_path).window == 20
+
+
+JOBS = {
+    "leave no room for 120": {"max_tokens": 120},
+    "prefill ends the turn": {"forced": [np.array([5, EOS])]},
+    "ends the turn: rollout 0 forces the id 7": {"forced": [np.array([5, 7])], "end_ids": (7,)},
+    "holds the id 61": {"prompts": [np.array([4, 61])]},
+    "holds the id -1": {"prompts": [np.array([4, -1])]},
+    "a prefill holds the id 99": {"forced": [np.array([99])]},
+    "'harm' holds the id 70": {"classes": {"harm": np.array([70])}},
+    "no tokens": {"prompts": [np.zeros(0, np.int32)]},
+    "max_tokens is 0": {"max_tokens": 0},
+    "temperature is -1": {"temperature": -1},
+    "temperature is nan": {"temperature": float("nan")},
+    "top_p is 0": {"top_p": 0},
+    "top_p is 1.5": {"top_p": 1.5},
+    "prompt_of points": {"prompt_of": np.array([1])},
+    "2 keys": {"keys": np.arange(2)},
+}
+
+
+@pytest.mark.parametrize("message", JOBS)
+def test_jobs_that_do_not_fit(message):
+    good = job_of([np.arange(4, 14)], 1)
+    check_job(good, VOCAB, CONTEXT)
+    with pytest.raises(InputError, match=message):
+        check_job(dataclasses.replace(good, **JOBS[message]), VOCAB, CONTEXT)
+
+
+def test_engines_devices_and_dtypes_by_name(family, tmp_path):
+    folder, _ = family("llama")
+    assert open_engine("auto", folder).name == "jax"
+    with pytest.raises(InputError, match="no engine 'vllm'"):
+        open_engine("vllm", folder)
+    with pytest.raises(InputError, match="no dtype 'float16'"):
+        open_engine("jax", folder, dtype="float16")
+    with pytest.raises(InputError, match="no device 'abacus'"):
+        open_engine("jax", folder, device="abacus")
+    assert open_engine("jax", folder, device="cpu:0").device.platform == "cpu"
+    with pytest.raises(ModelError, match="is not a folder"):
+        open_engine("auto", tmp_path / "nothing")
