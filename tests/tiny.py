@@ -43,6 +43,7 @@ def _save(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    names["tokenizer_class"] = "PreTrainedTokenizerFast"
     (folder / "tokenizer_config.json").write_text(json.dumps({**names, **settings}))
     return folder
 
@@ -106,3 +107,20 @@ def table_engine(folder: Path, **options: Any) -> TableEngine:
 
 def untrusted(partial: Any = None) -> UntrustedError:
     return UntrustedError("logits became NaN", cause="a test", next="nothing", partial=partial)
+
+
+def random_model(folder: Path, kind: str = "qwen2", seed: int = 0, **options: Any) -> Path:
+    """Write a random causal language model over the words, with its tokenizer, and return the folder."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": 0}
+    more = {"vocab_size": len(WORDS), "max_position_embeddings": 64, "initializer_range": 0.5}
+    if kind in ("qwen2", "llama"):
+        more["num_key_value_heads"] = 1
+    config = transformers.AutoConfig.for_model(kind, **{**sizes, **ends, **more, **options})
+    torch.manual_seed(seed)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return word_tokenizer(folder)

@@ -178,7 +178,8 @@ def _check_deepest(plan: Plan, opened: Engine) -> None:
 
 def _provenance(model: Any, opened: Engine, asked: Asked, sampling: dict[str, Any]) -> dict[str, Any]:
     described = opened.describe() if hasattr(opened, "describe") else {}
-    told = {key: value for key, value in described.items() if key not in ("model", "weights", "template", "versions")}
+    elsewhere = {"engine", "model", "weights", "versions", "template_hash", "tokenizer_hash"}
+    told = {key: value for key, value in described.items() if key not in elsewhere}
     name = str(model) if isinstance(model, str | Path) else str(described.get("model") or opened.name)
     folder = Path(name) if Path(name).is_dir() else None
     raw = sampling["temperature"] == 1.0 and sampling["top_p"] == 1.0

@@ -84,7 +84,7 @@ class TransformersEngine:
             "revision": getattr(self.model.config, "_commit_hash", None),
             "architecture": type(self.model).__name__,
             "weights": weights_hash(self.path) if Path(self.path).is_dir() else None,
-            "template": self.tokenizer.hashes(),
+            **{f"{name}_hash": value for name, value in self.tokenizer.hashes().items()},
             "dtype": self.dtype,
             "device": str(self.device),
             "batch_size": self.batch_size,
@@ -376,6 +376,8 @@ def _template(name: str, loaded: Any, revision: str | None) -> Template:
     with tempfile.TemporaryDirectory() as folder:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, revision=revision)
+            if set(tokenizer.get_vocab()) <= set(tokenizer.get_added_vocab()):
+                raise ValueError("no vocabulary file")  # transformers makes an empty tokenizer then
             tokenizer.save_pretrained(folder)
             loaded.generation_config.save_pretrained(folder)
         except Exception as error:
