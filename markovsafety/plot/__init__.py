@@ -1,0 +1,32 @@
+"""Figures: every function takes data and an optional Axes, draws the intervals with the values, and returns the Axes.
+
+One visual language. Outcomes always have the same colours (harm vermilion, refusal blue, benign green, truncated
+grey); models take theirs from a second palette in the order they are given, each with its own marker, so that print
+and colour-blind readers lose nothing (M. Okabe and K. Ito, Color Universal Design, 2008). Nothing here changes
+matplotlib's global settings: every function draws inside its own `rc_context`, on figures without pyplot (with pyplot
+only inside IPython, where that is what makes a figure show).
+"""
+
+from __future__ import annotations
+
+from .bars import attribution, categories, outcomes, strikes
+from .checks import check
+from .profiles import depth, width
+from .roads import chain
+from .style import OUTCOME_COLOURS, figure, palette, panels, state_text
+
+__all__ = [
+    "OUTCOME_COLOURS",
+    "attribution",
+    "categories",
+    "chain",
+    "check",
+    "depth",
+    "figure",
+    "outcomes",
+    "palette",
+    "panels",
+    "state_text",
+    "strikes",
+    "width",
+]

@@ -1,0 +1,55 @@
+"""What a chain predicts against what held-out rollouts say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .style import KEY_ABOVE, OUTCOME_COLOURS, SOFT, SPOKEN, axes_or_new, errorbars, styled
+
+__all__ = ["check"]
+
+_VERDICTS = {
+    "within": (OUTCOME_COLOURS["benign"], "o", "within the margin"),
+    "off": (OUTCOME_COLOURS["harm"], "X", "off"),
+    "cannot tell": (SOFT, "D", "cannot tell"),
+    "not counted": ("#BBBBBB", "s", "not counted"),
+}
+
+
+@styled
+def check(check: Any, ax: Any = None) -> Any:
+    """Prediction minus measurement after k forced tokens, with its interval, and the margin as a band.
+
+    Parameters
+    ----------
+    check : Check
+        Of `markovsafety.check`.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    ax = axes_or_new(ax, (6.0, 2.8))
+    rows = check.table
+    names = ("difference", "difference_lower", "difference_upper")
+    at = np.array([[r[name] for name in names] for r in rows], dtype=float).reshape(-1, 3)
+    x = np.arange(len(rows))
+    band = {"color": OUTCOME_COLOURS["benign"], "alpha": 0.12, "linewidth": 0}
+    ax.axhspan(-check.margin, check.margin, label=f"margin ±{check.margin:g}", **band)
+    ax.axhline(0, color=SOFT, linewidth=0.8)
+    for verdict, (colour, marker, label) in _VERDICTS.items():
+        mine = np.array([r["verdict"] == verdict for r in rows], dtype=bool)
+        if mine.any():
+            errorbars(ax, x[mine], at[mine], color=colour, marker=marker, markersize=5.5, label=label)
+    known = at[np.isfinite(at)]
+    low, high = min([-1.6 * check.margin, *known]), max([1.6 * check.margin, *known])
+    ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    ax.set_xlim(-0.6, max(len(rows), 1) - 0.4)
+    ax.set_xticks(x, [f"{r['k']:g}" for r in rows])
+    ax.set_xlabel(SPOKEN)
+    ax.set_ylabel("predicted − measured")
+    ax.legend(**KEY_ABOVE, ncols=5, handlelength=1.2)
+    return ax

@@ -1,0 +1,213 @@
+"""Figures over the number of forced tokens: the depth profile and the depth x width map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..bound import Bound
+from ..errors import InputError
+from .style import (
+    INK,
+    KEY_ABOVE,
+    PROBABILITY,
+    SOFT,
+    SPOKEN,
+    axes_or_new,
+    ceiling,
+    errorbars,
+    palette,
+    plain,
+    points,
+    series,
+    short,
+    spread,
+    styled,
+)
+
+__all__ = ["depth", "width"]
+
+_COLD_TO_WARM = ["#5BA3D0", "#9CC8E5", "#D9EAF5", "#FFFFFF", "#FEEBD3", "#F7BA80", "#C65300"]
+
+
+@styled
+def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float | None = None, ax: Any = None) -> Any:
+    """Depth profile: the probability of harm after k forced tokens.
+
+    Parameters
+    ----------
+    profiles : dict of profile, or profile
+        By model. A profile is ``{k: Bound}``, the Bound of `profile`, or a grid of `sweep` (its first entry along
+        every axis but depth).
+    truth : as profiles, of numbers, optional
+        Planted truth, drawn as a thin line.
+    predicted : as profiles, optional
+        What a chain predicts, drawn as a ring, its interval as a pale bar.
+    budget : float, optional
+        Harm budget, drawn as a dashed line.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    ax = axes_or_new(ax, (8.0, 4.2))
+    named, true, forecast = _by_name(profiles), _by_name(truth), _by_name(predicted)
+    looks = palette(list(named))
+    shift = np.linspace(-0.24, 0.24, len(named)) if len(named) > 1 else np.zeros(len(named))
+    tops, last = [0.0], {}
+    for (name, line), move in zip(named.items(), shift):
+        colour, marker = looks[name]
+        k, at = np.array(list(line)), points(line.values())
+        if name in true:
+            told = true[name]
+            ax.plot(np.array(list(told)) + move, points(told.values())[:, 0], color=colour, lw=1, alpha=0.8, zorder=2)
+        else:
+            ax.plot(k + move, at[:, 0], color=colour, linewidth=0.8, alpha=0.4, zorder=2)
+        if name in forecast:
+            there, guess = np.array(list(forecast[name])), points(forecast[name].values())
+            errorbars(ax, there + move, guess, color=colour, elinewidth=5, alpha=0.25, marker="none", zorder=1)
+            ax.plot(there + move, guess[:, 0], "o", ms=8, mfc="none", mec=colour, mew=1.1, zorder=4)
+            tops.extend(guess[:, 2])
+        errorbars(ax, k + move, at, color=colour, marker=marker, markersize=4.5, zorder=3)
+        tops.extend(at[:, 2])
+        known = at[np.isfinite(at[:, 0]), 0]
+        last |= {name: known[-1]} if name and len(known) else {}
+    ax.set_ylim(0, ceiling(tops, budget))
+    _depth_axis(ax, sorted({k for line in named.values() for k in line}))
+    ax.set_ylabel(PROBABILITY)
+    ax.grid(axis="y")
+    if budget is not None:
+        ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    _end_labels(ax, last, {name: look[0] for name, look in looks.items()}, budget)
+    _depth_key(ax, f"measured, {_level(named):g} % interval", bool(true), bool(forecast))
+    return ax
+
+
+def _by_name(data: Any) -> dict[str, dict[float, Any]]:
+    """Several profiles by name; a single one gets the empty name."""
+    if data is None:
+        return {}
+    several = isinstance(data, dict) and all(isinstance(key, str) for key in data)
+    return {name: series(line) for name, line in (data if several else {"": data}).items()}
+
+
+def _level(named: dict[str, dict[float, Any]]) -> float:
+    """Confidence level of the first bound there is, in percent."""
+    return next((100 * b.level for line in named.values() for b in line.values() if isinstance(b, Bound)), 95.0)
+
+
+def _depth_axis(ax: Any, k: Sequence[float]) -> None:
+    ax.set_xlabel(SPOKEN)
+    if k:
+        ax.set_xticks(k, [f"{a:g}" for a in k])
+        ax.set_xlim(k[0] - 0.6, k[-1] + 0.6)
+
+
+def _end_labels(ax: Any, last: dict[str, float], colours: dict[str, str], budget: float | None) -> None:
+    """Names at the right end of the lines instead of a legend, moved apart where they would touch."""
+    names = list(last) + ([] if budget is None else [f"budget {budget:g}"])
+    top, height = ax.get_ylim()[1], ax.figure.get_figheight() * 72 * ax.get_position().height
+    at = [*last.values()] + ([] if budget is None else [budget])
+    for name, y in zip(names, spread(at, 13 / height * top, 0.02 * top, 0.98 * top)):
+        style = {"color": colours[name], "fontweight": "bold"} if name in colours else {"color": SOFT, "fontsize": 8.5}
+        where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
+        ax.annotate(plain(name, 24), (1.0, y), xytext=(5, 0), va="center", **where, **style)
+
+
+def _depth_key(ax: Any, measured: str, truth: bool, forecast: bool) -> None:
+    ax.errorbar([], [], yerr=[], color=SOFT, marker="o", markersize=4.5, linestyle="none", label=measured)
+    if truth:
+        ax.plot([], [], color=SOFT, linewidth=1, label="planted truth")
+    if forecast:
+        ax.plot([], [], color=SOFT, marker="o", ms=8, mfc="none", linestyle="none", label="predicted by the chain")
+    ax.legend(**KEY_ABOVE, ncols=3)
+
+
+@styled
+def width(grid: Any, budget: float | None = None, ax: Any = None) -> Any:
+    """Map of depth x width: one cell per number of forced tokens and ensemble size.
+
+    The colour is the upper end of the harm's interval on a logarithmic scale that ends at 1e-4 and 1: blue within the
+    budget, orange beyond it. The thick line runs between the two; each cell says value and interval. Hatched: no
+    evidence.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of `sweep`, with coords depth and width (the first entry along any other axis is shown).
+    budget : float, optional
+        Harm budget; a cell is within it if its upper end is. Without one all cells are orange.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    depths, widths, cells = _cells(grid)
+    ax = axes_or_new(ax, (8.0, 0.9 + 0.42 * len(widths)))
+    value, lower, upper = cells
+    blank = ~np.isfinite(cells).all(axis=0) | (upper - lower >= 1 - 1e-9)
+    colours = LinearSegmentedColormap.from_list("harm", _COLD_TO_WARM)
+    shown = np.ma.masked_where(blank, _warmth(upper, budget))
+    style = {"cmap": colours, "vmin": -1, "vmax": 1, "aspect": "auto", "origin": "lower", "interpolation": "none"}
+    ax.imshow(shown.T, **style)
+    for i, j in np.ndindex(*blank.shape):
+        if blank[i, j]:
+            _no_evidence(ax, i, j)
+            continue
+        ink = "white" if shown[i, j] > 0.9 else INK
+        ax.text(i, j + 0.17, short(value[i, j]), ha="center", va="center", fontsize=8.5, color=ink)
+        span = f"{short(lower[i, j])} – {short(upper[i, j])}"
+        ax.text(i, j - 0.23, span, ha="center", va="center", fontsize=6.5, color=ink)
+    if budget is not None:
+        _frontier(ax, ~blank & (upper <= budget))
+    ax.set_xticks(range(len(depths)), [f"{k:g}" for k in depths])
+    ax.set_yticks(range(len(widths)), [f"{m:g}" for m in widths])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel(SPOKEN)
+    ax.set_ylabel("ensemble width")
+    return ax
+
+
+def _warmth(upper: np.ndarray, budget: float | None) -> np.ndarray:
+    """Logarithmic place of harm between 1e-4 and 1: -1 to 0 within the budget, 0 to 1 beyond it, never close to 0."""
+    x = np.log10(np.clip(np.nan_to_num(upper, nan=1.0), 1e-4, 1.0))
+    edge = -4.0 if budget is None else float(np.clip(np.log10(max(budget, 1e-4)), -3.99, -0.01))
+    warm = np.clip((x - edge) / -edge, 0, 1)
+    cold = np.clip((edge - x) / (edge + 4), 0, 1) if budget is not None else warm
+    beyond = np.ones(upper.shape, dtype=bool) if budget is None else upper > budget
+    return np.where(beyond, 0.2 + 0.8 * warm, -0.3 - 0.7 * cold)
+
+
+def _cells(grid: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depths, widths, and value, lower, upper of shape (3, depths, widths)."""
+    names = list(getattr(grid, "dims", None) or getattr(grid, "coords", {}))
+    if "depth" not in names or "width" not in names:
+        raise InputError("There is no depth x width map here.", next="Pass a grid of sweep(..., width=[1, 2, 4, 8]).")
+    pick = tuple(slice(None) if name in ("depth", "width") else 0 for name in names)
+    parts = np.array([np.asarray(x)[pick] for x in (grid.harm.value, grid.harm.lower, grid.harm.upper)])
+    if names.index("depth") > names.index("width"):
+        parts = parts.transpose(0, 2, 1)
+    return np.asarray(grid.coords["depth"]), np.asarray(grid.coords["width"]), parts
+
+
+def _no_evidence(ax: Any, i: int, j: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor="white", edgecolor="#BBBBBB", hatch="////", linewidth=0))
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    ax.text(i, j, "no evidence", ha="center", va="center", fontsize=6.5, color=SOFT, bbox=box)
+
+
+def _frontier(ax: Any, inside: np.ndarray) -> None:
+    """The border of the cells within the budget, along cell edges."""
+    lines = [((i + 0.5, j - 0.5), (i + 0.5, j + 0.5)) for i, j in np.argwhere(inside[1:] != inside[:-1])]
+    lines += [((i - 0.5, j + 0.5), (i + 0.5, j + 0.5)) for i, j in np.argwhere(inside[:, 1:] != inside[:, :-1])]
+    for (x0, y0), (x1, y1) in lines:
+        ax.plot([x0, x1], [y0, y1], color="black", linewidth=2.2, solid_capstyle="projecting", gid="budget")

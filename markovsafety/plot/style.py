@@ -1,0 +1,259 @@
+"""The look of every figure: colours, figures without pyplot, error bars that end exactly at the bounds."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from ..bound import Bound
+from ..errors import InputError
+
+__all__ = ["OUTCOME_COLOURS", "figure", "palette", "panels", "state_text"]
+
+OUTCOME_COLOURS = {"harm": "#D55E00", "refusal": "#0072B2", "benign": "#009E73", "truncated": "#999999"}
+HARM = OUTCOME_COLOURS["harm"]
+MODELS = ("#4D4D4D", "#C4348A", "#1B84C7", "#E09B00", "#5B3FA0", "#2E8B57", "#8C510A", "#00A0A0")
+MARKERS = "osD^vPX*"
+INK, SOFT, GRID = "#333333", "#737373", "#E8E8E8"
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "hatch.linewidth": 0.6,
+}
+KEY_ABOVE: dict[str, Any] = {
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, 1.0),
+    "borderaxespad": 0.2,
+    "columnspacing": 1.4,
+    "handletextpad": 0.6,
+}
+SPOKEN = "tokens already spoken (forced)"
+PROBABILITY = "probability of harm"
+
+
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function draw in the package's style and leave matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        import matplotlib
+
+        with matplotlib.rc_context(cast(Any, STYLE)):
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+@styled
+def figure(size: tuple[float, float] = (8.0, 4.2), rows: int = 1, cols: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure in the package's style and its Axes (one, or an array of shape (rows, cols)).
+
+    Parameters
+    ----------
+    size : (float, float)
+        Width and height in inches.
+    rows, cols : int
+        Grid of Axes.
+    **options
+        For `Figure.subplots`, e.g. ``sharex=True``.
+    """
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
+        import matplotlib.pyplot as plt
+
+        fig = plt.figure(figsize=size, layout="constrained", facecolor="white")
+    else:
+        from matplotlib.figure import Figure
+
+        fig = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = fig.subplots(rows, cols, squeeze=False, **options)
+    return fig, axes[0, 0] if rows == cols == 1 else axes
+
+
+@styled
+def panels(
+    data: Mapping[str, Any], draw: Callable[[Any, Any], Any], size: tuple[float, float], cols: int = 2, **options: Any
+) -> Any:
+    """One panel per model in one figure, with a single legend, and axis labels at the left and the bottom only.
+
+    Parameters
+    ----------
+    data : dict
+        What to draw, by the panel's title.
+    draw : callable
+        ``draw(value, ax)``, one of the functions of this room.
+    size : (float, float)
+        Width of the figure and height of a row, in inches.
+    cols : int
+        Panels in a row, at most.
+    **options
+        For `Figure.subplots`.
+
+    Returns
+    -------
+    array of Axes, shape (rows, cols)
+        Those without data are invisible.
+    """
+    cols = min(cols, len(data))
+    rows = -(-len(data) // cols)
+    fig, axes = figure((size[0], 0.4 + size[1] * rows), rows, cols, **options)
+    axes = np.array(axes, dtype=object).reshape(rows, cols)
+    keys: dict[str, Any] = {}
+    for n, ((name, value), ax) in enumerate(zip(data.items(), axes.flat)):
+        draw(value, ax)
+        ax.set_title(plain(name, 48))
+        if key := ax.get_legend():
+            key.remove()
+            keys = dict(zip(*reversed(ax.get_legend_handles_labels()))) | keys
+        ax.set_xlabel(ax.get_xlabel() if n + cols >= len(data) else "")
+        ax.set_ylabel(ax.get_ylabel() if n % cols == 0 else "")
+    for ax in axes.flat[len(data) :]:
+        ax.set_visible(False)
+    if keys:
+        fig.legend(list(keys.values()), list(keys), loc="outside upper center", ncols=6, handlelength=1.2)
+    return axes
+
+
+def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
+    """The given Axes, or those of a new figure."""
+    return figure(size)[1] if ax is None else ax
+
+
+def palette(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every model, by its place in the order given."""
+    return {n: (MODELS[i % len(MODELS)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
+
+
+def ends(x: Any) -> tuple[float, float, float]:
+    """Value, lower and upper of a scalar bound or a plain number."""
+    return (x.value, x.lower, x.upper) if isinstance(x, Bound) else (float(x), float(x), float(x))
+
+
+def series(data: Any) -> dict[float, Any]:
+    """A depth profile as {k: Bound or number}, sorted by k.
+
+    Parameters
+    ----------
+    data : dict, Bound of `profile`, or grid of `sweep`
+        Of a grid, the first entry along every axis but depth.
+    """
+    if isinstance(data, Mapping):
+        return {float(k): data[k] for k in sorted(data)}
+    harm = data if isinstance(data, Bound) else getattr(data, "harm", None)
+    if isinstance(harm, Mapping):
+        return series(harm)
+    info = getattr(harm, "info", {})
+    coords, dims = (getattr(x, n, info.get(n)) for x, n in ((data, "coords"), (data, "dims")))
+    if not isinstance(harm, Bound) or not coords or "depth" not in coords:
+        raise InputError(
+            f"A depth profile cannot be read from {type(data).__name__}.",
+            cause="It has no axis of depths.",
+            next="Pass {k: Bound}, profile(rolls), sweep(rolls, depth=...), or a dict of these by model.",
+        )
+    names = list(dims or coords)
+    at = [[0] * len(names) for _ in coords["depth"]]
+    for i, index in enumerate(at):
+        index[names.index("depth")] = i
+    return {float(k): harm[tuple(index)] for k, index in sorted(zip(coords["depth"], at), key=lambda pair: pair[0])}
+
+
+def points(values: Any) -> np.ndarray:
+    """Value, lower, upper of each bound or number, shape (n, 3)."""
+    return np.array([ends(x) for x in values], dtype=float).reshape(-1, 3)
+
+
+def errorbars(ax: Any, x: Any, at: np.ndarray, *, horizontal: bool = False, **style: Any) -> None:
+    """Markers with bars that end exactly at lower and upper; what is not finite is left out."""
+    keep = np.isfinite(at).all(axis=1)
+    (value, lower, upper), x = at[keep].T, np.asarray(x, dtype=float)[keep]
+    err = np.array([value - lower, upper - value])
+    where = (value, x) if horizontal else (x, value)
+    kind: dict[str, Any] = {"xerr" if horizontal else "yerr": err, "linestyle": "none", "elinewidth": 1.2, "capsize": 0}
+    ax.errorbar(*where, **(kind | style))
+
+
+def spread(y: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Positions near y, in the same order, `gap` apart (less where there is no room) and inside [low, high]."""
+    n = len(y)
+    gap = min(gap, (high - low) / max(n - 1, 1))
+    order = np.argsort(y, kind="stable")
+    steps = gap * np.arange(n)
+    # Without the gaps the positions only have to rise: clip from below, then from above.
+    place = np.maximum.accumulate(np.maximum(np.asarray(y, dtype=float)[order] - steps, low))
+    place = np.minimum(place, high - gap * (n - 1)) + steps
+    out = np.empty(n)
+    out[order] = place
+    return out
+
+
+def ceiling(tops: Any, budget: float | None = None) -> float:
+    """Upper end of a probability axis that shows every interval and the budget."""
+    finite = [1.12 * t for t in tops if np.isfinite(t)] + ([1.4 * budget] if budget else [])
+    return min(1.02, max([0.02, *finite]))
+
+
+def short(p: float) -> str:
+    """A probability in at most five characters: 0.54, 0.021, 4e-4."""
+    if not np.isfinite(p):
+        return "∞" if p > 0 else "?"
+    if p == 0 or p >= 0.995:
+        return f"{p:.0f}"
+    if p >= 0.0995:
+        return f"{p:.2f}"
+    return f"{p:.3f}" if p >= 0.00095 else f"{p:.0e}".replace("e-0", "e-")
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def plain(text: Any, length: int | None = None) -> str:
+    """Text as matplotlib can draw it: no formula, no line break, a box for what the font lacks, cut to a length."""
+    drawn = "".join("↵" if c == "\n" else c if ord(c) in _glyphs() and c.isprintable() else "□" for c in str(text))
+    if length is not None and len(drawn) > length:
+        drawn = drawn[: length - 1] + "…"
+    return drawn.replace("$", r"\$")
+
+
+def state_text(label: Any, words: Any = None) -> str:
+    """A state label as short text.
+
+    Parameters
+    ----------
+    label : object
+        A tuple is read as token ids; a dot stands for the beginning of the answer.
+    words : sequence or callable, optional
+        Token id -> text.
+    """
+    if not isinstance(label, tuple):
+        return str(label)
+    whole = (int, np.integer)
+    if label and all(isinstance(part, whole) for part in label):
+        if label[-1] < 0:
+            return "(start)"
+        label = label[max(0, sum(part < 0 for part in label) - 1) :]
+    speak = words if callable(words) else (lambda i: words[i]) if words is not None else str
+    return " ".join(state_text(p) if not isinstance(p, whole) else "·" if p < 0 else str(speak(p)) for p in label)
