@@ -66,7 +66,7 @@ ROOMS = {
     "matplotlib": ("plot.py", "plot/*.py"),
     "sympy": ("*symbolic*.py", "*/*symbolic*.py"),
     "tokenizers": ("rollouts/*.py", "rollouts/engines/*.py", "organism/*.py"),
-    "jinja2": ("rollouts/*.py",),
+    "jinja2": ("rollouts/*.py", "report.py", "report/*.py"),
 }
 JAX_AT_MODULE_LEVEL = ("rollouts/engines/jax*.py", "hitting/device.py")
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
