@@ -86,8 +86,7 @@ def _sample_model(path: Path, asked: list[dict], held: list[dict], plan: Plan, s
     from .rollouts.engines import open_engine
 
     engine = open_engine("jax", path)
-    words = [engine.tokenizer.decode([i]) for i in range(len(organism.WORDS))] if engine.vocab_size else []
-    if engine.vocab_size != len(organism.WORDS) or not organism.speaks([w.strip() for w in words]):
+    if engine.vocab_size != len(organism.WORDS) or not organism.speaks(engine.tokenizer.encode):
         raise InputError(
             f"{path} does not speak the synthetic language of the demo.",
             cause="Its vocabulary is not the organism's.",

@@ -1,4 +1,4 @@
-"""Training: resumes to the same weights, refuses what it cannot do, and (full runs) meets its checks from fresh seeds."""
+"""Training: resumes to the same weights, refuses what it cannot do; full runs meet the checks from fresh seeds."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from .counting import count
 from .counts import Counts
 from .estimate import estimate, single_token_outcomes
 from .states import JudgedPrefix, KGram, Position, Product, StateMap
-from .storage import read_chain, write_chain
+from .storage import read_chain, read_counts, write_chain, write_counts
 from .tally import Tally
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "count",
     "estimate",
     "read_chain",
+    "read_counts",
     "single_token_outcomes",
     "write_chain",
+    "write_counts",
 ]

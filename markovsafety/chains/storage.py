@@ -1,4 +1,4 @@
-"""Chains on disk: an .npz of plain arrays, written atomically and read without pickle."""
+"""Chains and counts on disk: an .npz of plain arrays, written atomically and read without pickle."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..errors import InputError
+from ..outcomes import OUTCOMES
 from .chain import Chain, Evidence
+from .counts import Counts, Table
+from .tally import Tally
 
-__all__ = ["read_chain", "write_chain"]
+__all__ = ["read_chain", "read_counts", "write_chain", "write_counts"]
 
 VERSION = 1
 _KEYS = ("indptr", "indices", "data", "shape", "layers", "start", "meta")
@@ -24,6 +27,7 @@ _UNREADABLE = (
     *(OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
 )
+_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 _TALLY = ("prompt_id", "category", "prefill", "outcomes")
 
 
@@ -55,8 +59,10 @@ def write_chain(chain: Chain, path: str | os.PathLike[str]) -> Path:
     count_data) and the evidence of an estimated chain (visits, tally_prompt_id, tally_category, tally_prefill,
     tally_outcomes).
     """
-    path = Path(path)
-    arrays = _pack(chain)
+    return _write(Path(path), _pack(chain))
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
@@ -147,6 +153,16 @@ def read_chain(path: str | os.PathLike[str]) -> Chain:
         If the file is missing, is no .npz, lacks a key, or holds arrays that make no chain.
     """
     path = Path(path)
+    arrays = _read(path, _KEYS, "chain")
+    try:
+        return _unpack(arrays)
+    except InputError as error:
+        raise _foreign(path, f"{error.fact} {error.cause}", "chain") from None
+    except _MALFORMED as error:
+        raise _foreign(path, f"Its arrays make no chain ({error}).", "chain") from None
+
+
+def _read(path: Path, keys: tuple[str, ...], kind: str) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
@@ -158,27 +174,115 @@ def read_chain(path: str | os.PathLike[str]) -> Chain:
         raise InputError(
             f"There is no file {path}.",
             cause="The path does not exist.",
-            next="Check the path, or write the chain first.",
+            next=f"Check the path, or write the {kind} first.",
         ) from None
     except _UNREADABLE as error:
-        raise _foreign(path, f"It cannot be opened as .npz ({error}).") from None
-    missing = [key for key in _KEYS if key not in arrays]
+        raise _foreign(path, f"It cannot be opened as .npz ({error}).", kind) from None
+    missing = [key for key in keys if key not in arrays]
     if missing:
-        raise _foreign(path, f"The key {missing[0]!r} is missing.")
-    try:
-        return _unpack(arrays)
-    except InputError as error:
-        raise _foreign(path, f"{error.fact} {error.cause}") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise _foreign(path, f"Its arrays make no chain ({error}).") from None
+        raise _foreign(path, f"The key {missing[0]!r} is missing.", kind)
+    return arrays
 
 
-def _foreign(path: Path, cause: str) -> InputError:
+def _foreign(path: Path, cause: str, kind: str) -> InputError:
     return InputError(
-        f"{path} is not a readable chain file.",
+        f"{path} is not a readable {kind} file.",
         cause=cause,
-        next="Write it again with write_chain, or give another file.",
+        next=f"Write it again with write_{kind}, or give another file.",
     )
+
+
+def write_counts(counts: Counts, path: str | os.PathLike[str]) -> Path:
+    """Write counts to an .npz file, atomically.
+
+    Parameters
+    ----------
+    counts : Counts
+    path : path
+        The file to write; its folder must exist.
+
+    Returns
+    -------
+    Path
+        The path written.
+
+    Raises
+    ------
+    InputError
+        If a label cannot be stored or the folder cannot be written to.
+
+    Notes
+    -----
+    Keys: tally_* (raw rollouts by group), transitions_*, entries_*, mass_NAME_* (group, source, target and sums),
+    meta (JSON text with kind, states, masses, version).
+    """
+    meta = {
+        "kind": counts.kind,
+        "states": [_to_json(label) for label in counts.states],
+        "mass": sorted(counts.mass),
+        "version": VERSION,
+    }
+    arrays = {f"tally_{k}": getattr(counts.tally, k) for k in _TALLY} | {"meta": np.array(json.dumps(meta))}
+    tables = {"transitions": counts.transitions, "entries": counts.entries}
+    for name, table in {**tables, **{f"mass_{k}": v for k, v in counts.mass.items()}}.items():
+        arrays |= {f"{name}_group": table.group, f"{name}_source": table.source}
+        arrays |= {f"{name}_target": table.target} if table.target is not None else {}
+        arrays |= {f"{name}_sum_{k}": v for k, v in table.values.items()}
+    return _write(Path(path), arrays)
+
+
+def read_counts(path: str | os.PathLike[str]) -> Counts:
+    """Read counts that `write_counts` wrote.
+
+    Parameters
+    ----------
+    path : path
+        The .npz file.
+
+    Returns
+    -------
+    Counts
+        Equal to those written.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no .npz, lacks a key, or holds arrays that make no counts.
+    """
+    path = Path(path)
+    arrays = _read(path, ("meta", "tally_outcomes", "transitions_group", "entries_group"), "counts")
+    try:
+        meta = json.loads(str(arrays["meta"][()]))
+        if meta["version"] != VERSION:
+            raise ValueError(f"format version {meta['version']}, this reader knows {VERSION}")
+        states = tuple(_from_json(x) for x in meta["states"])
+        tally = Tally(*(arrays[f"tally_{k}"] for k in _TALLY))
+        mass = {str(name): _table(arrays, f"mass_{name}", len(tally), len(states)) for name in meta["mass"]}
+        transitions, entries = (_table(arrays, n, len(tally), len(states)) for n in ("transitions", "entries"))
+        return Counts(str(meta["kind"]), states, tally, transitions, entries, mass)
+    except InputError as error:
+        raise _foreign(path, f"{error.fact} {error.cause}", "counts") from None
+    except _MALFORMED as error:
+        raise _foreign(path, f"Its arrays make no counts ({error}).", "counts") from None
+
+
+def _table(arrays: dict[str, np.ndarray], name: str, groups: int, states: int) -> Table:
+    """One table of sums; indices that point outside the tally or the states are refused."""
+    group, source = (np.asarray(arrays[f"{name}_{k}"], dtype=np.int64) for k in ("group", "source"))
+    target = arrays.get(f"{name}_target")
+    target = None if target is None else np.asarray(target, dtype=np.int64)
+    begin = f"{name}_sum_"
+    sums = {k.removeprefix(begin): np.asarray(v, dtype=np.float64) for k, v in arrays.items() if k.startswith(begin)}
+    ends = [(group, groups), (source, states + len(OUTCOMES))]
+    ends += [] if target is None else [(target, states + len(OUTCOMES))]
+    for index, end in ends:
+        if index.ndim != 1 or len(index) != len(group) or (len(index) and not 0 <= index.min() <= index.max() < end):
+            raise ValueError(f"an index of {name} is out of range")
+    if "count" not in sums and not name.startswith("mass_"):
+        raise ValueError(f"{name} has no counts")
+    if any(v.shape != group.shape or not np.isfinite(v).all() for v in sums.values()):
+        raise ValueError(f"the sums of {name} do not fit")
+    return Table(group, source, target, sums)
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> Chain:

@@ -8,6 +8,7 @@ that the model was trained towards, and ``OrganismJudge`` reads the outcome of a
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,9 @@ def model_path(variant: str) -> Path:
     return folder
 
 
-def speaks(words: list[str]) -> bool:
-    """Whether a model's vocabulary is the synthetic language's."""
-    return words == WORDS
+def speaks(encode: Callable[[str], Any]) -> bool:
+    """Whether a tokenizer's `encode` gives every word of the language the id it has here."""
+    return [int(i) for i in encode(" ".join(WORDS))] == list(range(len(WORDS)))
 
 
 def train(variant: str, out: Any, **options: Any) -> dict[str, Any]:

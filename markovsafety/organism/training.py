@@ -112,8 +112,8 @@ def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool, save_e
 def _phases(variant: str) -> list[Phase]:
     recipe = variant_named(variant)
     if variant == "base":
-        return [Phase("main", Recipe(recipe, prompt_loss=True), 4000, 3e-3, 100)]
-    return [Phase("main", Recipe(recipe), 1000, 2e-3, 20)]
+        return [Phase("main", Recipe(recipe, prompt_loss=True), 6000, 3e-3, 100)]
+    return [Phase("main", Recipe(recipe), 2000, 1.5e-3, 20)]
 
 
 def _repair(variant: str, why: list[str], round_: int) -> list[Phase]:
