@@ -29,6 +29,8 @@ __all__ = [
 
 Params = dict[str, Any]
 Cache = tuple[jax.Array, ...]
+HIDDEN = -1e30
+"""Score of a position that must not be seen; finite, so that padding, which sees nothing, gives no NaN."""
 
 
 def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, device: Any) -> Params:
@@ -147,13 +149,12 @@ def _close(p: Params, c: LlamaConfig, x: jax.Array, attended: jax.Array) -> jax.
     return x + _dot(jax.nn.silu(gate) * up, p["down"], p.get("down_bias"))
 
 
-def _attend(c: LlamaConfig, scores: jax.Array, visible: jax.Array, values: str, v: jax.Array) -> jax.Array:
+def _attend(c: LlamaConfig, scores: jax.Array, visible: jax.Array, product: str, v: jax.Array) -> jax.Array:
     """Softmax over the last axis of the scores in float32, then the mean of the values."""
-    scores = jnp.where(visible, scores.astype(jnp.float32) * c.head_dim**-0.5, -jnp.inf)
-    top = jnp.maximum(jnp.max(scores, -1, keepdims=True), -1e30)  # padded rows see nothing: their mean is 0, not NaN
-    weight = jnp.exp(scores - top)
-    total = jnp.maximum(jnp.sum(weight, -1, keepdims=True), 1e-30)
-    return jnp.einsum(values, (weight / total).astype(v.dtype), v, precision="highest")
+    scores = jnp.where(visible, scores.astype(jnp.float32) * c.head_dim**-0.5, HIDDEN)
+    weight = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
+    mean = jnp.einsum(product, weight.astype(v.dtype), v, precision="highest", preferred_element_type=jnp.float32)
+    return (mean / jnp.sum(weight, -1, keepdims=True)).astype(v.dtype)  # divided last: head_dim numbers, not positions
 
 
 def _logits(params: Params, c: LlamaConfig, x: jax.Array) -> jax.Array:
@@ -174,7 +175,8 @@ def _body(
         q, k, v = _qkv(p, c, x, angles)
         q = q.reshape(*q.shape[:2], c.kv_heads, c.heads // c.kv_heads, c.head_dim)
         scores = jnp.einsum("btgrd,bsgd->bgrts", q, k, precision="highest")
-        x = _close(p, c, x, _attend(c, scores, visible[:, None, None], "bgrts,bsgd->btgrd", v))
+        found = _attend(c, scores, visible[:, None, None], "bgrts,bsgd->bgrtd", v)
+        x = _close(p, c, x, jnp.moveaxis(found, 3, 1))
         cache += [jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)]
     return x, tuple(cache)
 

@@ -21,7 +21,20 @@ import numpy as np
 from . import PARITY, ROTATIONS
 from .jax_llama import Cache, LlamaConfig, Params, decode, forward, param_shapes, prefill
 
-__all__ = ["Draw", "Shape", "chunk_program", "fill_program", "first_program", "prefill_program", "score_program"]
+__all__ = [
+    "GROUP",
+    "Draw",
+    "Shape",
+    "chunk_program",
+    "fill_program",
+    "first_program",
+    "prefill_program",
+    "score_program",
+]
+
+
+GROUP = 16
+"""Rows copied from one cache to another at a time."""
 
 
 @dataclass(frozen=True)
@@ -239,10 +252,10 @@ def chunk_program(shape: Shape, length: int, steps: int) -> Any:
 
 
 def fill_program(shape: Shape, rows: int, width: int, length: int) -> Any:
-    """(cache, source, index, slots) -> cache, from a source of `rows` rows and `width` positions."""
+    """(cache, source, index, slots) -> cache, `GROUP` rows from a source of `rows` rows and `width` positions."""
 
     def lower() -> Any:
-        index = shape.spec(shape.batch)
+        index = shape.spec(GROUP)
         run = jax.jit(_fill, donate_argnums=0)
         return run.lower(shape.cache(shape.batch, length), shape.cache(rows, width), index, index)
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ...errors import UntrustedError
 from . import Job, Output, Progress
-from .jax_sampling import Cache, Shape, chunk_program, fill_program, first_program, prefill_program, split_keys
+from .jax_sampling import GROUP, Cache, Shape, chunk_program, fill_program, first_program, prefill_program, split_keys
 
 __all__ = ["Plan", "Store", "compile_plan", "make_plan", "not_finite", "pad", "work"]
 
@@ -360,10 +360,13 @@ def _admit(worker: Worker, take: Callable[[], Block | None]) -> int | None:
 def _copy(
     worker: Worker, batch: Batch, source: Cache, rows: np.ndarray, slots: np.ndarray, size: int, width: int
 ) -> None:
-    plan = worker.plan
-    index, to = np.zeros(plan.shape.batch, np.int32), np.full(plan.shape.batch, plan.shape.batch, np.int32)
-    index[: len(rows)], to[: len(slots)] = rows, slots
-    batch.cache = fill_program(plan.shape, size, width, batch.length)(batch.cache, source, index, to)
+    shape = worker.plan.shape
+    program = fill_program(shape, size, width, batch.length)
+    for at in range(0, len(slots), GROUP):
+        group = slots[at : at + GROUP]
+        index, to = np.zeros(GROUP, np.int32), np.full(GROUP, shape.batch, np.int32)
+        index[: len(group)], to[: len(group)] = rows[at : at + GROUP], group
+        batch.cache = program(batch.cache, source, index, to)
 
 
 def _begin(worker: Worker, block: Block) -> Waiting | None:
