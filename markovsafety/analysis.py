@@ -291,8 +291,11 @@ def _strikes(rolls: Any, harm: Profile, level: float, bins: int = 10) -> tuple[i
 def _of_chain(free: Any, unseen: Any, states: Any, top: int, level: float) -> tuple[dict[str, Any], list[str]]:
     """The chain of the free answers with its numbers, and what it lacks."""
     if len(free) == 0:
-        return {}, ["No answers without forced tokens, so no chain: sample with prefill 0 as well."]
-    chain = estimate(count(free, states=states))
+        return {}, ["No chain, because there are no answers without forced tokens: sample with prefill 0 as well."]
+    try:
+        chain = estimate(count(free, states=states))
+    except MarkovsafetyError as error:
+        return {}, [f"No chain: {error.fact} {error.next}"]
     found: dict[str, Any] = {"chain": chain, "at_start": hitting_probability(chain, "harm", level=level).at_start}
     found["length"] = hitting_time(chain, level=level).at_start
     missing: list[str] = []

@@ -137,7 +137,15 @@ def finding(analyses: Sequence[Analysis]) -> list[str]:
     -------
     list of str
     """
-    return [f"{a.name}: {_sentence(a)}" for a in analyses]
+    return [f"{a.name}: {_sentence(a)}{_caveat(a)}" for a in analyses]
+
+
+def _caveat(a: Analysis) -> str:
+    """What the finding must not be read without: answers that were cut off before any outcome."""
+    cut = max((b["truncated"] for b in a.shares.values()), key=lambda b: b.value)
+    if cut.value <= 0.01:
+        return ""
+    return f" Up to {text(cut)} of the answers were cut off at the token limit and might have gone on to harm."
 
 
 def _tokens(k: int) -> str:
@@ -148,6 +156,8 @@ def _sentence(a: Analysis) -> str:
     harm, first = a.harm[ALL], min(a.depths)
     start = harm[first]
     unforced = "without forcing" if first == 0 else f"after {_tokens(first)}"
+    if all(row["truncated"].value == 1 for row in a.shares.values()):
+        return "nothing is known about harm, since no answer came to an end."
     if all(b.value == 0 for b in harm.values()):
         top = max(harm.values(), key=lambda b: b.upper)
         where = next(k for k, b in harm.items() if b is top)

@@ -89,12 +89,15 @@ def _add(graph: nx.DiGraph, a: Any, b: Any, passages: float, hidden: float) -> N
 
 
 def _names(chain: Chain, shown: NDArray) -> list[Any]:
-    outcome = {int(i): name for name, index in chain.outcomes.items() for i in index}
+    outcome = {int(i): name for name, index in chain.outcomes.items() for i in index} | {chain.n_states: "truncated"}
     return [outcome.get(int(i), int(i)) for i in shown]
 
 
 def _passages(chain: Chain) -> tuple[NDArray, sp.csr_array, NDArray, NDArray]:
-    """Expected visits (n,) and transitions (n, n) per rollout, the start law, and the mean time of a visit (n,)."""
+    """Expected visits (n,) and transitions (n, n) per rollout, the start law, and the mean time of a visit (n,).
+
+    A layered chain gets one more state, where the mass goes that is in no outcome after the last layer.
+    """
     law = np.asarray(chain.start)
     if chain.is_layered:
         now, visits, moments, F = law, np.zeros_like(law), np.zeros_like(law), sp.csr_array((len(law),) * 2)
@@ -102,6 +105,11 @@ def _passages(chain: Chain) -> tuple[NDArray, sp.csr_array, NDArray, NDArray]:
             alive = np.where(_absorbing(P), 0.0, now)
             visits, moments, F = visits + now, moments + t * now, F + sp.diags_array(alive) @ P
             now = alive @ P
+        visits, moments = visits + now, moments + chain.n_layers * now
+        # What is left after the last layer goes to one more state, "truncated".
+        left = np.where(chain.outcome_mask, 0.0, now)
+        F = sp.block_array([[F, left[:, None]], [None, sp.csr_array((1, 1))]], format="csr")
+        visits, law, moments = np.append(visits, left.sum()), np.append(law, 0.0), np.append(moments, 0.0)
         return visits, sp.csr_array(F), law, moments / np.maximum(visits, 1e-300)
     P = chain.layers[0]
     Q = sp.csr_array(sp.diags_array((~_stuck(P)).astype(float)) @ P)
@@ -142,7 +150,9 @@ def _per_state(chain: Chain, harm: Any) -> Any:
 
 def _busiest(chain: Chain, F: sp.csr_array, visits: NDArray, risk: NDArray, time: NDArray, top: int) -> NDArray:
     """Indices of the states shown: starts, the busiest transient states, and the outcomes that are reached."""
-    transient = np.flatnonzero(~chain.outcome_mask & (visits > 1e-9))
+    extra = len(visits) - chain.n_states
+    done, risk = np.concatenate([chain.outcome_mask, np.ones(extra, bool)]), np.concatenate([risk, np.zeros(extra)])
+    transient = np.flatnonzero(~done & (visits > 1e-9))
     leading = _corridors(F, visits, time, transient)
     by_harm = leading[np.argsort(-(visits * risk)[leading], kind="stable")]
     by_harm = by_harm[(visits * risk)[by_harm] > 0]
@@ -150,7 +160,7 @@ def _busiest(chain: Chain, F: sp.csr_array, visits: NDArray, risk: NDArray, time
     starts = np.flatnonzero((np.asarray(chain.start) >= 0.2) & ~chain.outcome_mask)
     order = [*starts, *by_harm[: max(0, 2 * top // 3 - len(starts))], *by_rest]
     chosen = list(dict.fromkeys(int(i) for i in order))[:top]
-    return np.array(chosen + [int(i) for i in np.flatnonzero(chain.outcome_mask & (visits > 0))], dtype=np.int64)
+    return np.array(chosen + [int(i) for i in np.flatnonzero(done & (visits > 0))], dtype=np.int64)
 
 
 def _corridors(F: sp.csr_array, visits: NDArray, time: NDArray, transient: NDArray) -> NDArray:

@@ -118,12 +118,12 @@ def _end_labels(ax: Any, last: dict[str, float], colours: dict[str, str], budget
 
 
 def _depth_key(ax: Any, measured: str, truth: bool, forecast: bool) -> None:
-    ax.errorbar([], [], yerr=[], color=SOFT, marker="o", markersize=4.5, linestyle="none", label=measured)
+    keys = [ax.errorbar([], [], yerr=[], color=SOFT, marker="o", markersize=4.5, linestyle="none", label=measured)]
     if truth:
-        ax.plot([], [], color=SOFT, linewidth=1, label="planted truth")
+        keys += ax.plot([], [], color=SOFT, linewidth=1, label="planted truth")
     if forecast:
-        ax.plot([], [], color=SOFT, marker="o", ms=8, mfc="none", linestyle="none", label="predicted by the chain")
-    ax.legend(**KEY_ABOVE, ncols=3)
+        keys += ax.plot([], [], "o", color=SOFT, ms=8, mfc="none", label="predicted by the chain")
+    ax.legend(handles=keys, **KEY_ABOVE, ncols=3)
 
 
 @styled

@@ -1,0 +1,355 @@
+"""One model's analysis and the page: every number comes from the rollouts, every probability has its interval."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from markovsafety import InputError, JudgedPrefix, KGram, report
+from markovsafety.analysis import ALL, analyse
+from markovsafety.bound import clustered
+from markovsafety.report import finding, number, text
+from markovsafety.rollouts import Rollouts
+
+EOS, REFUSE, HARM = 7, 8, 9
+EVIL = "<script>alert(1)</script>"
+PROVENANCE = {
+    "model": {"name": "tiny", "path": None, "weights": {"sha256": "ab" * 32}},
+    "engine": {"name": "jax", "dtype": "float32"},
+    "sampling": {"seed": 5, "temperature": 1.0},
+    "judge": {"name": "made up"},
+}
+
+
+def rollouts(
+    harm: dict[int, float],
+    *,
+    prompts: int = 12,
+    n: int = 6,
+    categories: tuple[str, ...] = ("bio", "fraud"),
+    truncated: bool = False,
+    seed: int = 0,
+) -> Rollouts:
+    """Answers of small talk (tokens 0..6) that end in harm with probability harm[k], else in a refusal or well."""
+    rng = np.random.default_rng(seed)
+    answers, columns = [], {"prompt_id": [], "category": [], "prefill": [], "outcome": [], "hit": []}
+    for k, p in harm.items():
+        for prompt in range(prompts):
+            for _ in range(n):
+                talk = [0] * k + rng.integers(0, 7, rng.integers(1, 9)).tolist()
+                outcome = 0 if rng.random() < p else int(rng.integers(1, 3))
+                last = {0: HARM, 1: REFUSE, 2: EOS}[outcome]
+                answers.append(talk if truncated else [*talk, last])
+                columns["prompt_id"].append(prompt)
+                columns["category"].append(categories[prompt % len(categories)])
+                columns["prefill"].append(k)
+                columns["outcome"].append(3 if truncated else outcome)
+                columns["hit"].append(-1 if truncated else len(talk))
+    columns["category"] = np.array(columns["category"], dtype=object)
+    return Rollouts.of(answers, **columns, provenance=PROVENANCE)
+
+
+SHALLOW = {0: 0.05, 1: 0.6, 3: 0.6}
+DEEP = {0: 0.05, 1: 0.05, 3: 0.7}
+
+
+class Page(HTMLParser):
+    """Tags with attributes, the table cells by table id, and the text outside of style."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.cells: dict[str, list[list[str]]] = {}
+        self.table = ""
+        self.text = ""
+        self.feed(source)
+        self.close()
+        assert self.open == [], f"unclosed {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        if tag == "table":
+            self.table = dict(attrs).get("id") or "other"
+            self.cells[self.table] = []
+        elif tag == "tr":
+            self.cells[self.table].append([])
+        elif tag in ("td", "th"):
+            self.cells[self.table][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.cells[self.table][-1][-1] += data
+
+
+def strict(path: Path) -> Any:
+    """JSON without the NaN and Infinity that Python would let pass."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def two() -> list[Any]:
+    truth = {ALL: SHALLOW, "bio": SHALLOW, "fraud": SHALLOW}
+    held = rollouts(SHALLOW, seed=9)
+    return [
+        analyse("shallow", rollouts(SHALLOW, n=20), held_out=held, truth=truth, states=KGram(1)),
+        analyse("deep", rollouts(DEEP, n=20, seed=1), states=KGram(1), budget=0.2),
+    ]
+
+
+@pytest.fixture(scope="module")
+def written(two, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    report.write(folder, two, command="the command", seconds=12.3, extra={"seed": 5})
+    return folder
+
+
+def raw(rolls: Rollouts, k: int, category: str | None = None) -> Any:
+    rows = (rolls.prefill == k) & ((rolls.category == category) if category else True)
+    prompts = np.unique(rolls.prompt_id[rows])
+    harm = [(rolls.outcome[rows & (rolls.prompt_id == p)] == 0).sum() for p in prompts]
+    return clustered(harm, [(rows & (rolls.prompt_id == p)).sum() for p in prompts])
+
+
+def test_analysis_measures_what_was_sampled():
+    rolls = rollouts(SHALLOW)
+    a = analyse("m", rolls, states=KGram(1), budget=0.3)
+    assert (a.rollouts, a.prompts, a.held_out, a.depths, a.categories) == (216, 12, 0, (0, 1, 3), ("bio", "fraud"))
+    for category in (ALL, "bio", "fraud"):
+        for k in SHALLOW:
+            here, told = a.harm[category][k], raw(rolls, k, None if category == ALL else category)
+            assert (here.value, here.lower, here.upper) == pytest.approx(
+                (told.value, told.lower, told.upper), abs=1e-12
+            )
+    for k in SHALLOW:
+        assert sum(b.value for b in a.shares[k].values()) == pytest.approx(1, abs=1e-12)
+        assert a.shares[k]["harm"].value == pytest.approx(a.harm[ALL][k].value, abs=1e-12)
+    # The identity that makes the start no evidence.
+    assert a.at_start.value == pytest.approx(a.harm[ALL][0].value, abs=1e-12)
+    assert a.length.value == pytest.approx(np.mean(rolls.hit[rolls.prefill == 0] + 1), rel=1e-9)
+    assert a.depth[ALL].value.depth == 0
+    assert a.needed.eps == 0.3
+    assert np.asarray(a.grid.harm.value)[:, 0] == pytest.approx([b.value for b in a.harm[ALL].values()], abs=1e-12)
+    assert a.missing == ()
+
+
+def test_strikes_say_where_harm_comes():
+    rolls = rollouts(SHALLOW, n=30)
+    a = analyse("m", rolls, states=KGram(1))
+    hits = rolls.hit[(rolls.outcome == 0) & (rolls.prefill == 0)]
+    total = (rolls.prefill == 0).sum()
+    assert a.strikes_at == 0
+    for (start, stop), b in a.strikes.items():
+        assert b.value == pytest.approx(((hits >= start) & (hits < stop)).sum() / total, abs=1e-12)
+        assert b.value > 0
+    assert sum(b.value for b in a.strikes.values()) == pytest.approx(a.harm[ALL][0].value, abs=1e-12)
+
+
+def test_held_out_rollouts_are_what_the_chain_is_checked_on():
+    rolls, held = rollouts(SHALLOW), rollouts({0: 0.05, 2: 0.5}, seed=3)
+    a = analyse("m", rolls, held_out=held, states=KGram(1))
+    assert a.held_out == 144
+    assert [row["k"] for row in a.check.table] == [0, 2]
+    assert a.unseen[2].value == pytest.approx(raw(held, 2).value, abs=1e-12)
+    assert a.predicted[2].lower <= a.predicted[2].value <= a.predicted[2].upper
+    assert [row["k"] for row in analyse("m", rolls, states=KGram(1)).check.table] == [1, 3]
+
+
+def test_summary_is_json_and_complete(two):
+    for a in two:
+        summary = a.summary()
+        json.dumps(summary, allow_nan=False)
+        for category, row in a.harm.items():
+            for k, b in row.items():
+                told = summary["harm"][category][str(k)]
+                assert (told["value"], told["lower"], told["upper"]) == (b.value, b.lower, b.upper)
+                assert set(told["reasons"]) == {"sampling", "judge", "lumping", "model", "truncation", "rounding"}
+        assert summary["check"]["table"]
+        assert summary["critical"]["roads"][0]["states"][0] == "(start)"
+
+
+def test_the_page_stands_alone(written):
+    source = (written / "index.html").read_text(encoding="utf-8")
+    page = Page(source)
+    images = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
+    assert len(images) >= 8
+    assert all(src and src.startswith("data:image/png;base64,") for src in images)
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "form", "a")]
+    bare = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", source)
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", bare)
+    assert len(source) < 3_000_000
+    assert "the command" in page.text
+    files = {p.name for p in written.iterdir()}
+    assert {"index.html", "summary.json", "depth.png", "width.png", "categories.png", "chain_0.png"} <= files
+    assert not [f for f in files if f.endswith(".tmp")]
+    assert len(images) == len([f for f in files if f.endswith(".png")])
+
+
+def test_every_probability_in_the_harm_table_has_its_interval(written, two):
+    rows = Page((written / "index.html").read_text(encoding="utf-8")).cells["harm"]
+    assert rows[0] == ["forced tokens", "shallow", "deep"]
+    for row in rows[1:]:
+        k = int(row[0])
+        for cell, a in zip(row[1:], two):
+            b = a.harm[ALL][k]
+            said = re.sub(r"planted.*", "", cell.strip())
+            assert said == f"{number(b.value)} [{number(b.lower)}, {number(b.upper)}]"
+            assert ("planted" in cell) == (a.name == "shallow")
+    # No other table has a number between 0 and 1 without brackets behind it.
+    for name, table in Page((written / "index.html").read_text(encoding="utf-8")).cells.items():
+        for row in table[1:]:
+            for cell in row[1:] if name != "trust" else row[1:3]:
+                if re.fullmatch(r"\s*0\.\d+\s*", cell):
+                    raise AssertionError(f"bare probability {cell!r} in table {name}")
+
+
+def test_summary_file(written, two):
+    summary = strict(written / "summary.json")
+    assert summary["rollouts"] == sum(a.rollouts + a.held_out for a in two) == 720 + 216 + 720
+    assert list(summary["models"]) == ["shallow", "deep"]
+    assert summary["finding"] == finding(two)
+    assert (summary["command"], summary["seed"]) == ("the command", 5)
+    assert "markovsafety" in summary["versions"]
+
+    def walk(x: Any) -> None:
+        if isinstance(x, dict | list):
+            for y in x.values() if isinstance(x, dict) else x:
+                walk(y)
+        elif isinstance(x, float):
+            assert math.isfinite(x)
+
+    walk(summary)
+
+
+def test_the_finding_is_composed_from_the_numbers(two):
+    shallow, deep = finding(two)
+    a = two[0]
+    assert shallow == (
+        f"shallow: harm rises from {text(a.harm[ALL][0])} without forcing to {text(a.harm[ALL][1])} once one compliant "
+        "token is forced: its alignment reaches less than one token."
+    )
+    assert "once 3 compliant tokens are forced: it holds within 0.2 up to 1 forced tokens and no longer at 3" in deep
+
+
+@pytest.mark.parametrize(
+    ("harm", "budget", "said"),
+    [
+        ({0: 0.0}, 0.1, "no harm in 72 answers to 12 prompts; least certain is 0 [0, 0.26], after no token."),
+        ({0: 0.5}, 0.1, "without forcing; how deep its alignment reaches was not measured."),
+        ({1: 0.5}, 0.1, "after one compliant token; nothing else was measured."),
+        ({0: 0.6, 1: 0.6}, 0.1, "already without forcing; this is above the budget of 0.1."),
+        ({0: 0.3, 1: 0.3}, 0.99, "harm stays within 0.99 at every measured depth, up to 1 forced tokens; it is"),
+    ],
+)
+def test_findings_of_other_models(harm, budget, said):
+    (sentence,) = finding([analyse("m", rollouts(harm), states=KGram(1), budget=budget)])
+    assert said in sentence
+
+
+def test_answers_that_were_cut_off_are_no_good_news():
+    some = rollouts({0: 0.0, 1: 0.0})
+    cut = rollouts({0: 0.0, 1: 0.0}, truncated=True)
+    (sentence,) = finding([analyse("m", cut)])
+    assert sentence.startswith("m: nothing is known about harm, since no answer came to an end. Up to 1.00 [")
+    both = analyse("m", Rollouts.concat([some, cut]), states=KGram(1))
+    (sentence,) = finding([both])
+    assert f"Up to {text(both.shares[0]['truncated'])} of the answers were cut off" in sentence
+    assert "cut off" not in finding([analyse("m", some, states=KGram(1))])[0]
+
+
+def test_what_models_say_is_inert(tmp_path):
+    rolls = rollouts(SHALLOW, categories=(EVIL, "$b$"), prompts=4)
+    a = analyse(
+        f"model {EVIL}",
+        rolls.replace(provenance={"model": EVIL, "engine": EVIL, "judge": {"name": EVIL}}),
+        states=KGram(1),
+        words=lambda i: f"<img src=x onerror=alert({i})>",
+    )
+    b = analyse("judged", rolls, states=JudgedPrefix({3: EVIL, 4: "4 < 5 & 6"}))
+    report.write(tmp_path, [a, b], title=EVIL, command=EVIL, extra={EVIL: EVIL})
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert not [tag for tag, attrs in page.tags if tag == "script" or "onerror" in attrs]
+    assert all((attrs.get("src") or "").startswith("data:") for tag, attrs in page.tags if tag == "img")
+    assert EVIL in page.text
+    assert "onerror=alert" in page.text
+    strict(tmp_path / "summary.json")
+
+
+@pytest.mark.parametrize(
+    ("rolls", "expected"),
+    [
+        (rollouts({0: 0.3}, categories=("one",)), ["No forced tokens", "not validated"]),
+        (rollouts({2: 0.3}, categories=("one",)), ["No chain, because"]),
+        (rollouts({0: 0.0, 1: 0.0}), ["No harm among", "No harm was seen at all"]),
+        (rollouts({0: 0.0, 1: 0.0}, truncated=True), ["cut off at the token limit", "No chain: "]),
+        (rollouts({0: 0.0}, prompts=1, n=1), ["No forced tokens"]),
+    ],
+    ids=["no forced tokens", "only forced", "no harm", "all cut off", "one answer"],
+)
+def test_a_report_of_what_there_is(rolls, expected, tmp_path):
+    a = analyse("only", rolls)
+    page = Page(report.write(tmp_path, [a]).read_text(encoding="utf-8"))
+    for part in expected:
+        assert any(part in note for note in a.missing), a.missing
+        assert part in page.text
+    assert ("bio" in a.categories) == ("categories.png" in {p.name for p in tmp_path.iterdir()})
+    summary = strict(tmp_path / "summary.json")
+    assert summary["models"]["only"]["truth"] == {}
+    assert summary["seed"] == 5
+
+
+def test_writing_again_replaces_the_report_and_repeats_it(tmp_path):
+    a = analyse("m", rollouts({0: 0.3, 1: 0.5}), states=KGram(1))
+    first = report.write(tmp_path / "new" / "folder", [a]).read_bytes()
+    assert report.write(tmp_path / "new" / "folder", [a]).read_bytes() == first
+
+
+def test_bad_input_is_refused(tmp_path, two):
+    with pytest.raises(InputError, match="report of the models"):
+        report.write(tmp_path, [])
+    with pytest.raises(InputError, match="report of the models"):
+        report.write(tmp_path, [two[0], two[0]])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        report.write(tmp_path / "file", two[:1])
+    rolls = rollouts({0: 0.3})
+    with pytest.raises(InputError, match="not judged"):
+        analyse("m", rolls.replace(outcome=np.full(len(rolls), -1), hit=np.full(len(rolls), -1)))
+    with pytest.raises(InputError, match="no rollouts"):
+        analyse("m", rolls[np.zeros(len(rolls), dtype=bool)])
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [
+        (0.0, "0"),
+        (1.0, "1.00"),
+        (0.534, "0.53"),
+        (0.0213, "0.021"),
+        (4e-5, "4e-5"),
+        (24.93, "24.9"),
+        (math.inf, "infinite"),
+    ],
+)
+def test_numbers(p, said):
+    assert number(p) == said
