@@ -16,8 +16,9 @@ from ..provenance import versions, weights_hash
 from ..template import Template
 from . import Job, Output, Progress, check_job
 from .jax_llama import LlamaConfig, Params, load_params
+from .jax_plan import SMALL, Plan, compile_plan, cores, make_plan, member_of, round_up
 from .jax_sampling import Draw, Shape, score_program
-from .jax_schedule import SMALL, Plan, Store, compile_plan, cores, make_plan, member_of, not_finite, pad, round_up, work
+from .jax_schedule import Store, not_finite, pad, work
 from .llama_folder import read_config
 
 __all__ = ["JaxEngine", "open_engine"]
@@ -89,10 +90,10 @@ class JaxEngine:
             return store.output(job, {"seconds": 0.0, "compile_seconds": 0.0, "sampled_tokens": 0})
         plan = self._plan(job)
         compile_start = time.perf_counter()
-        compile_plan(plan)
+        programs = compile_plan(plan)
         compiled = time.perf_counter() - compile_start
         try:
-            rows = work(plan, store, progress)
+            rows = work(plan, programs, store, progress)
         except UntrustedError as error:
             error.partial = store.output(job, {})
             raise

@@ -9,184 +9,21 @@ every step belongs to a living rollout, and attention looks at about as many pos
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ...errors import UntrustedError
 from . import Job, Output, Progress
-from .jax_sampling import GROUP, Cache, Shape, chunk_program, fill_program, first_program, prefill_program, split_keys
+from .jax_plan import STEPS, Block, Plan, Programs
+from .jax_sampling import GROUP, Cache
 
-__all__ = ["Plan", "Store", "compile_plan", "make_plan", "not_finite", "pad", "work"]
-
-STEPS = 6
-"""Tokens between two looks at who has ended: fewer waste fewer rows on the ended, more waste less time on looking."""
-SMALL = 50_000_000
-"""Below this many parameters one core runs a step alone, so each core gets its own worker."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Contexts that are run together, and the rollouts that start from them."""
-
-    contexts: np.ndarray
-    rollouts: np.ndarray
-    row: np.ndarray
-    """For each rollout, which of the contexts is its own."""
-    width: int
-    level: int
-    """Index of the cache length it starts in."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything about a run that is fixed before the first token."""
-
-    job: Job
-    params: Any
-    shape: Shape
-    workers: int
-    lengths: tuple[int, ...]
-    rows: int
-    """Contexts in a block."""
-    contexts: list[np.ndarray]
-    blocks: list[Block]
-    keys: np.ndarray
-    ends: np.ndarray
-    knobs: tuple[Any, ...]
-
-
-def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: int, workers: int) -> Plan:
-    """Choose cache lengths and cut the job into blocks.
-
-    Parameters
-    ----------
-    shape_of : callable
-        The shape of programs for a number of rows.
-    batch : int
-        Largest number of rows of a worker's batch.
-    """
-    contexts, context_of = _contexts(job)
-    sizes = np.array([len(c) for c in contexts])
-    n = len(job)
-    workers = max(1, min(workers, n // 16))
-    batch = min(batch, _power(-(-n // workers)))
-    lengths = _lengths(int(sizes.min()), int(sizes.max()), int(sizes.max()) + job.max_tokens)
-    shape = shape_of(batch)
-    most = int(np.clip(n // (4 * workers), min(batch, 32), 4 * batch))
-    room = (1 << 28) // (4 * max(shape.config.vocab, shape.config.heads * int(sizes.max()) ** 2))
-    rows = int(np.clip(_power(-(-most * len(contexts) // n)), 1, min(64, max(1, room))))
-    ends = np.zeros(shape.config.vocab, bool)
-    ends[list(job.eos_ids)] = True
-    knobs = (ends, member_of(job, shape.config.vocab), np.float32(job.temperature), np.float32(job.top_p))
-    return Plan(
-        job=job,
-        params=params,
-        shape=shape,
-        workers=workers,
-        lengths=lengths,
-        rows=rows,
-        contexts=contexts,
-        blocks=list(_blocks(context_of, sizes, rows, most, lengths)),
-        keys=split_keys(job.keys),
-        ends=ends,
-        knobs=tuple(jax.device_put(knob, shape.device) for knob in knobs),
-    )
-
-
-def _contexts(job: Job) -> tuple[list[np.ndarray], np.ndarray]:
-    """Distinct prompt + forced sequences, shortest first, and the one of each rollout."""
-    found: dict[tuple[int, bytes], int] = {}
-    context_of = np.empty(len(job), np.int64)
-    contexts: list[np.ndarray] = []
-    for i, (prompt, forced) in enumerate(zip(np.asarray(job.prompt_of).tolist(), job.forced)):
-        key = (prompt, np.asarray(forced, np.int32).tobytes())
-        place = found.setdefault(key, len(contexts))
-        if place == len(contexts):
-            contexts.append(np.concatenate([job.prompts[prompt], forced]).astype(np.int32))
-        context_of[i] = place
-    order = np.argsort([len(c) for c in contexts], kind="stable")
-    rank = np.empty(len(contexts), np.int64)
-    rank[order] = np.arange(len(contexts))
-    return [contexts[i] for i in order], rank[context_of]
-
-
-def _power(number: int) -> int:
-    """The smallest power of two that is not below."""
-    return 1 << max(0, number - 1).bit_length()
-
-
-def round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
-
-
-def _lengths(shortest: int, longest: int, total: int) -> tuple[int, ...]:
-    """Cache lengths, each about twice the one before; the last holds the longest rollout."""
-    lengths = [round_up(total, 32)]
-    while len(lengths) < 3:
-        half = round_up(lengths[0] // 2, 16)
-        if half < 32 or half >= lengths[0] or half < round_up(shortest, 16) + STEPS:
-            break
-        lengths.insert(0, half)
-    return tuple(lengths)
-
-
-def _blocks(
-    context_of: np.ndarray, sizes: np.ndarray, rows: int, most: int, lengths: tuple[int, ...]
-) -> Iterator[Block]:
-    """At most `rows` contexts and `most` rollouts each, of one width, shortest first."""
-    order = np.argsort(context_of, kind="stable")
-    widths = np.array([max(16, _power(int(size))) for size in sizes])
-    widths = np.minimum(widths, round_up(int(sizes.max()), 16))
-    at = 0
-    while at < len(order):
-        first = context_of[order[at]]
-        part = order[at : at + most]
-        part = part[(context_of[part] < first + rows) & (widths[context_of[part]] == widths[first])]
-        contexts = np.unique(context_of[part])
-        width, need = int(widths[first]), int(sizes[contexts].max()) + STEPS
-        fits = [i for i, length in enumerate(lengths) if length >= max(need, width)]
-        level = fits[0] if fits else len(lengths) - 1
-        yield Block(contexts, part, np.searchsorted(contexts, context_of[part]).astype(np.int32), width, level)
-        at += len(part)
-
-
-def compile_plan(plan: Plan) -> None:
-    """Compile every program the plan can need, two at a time."""
-    shape, lengths = plan.shape, plan.lengths
-    calls: list[Callable[[], Any]] = [lambda: first_program(shape, plan.rows)]
-    if plan.job.max_tokens > 1:
-        lowest = min(block.level for block in plan.blocks)
-        calls += [lambda length=length: chunk_program(shape, length, STEPS) for length in lengths[lowest:]]
-        for width, level in sorted({(block.width, block.level) for block in plan.blocks}):
-            calls.append(lambda w=width, to=lengths[level]: fill_program(shape, plan.rows, w, to))
-        for short, long in zip(lengths[lowest:], lengths[lowest + 1 :]):
-            calls.append(lambda a=short, b=long: fill_program(shape, shape.batch, a, b))
-    for width in sorted({block.width for block in plan.blocks}):
-        calls.append(lambda w=width: prefill_program(shape, plan.rows, w))
-    with ThreadPoolExecutor(min(4, cores())) as pool:
-        for future in [pool.submit(call) for call in calls]:
-            future.result()
-
-
-def member_of(job: Job, vocab: int) -> np.ndarray:
-    """Which token belongs to which class, shape (vocab, classes)."""
-    member = np.zeros((vocab, len(job.classes)), np.float32)
-    for column, ids in enumerate(job.classes.values()):
-        member[np.asarray(ids, dtype=np.int64), column] = 1
-    return member
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+__all__ = ["Store", "not_finite", "pad", "work"]
 
 
 @dataclass(frozen=True)
@@ -279,6 +116,7 @@ class Worker:
     """One thread's batches."""
 
     plan: Plan
+    programs: Programs
     store: Store
     report: Callable[[int, int], None]
     batches: list[Batch]
@@ -286,7 +124,7 @@ class Worker:
     steps: int = field(default=0)
 
 
-def work(plan: Plan, store: Store, progress: Progress | None) -> int:
+def work(plan: Plan, programs: Programs, store: Store, progress: Progress | None) -> int:
     """Sample every rollout of the plan into the store; the number of rows computed, used or not.
 
     Raises
@@ -307,7 +145,7 @@ def work(plan: Plan, store: Store, progress: Progress | None) -> int:
                 progress(rollouts, tokens)
 
     def one() -> int:
-        worker = Worker(plan, store, report, [_batch(plan, length) for length in plan.lengths])
+        worker = Worker(plan, programs, store, report, [_batch(plan, length) for length in plan.lengths])
         try:
             while not stop.is_set() and (level := _admit(worker, take)) is not None:
                 _advance(worker, level)
@@ -360,11 +198,10 @@ def _admit(worker: Worker, take: Callable[[], Block | None]) -> int | None:
 def _copy(
     worker: Worker, batch: Batch, source: Cache, rows: np.ndarray, slots: np.ndarray, size: int, width: int
 ) -> None:
-    shape = worker.plan.shape
-    program = fill_program(shape, size, width, batch.length)
+    program, nowhere = worker.programs.fill[size, width, batch.length], worker.plan.shape.batch
     for at in range(0, len(slots), GROUP):
         group = slots[at : at + GROUP]
-        index, to = np.zeros(GROUP, np.int32), np.full(GROUP, shape.batch, np.int32)
+        index, to = np.zeros(GROUP, np.int32), np.full(GROUP, nowhere, np.int32)
         index[: len(group)], to[: len(group)] = rows[at : at + GROUP], group
         batch.cache = program(batch.cache, source, index, to)
 
@@ -373,14 +210,13 @@ def _begin(worker: Worker, block: Block) -> Waiting | None:
     """Run the contexts of a block and draw the first token of each of its rollouts."""
     plan, size = worker.plan, worker.plan.shape.batch
     tokens, lengths = pad([plan.contexts[c] for c in block.contexts], plan.rows, block.width)
-    logits, source = prefill_program(plan.shape, plan.rows, block.width)(plan.params, tokens, lengths)
-    first = first_program(plan.shape, plan.rows)
+    logits, source = worker.programs.prefill[block.width](plan.params, tokens, lengths)
     drawn, alive = [], []
     for at in range(0, len(block.rollouts), size):
         rollout, row = block.rollouts[at : at + size], np.zeros(size, np.int32)
         row[: len(rollout)] = block.row[at : at + size]
         keys = plan.keys[np.resize(rollout, size)]
-        records = jax.tree.map(np.asarray, first(logits, row, keys, *plan.knobs[1:]))
+        records = _fetch(worker.programs.first(logits, row, keys, *plan.knobs[1:]))
         seats = np.full(size, -1)
         seats[: len(rollout)] = rollout
         ended, _ = _record(worker, records, seats, np.zeros(size, np.int64))
@@ -398,9 +234,9 @@ def _advance(worker: Worker, level: int) -> None:
     plan, batch = worker.plan, worker.batches[level]
     left = np.where(batch.rollout >= 0, plan.job.max_tokens - batch.count, 0)
     row = np.stack([batch.token, batch.position, batch.count, left]).astype(np.int32)
-    program = chunk_program(plan.shape, batch.length, STEPS)
+    program = worker.programs.chunk[batch.length]
     batch.cache, records = program(plan.params, batch.cache, row, plan.keys[batch.rollout], *plan.knobs)
-    records = jax.tree.map(np.asarray, records)
+    records = _fetch(records)
     worker.steps += STEPS
     ended, size = _record(worker, records, batch.rollout, batch.count)
     batch.token = records["token"][-1].copy()
@@ -423,6 +259,10 @@ def _promote(worker: Worker, level: int) -> None:
         _copy(worker, longer, batch.cache, move, slots, worker.plan.shape.batch, batch.length)
         longer.seat(slots, batch.rollout[move], batch.token[move], batch.position[move], batch.count[move])
         batch.rollout[move] = -1
+
+
+def _fetch(records: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(values) for name, values in records.items()}
 
 
 def _record(

@@ -1,0 +1,194 @@
+"""The plan of a run of the JAX engine: contexts, cache lengths, blocks of work, and the programs compiled for them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import Job
+from .jax_sampling import Shape, chunk_program, fill_program, first_program, prefill_program, split_keys
+
+__all__ = ["STEPS", "Block", "Plan", "Programs", "compile_plan", "cores", "make_plan", "member_of", "round_up"]
+
+STEPS = 6
+"""Tokens between two looks at who has ended: fewer waste fewer rows on the ended, more waste less time on looking."""
+SMALL = 50_000_000
+"""Below this many parameters one core runs a step alone, so each core gets its own worker."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Contexts that are run together, and the rollouts that start from them."""
+
+    contexts: np.ndarray
+    rollouts: np.ndarray
+    row: np.ndarray
+    """For each rollout, which of the contexts is its own."""
+    width: int
+    level: int
+    """Index of the cache length it starts in."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a run that is fixed before the first token."""
+
+    job: Job
+    params: Any
+    shape: Shape
+    workers: int
+    lengths: tuple[int, ...]
+    rows: int
+    """Contexts in a block."""
+    contexts: list[np.ndarray]
+    blocks: list[Block]
+    keys: np.ndarray
+    ends: np.ndarray
+    knobs: tuple[Any, ...]
+
+
+def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: int, workers: int) -> Plan:
+    """Choose cache lengths and cut the job into blocks.
+
+    Parameters
+    ----------
+    shape_of : callable
+        The shape of programs for a number of rows.
+    batch : int
+        Largest number of rows of a worker's batch.
+    """
+    contexts, context_of = _contexts(job)
+    sizes = np.array([len(c) for c in contexts])
+    n = len(job)
+    workers = max(1, min(workers, n // 16))
+    batch = min(batch, _power(-(-n // workers)))
+    lengths = _lengths(int(sizes.min()), int(sizes.max()), int(sizes.max()) + job.max_tokens)
+    shape = shape_of(batch)
+    most = int(np.clip(n // (4 * workers), min(batch, 32), 4 * batch))
+    room = (1 << 28) // (4 * max(shape.config.vocab, shape.config.heads * int(sizes.max()) ** 2))
+    rows = int(np.clip(_power(-(-most * len(contexts) // n)), 1, min(64, max(1, room))))
+    ends = np.zeros(shape.config.vocab, bool)
+    ends[list(job.eos_ids)] = True
+    knobs = (ends, member_of(job, shape.config.vocab), np.float32(job.temperature), np.float32(job.top_p))
+    return Plan(
+        job=job,
+        params=params,
+        shape=shape,
+        workers=workers,
+        lengths=lengths,
+        rows=rows,
+        contexts=contexts,
+        blocks=list(_blocks(context_of, sizes, rows, most, lengths)),
+        keys=split_keys(job.keys),
+        ends=ends,
+        knobs=tuple(jax.device_put(knob, shape.device) for knob in knobs),
+    )
+
+
+def _contexts(job: Job) -> tuple[list[np.ndarray], np.ndarray]:
+    """Distinct prompt + forced sequences, shortest first, and the one of each rollout."""
+    found: dict[tuple[int, bytes], int] = {}
+    context_of = np.empty(len(job), np.int64)
+    contexts: list[np.ndarray] = []
+    for i, (prompt, forced) in enumerate(zip(np.asarray(job.prompt_of).tolist(), job.forced)):
+        key = (prompt, np.asarray(forced, np.int32).tobytes())
+        place = found.setdefault(key, len(contexts))
+        if place == len(contexts):
+            contexts.append(np.concatenate([job.prompts[prompt], forced]).astype(np.int32))
+        context_of[i] = place
+    order = np.argsort([len(c) for c in contexts], kind="stable")
+    rank = np.empty(len(contexts), np.int64)
+    rank[order] = np.arange(len(contexts))
+    return [contexts[i] for i in order], rank[context_of]
+
+
+def _power(number: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _lengths(shortest: int, longest: int, total: int) -> tuple[int, ...]:
+    """Cache lengths, each about twice the one before; the last holds the longest rollout."""
+    lengths = [round_up(total, 32)]
+    while len(lengths) < 3:
+        half = round_up(lengths[0] // 2, 16)
+        if half < 32 or half >= lengths[0] or half < round_up(shortest, 16) + STEPS:
+            break
+        lengths.insert(0, half)
+    return tuple(lengths)
+
+
+def _blocks(
+    context_of: np.ndarray, sizes: np.ndarray, rows: int, most: int, lengths: tuple[int, ...]
+) -> Iterator[Block]:
+    """At most `rows` contexts and `most` rollouts each, of one width, shortest first."""
+    order = np.argsort(context_of, kind="stable")
+    widths = np.array([max(16, _power(int(size))) for size in sizes])
+    widths = np.minimum(widths, round_up(int(sizes.max()), 16))
+    at = 0
+    while at < len(order):
+        first = context_of[order[at]]
+        part = order[at : at + most]
+        part = part[(context_of[part] < first + rows) & (widths[context_of[part]] == widths[first])]
+        contexts = np.unique(context_of[part])
+        width, need = int(widths[first]), int(sizes[contexts].max()) + STEPS
+        fits = [i for i, length in enumerate(lengths) if length >= max(need, width)]
+        level = fits[0] if fits else len(lengths) - 1
+        yield Block(contexts, part, np.searchsorted(contexts, context_of[part]).astype(np.int32), width, level)
+        at += len(part)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled programs of a plan."""
+
+    first: Any
+    prefill: dict[int, Any]
+    """By width of the contexts."""
+    chunk: dict[int, Any]
+    """By length of the cache."""
+    fill: dict[tuple[int, int, int], Any]
+    """By rows and width of the source and length of the cache."""
+
+
+def compile_plan(plan: Plan) -> Programs:
+    """Compile every program the plan can need, several at a time."""
+    shape, lengths = plan.shape, plan.lengths if plan.job.max_tokens > 1 else ()
+    lengths = lengths[min(block.level for block in plan.blocks) :]
+    widths = sorted({block.width for block in plan.blocks})
+    fills = {(plan.rows, block.width, plan.lengths[block.level]) for block in plan.blocks} if lengths else set()
+    fills |= {(shape.batch, short, long) for short, long in itertools.pairwise(lengths)}
+    with ThreadPoolExecutor(min(4, cores())) as pool:
+        chunk = {length: pool.submit(chunk_program, shape, length, STEPS) for length in reversed(lengths)}
+        prefill = {width: pool.submit(prefill_program, shape, plan.rows, width) for width in widths}
+        first = pool.submit(first_program, shape, plan.rows)
+        fill = {key: pool.submit(fill_program, shape, *key) for key in sorted(fills)}
+
+        def ready(futures: dict[Any, Future[Any]]) -> dict[Any, Any]:
+            return {key: future.result() for key, future in futures.items()}
+
+        return Programs(first.result(), ready(prefill), ready(chunk), ready(fill))
+
+
+def member_of(job: Job, vocab: int) -> np.ndarray:
+    """Which token belongs to which class, shape (vocab, classes)."""
+    member = np.zeros((vocab, len(job.classes)), np.float32)
+    for column, ids in enumerate(job.classes.values()):
+        member[np.asarray(ids, dtype=np.int64), column] = 1
+    return member
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
