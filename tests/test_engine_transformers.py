@@ -16,6 +16,7 @@ from markovsafety import InputError, ModelError, UntrustedError, sample
 from markovsafety.rollouts import Rollouts
 from markovsafety.rollouts.engines import Engine, Job, open_engine, rollout_keys
 from markovsafety.rollouts.engines.replay import replay, score
+from markovsafety.rollouts.engines.transformers import _choose
 
 KINDS = ("qwen2", "gpt_neox")
 PROMPTS = ["hello", "help one tea . step", "i cannot help"]
@@ -85,6 +86,17 @@ def test_frequencies_are_the_models(engine, temperature, top_p):
     law = tempered(exact(engine, [*job.prompts[0], common]), temperature, top_p)
     second = np.bincount([t[1] for t in drawn if t[0] == common], minlength=len(WORDS))
     assert surprise(second, law) < 1
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_impossible_tokens_are_never_drawn(top_p):
+    """Also at the very ends of the unit interval, where rounding could point at a token without mass."""
+    scores = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.5, -torch.inf]]).repeat(2, 1)
+    ends = np.array([0.0, 1 - 2.0**-24], np.float32)
+    token, logprob = _choose(scores, ends, 1.0, top_p)
+    assert token[:, 0].tolist() == [1, 3 if top_p == 1 else 1]
+    law = torch.softmax(scores[0], -1)
+    assert logprob.exp().tolist() == pytest.approx([law[1].item(), law[3].item()] if top_p == 1 else [1, 1])
 
 
 def test_zero_temperature_takes_the_likeliest(engine):

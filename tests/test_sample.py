@@ -79,7 +79,9 @@ def test_prompts_from_files(engine, tmp_path):
         {"prompt": "hello, tea", "category": "x", "prefix": "sure tea"},
         {"prompt": [{"role": "user", "content": "help"}], "prefix": ids("sorry i"), "prompt_id": 1},
     ]
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    lines[0]["note"] = "a\u2028b"  # JSON allows it within a line
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
     from_csv = sample(engine, tmp_path / "a.csv", prefill=[0, 2], **ASK)
     assert from_csv == sample(engine, str(tmp_path / "a.jsonl"), prefill=[0, 2], **ASK)
     assert from_csv == sample(engine, lines, prefill=[0, 2], **ASK)

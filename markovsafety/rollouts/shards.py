@@ -228,14 +228,18 @@ def _kept(plan: Plan, done: int, folder: Path | None) -> str:
 def _bar(total: int, there: int, show: bool | None) -> Iterator[Progress]:
     """A progress bar on stderr with tokens per second; silent where stderr is no terminal, unless asked for."""
     hidden = not sys.stderr.isatty() if show is None else not show
-    began, tokens = time.monotonic(), 0
+    began, tokens = 0.0, 0
     options: dict[str, Any] = {"unit": " rollouts", "file": sys.stderr, "disable": hidden, "dynamic_ncols": True}
     with tqdm(total=total, initial=there, **options) as bar:
 
         def advance(rollouts: int, more: int) -> None:
-            nonlocal tokens
-            tokens += more
-            bar.set_postfix_str(f"{tokens / max(time.monotonic() - began, 1e-9):,.0f} tokens/s", refresh=False)
+            nonlocal began, tokens
+            now = time.monotonic()
+            if began:
+                tokens += more
+                bar.set_postfix_str(f"{tokens / max(now - began, 1e-9):,.0f} tokens/s", refresh=False)
+            else:  # the clock starts with the first report: what comes before is compilation
+                began = now
             bar.update(rollouts)
 
         yield advance
