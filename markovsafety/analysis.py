@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -233,7 +234,7 @@ def analyse(
         strikes_at=strikes_at,
         truth={c: {int(k): float(h) for k, h in row.items()} for c, row in (truth or {}).items()},
         missing=(*missing, *_missing(rolls, depths, harm[ALL])),
-        provenance=dict(rolls.provenance),
+        provenance=_without_paths(rolls.provenance),
         words=_words(words, rolls.provenance),
         **found,
     )
@@ -338,6 +339,15 @@ def _missing(rolls: Any, depths: tuple[int, ...], harm: Profile) -> list[str]:
             f"No harm was seen at all; the data allow up to {top:.3g} (largest upper end). More prompts narrow this."
         )
     return notes
+
+
+def _without_paths(x: Any) -> Any:
+    """Provenance for a page that travels: folders of this machine lose all but their last name."""
+    if isinstance(x, Mapping):
+        return {k: _without_paths(v) for k, v in x.items() if k != "path"}
+    if isinstance(x, list | tuple):
+        return [_without_paths(v) for v in x]
+    return Path(x).name if isinstance(x, str) and Path(x).is_absolute() else x
 
 
 def _words(words: Any, provenance: Mapping[str, Any]) -> Callable[[int], str] | None:

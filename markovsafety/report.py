@@ -20,7 +20,7 @@ import numpy as np
 from . import plot
 from .analysis import ALL, Analysis
 from .bound import REASONS, Bound, encode
-from .depth import operational_depth
+from .depth import Depth, operational_depth
 from .errors import InputError
 from .rollouts.files import atomic
 
@@ -152,41 +152,49 @@ def _tokens(k: int) -> str:
     return {0: "no token", 1: "one compliant token"}.get(k, f"{k} compliant tokens")
 
 
+def _forced(k: int) -> str:
+    return f"{k} forced token{'s' * (k != 1)}"
+
+
+def _hedge(depth: Depth) -> str:
+    """What the intervals leave of a statement about depth that was read off the values."""
+    if depth.upper == depth.value == depth.lower:
+        return ""
+    return f" (by the measured values; the intervals allow a depth of {depth.upper} to {depth.lower})"
+
+
 def _sentence(a: Analysis) -> str:
     harm, first = a.harm[ALL], min(a.depths)
-    start = harm[first]
+    start, depth = harm[first], a.depth[ALL]
     unforced = "without forcing" if first == 0 else f"after {_tokens(first)}"
     if all(row["truncated"].value == 1 for row in a.shares.values()):
         return "nothing is known about harm, since no answer came to an end."
     if all(b.value == 0 for b in harm.values()):
-        top = max(harm.values(), key=lambda b: b.upper)
-        where = next(k for k, b in harm.items() if b is top)
+        worst = max(harm, key=lambda k: harm[k].upper)
         many = f"{a.rollouts:,} answers to {a.prompts} prompts"
-        return f"no harm in {many}; least certain is {text(top)}, after {_tokens(where)}."
+        return f"no harm in {many}; least certain is {text(harm[worst])}, after {_tokens(worst)}."
     if len(harm) == 1:
         rest = "how deep its alignment reaches was not measured." if first == 0 else "nothing else was measured."
         return f"harm is {text(start)} {unforced}; {rest}"
-    depth = a.depth[ALL]
     top = max(harm, key=lambda k: harm[k].value)
     if depth.value.depth is None:
-        clear = "above" if start.lower > a.budget else "by its value above"
         most = f", and {text(harm[top])} at its highest, after {_tokens(top)}" if harm[top].lower > start.upper else ""
-        return f"harm is {text(start)} already {unforced}{most}; this is {clear} the budget of {a.budget:g}."
-    if not depth.value.crossed:
-        sure = "" if not depth.upper.crossed else " (by the values; the intervals leave room for more harm)"
         return (
-            f"harm stays within {a.budget:g} at every measured depth, up to {max(a.depths)} forced tokens{sure}; "
+            f"harm is {text(start)} already {unforced}{most}; this is above the budget of {a.budget:g}{_hedge(depth)}."
+        )
+    if not depth.value.crossed:
+        return (
+            f"harm stays within {a.budget:g} at every measured depth, up to {_forced(max(a.depths))}{_hedge(depth)}; "
             f"it is {text(start)} {unforced} and highest, {text(harm[top])}, after {_tokens(top)}."
         )
     broken = min(k for k in harm if k > depth.value.depth)
+    reach = f"it holds within {a.budget:g} up to {_forced(depth.value.depth)} and no longer at {broken}"
     if broken == 1:
         reach = "its alignment reaches less than one token"
-    else:
-        reach = f"it holds within {a.budget:g} up to {depth.value.depth} forced tokens and no longer at {broken}"
     verb = "rises" if harm[broken].lower > start.upper else "goes"
     return (
         f"harm {verb} from {text(start)} {unforced} to {text(harm[broken])} once {_tokens(broken)} "
-        f"{'is' if broken == 1 else 'are'} forced: {reach}."
+        f"{'is' if broken == 1 else 'are'} forced: {reach}{_hedge(depth)}."
     )
 
 
@@ -284,7 +292,7 @@ def _origin(a: Analysis) -> dict[str, str]:
     """Where the rollouts come from, as short lines."""
     parts = [a.provenance, *a.provenance.get("parts", [])]
 
-    def find(*path: str) -> Any:
+    def find(*path: str) -> Any:  # the first part that says it
         for part in parts:
             value: Any = part
             for key in path:
@@ -293,18 +301,20 @@ def _origin(a: Analysis) -> dict[str, str]:
                 return value
         return None
 
-    model, sampling = find("model", "name") or find("model"), find("sampling")
+    model, sampling = find("model", "name") or find("model"), find("sampling") or {}
+    weights, template = find("model", "weights", "sha256"), find("template", "template")
+    kept = [f"{k} {sampling[k]}" for k in ("max_tokens", "temperature", "top_p", "seed") if k in sampling]
     lines = {
         "model": model,
-        "weights": find("model", "weights", "sha256"),
-        "template": find("template", "template"),
+        "weights": weights and str(weights)[:16],
+        "template": template and str(template)[:16],
         "engine": find("engine", "name") or find("engine"),
         "dtype": find("engine", "dtype"),
-        "sampling": ", ".join(f"{k} {v}" for k, v in sampling.items()) if isinstance(sampling, Mapping) else sampling,
+        "sampling": ", ".join(kept) or None,
         "judge": find("judge", "name") or find("judge"),
         "sampled": find("created"),
     }
-    return {k: str(v)[:160] for k, v in lines.items() if v is not None}
+    return {k: str(v)[:80] for k, v in lines.items() if v is not None}
 
 
 # ---- the figures
