@@ -253,7 +253,7 @@ def _choose(scores: torch.Tensor, uniform: np.ndarray, temperature: float, top_p
     cumulative = exact.double().cumsum(dim=-1)
     total = cumulative[:, -1:]
     at = torch.as_tensor(uniform, dtype=torch.float64, device=cumulative.device)[:, None] * total
-    token = torch.searchsorted(cumulative, at, right=False).clamp_(max=law.shape[-1] - 1).to(law.device)
+    token = torch.searchsorted(cumulative, at, right=True).clamp_(max=law.shape[-1] - 1).to(law.device)
     return token, (law.gather(1, token) / total.to(law)).log()[:, 0]
 
 
