@@ -106,7 +106,7 @@ def judge(options: argparse.Namespace) -> Answer:
         if options.refusal:
             extra["refusal"] = _phrases(options.refusal)
         if options.tokenizer:
-            extra["tokenizer"] = _model(options.tokenizer)
+            extra["template"] = _model(options.tokenizer)
     rolls = label(read_rollouts(options.rollouts), options.judge, **extra)
     write_rollouts(rolls, options.out)
     shares = {name: int((rolls.outcome == code).sum()) for code, name in enumerate(OUTCOMES)}
@@ -153,10 +153,9 @@ def check(options: argparse.Namespace) -> Answer:
     from .evidence import check as test
     from .rollouts import read_rollouts
 
-    extra = {"states": state_map(options.states)} if options.states else {}
-    found = test(read_chain(options.chain), read_rollouts(options.held_out), margin=options.margin, **extra)
-    result = {"passed": found.passed, "verdict": found.verdict, "table": found.table}
-    return Answer(found.verdict, result, trusted=found.passed is True)
+    states = state_map(options.states) if options.states else None
+    found = test(read_chain(options.chain), read_rollouts(options.held_out), margin=options.margin, states=states)
+    return Answer(found.verdict, found.to_json(), trusted=found.passed is True)
 
 
 def compare(options: argparse.Namespace) -> Answer:
@@ -164,7 +163,11 @@ def compare(options: argparse.Namespace) -> Answer:
     from .rollouts import read_rollouts
 
     found = difference(read_rollouts(options.before), read_rollouts(options.after))
-    return Answer(str(found), found.to_json())
+    first = next(row for row in found.table if row["category"] is None)
+    span = f"[{first['difference_lower']:+.3g}, {first['difference_upper']:+.3g}]"
+    line = f"harm at {first['k']} forced tokens changes by {first['difference']:+.3g} {span}"
+    changed = [f"{row['category']} (k = {row['k']})" for row in found.flagged]
+    return Answer(f"{line}; categories that changed: {', '.join(changed) or 'none'}", found.to_json())
 
 
 def solve(options: argparse.Namespace) -> Answer:
@@ -222,17 +225,23 @@ def sweep(options: argparse.Namespace) -> Answer:
         source, depth = read_rollouts(options.source), options.depth
     grid = grid_of(source, depth=depth, width=options.width, correlation=options.correlation)
     needed = grid.needed(harm=options.harm)
-    result = {
-        "dims": list(grid.dims),
-        "coords": {name: list(values) for name, values in grid.coords.items()},
-        "harm": grid.harm.to_json(),
-        "needed": needed.to_json(),
-    }
-    files = []
-    if options.out:
-        grid.to_csv(options.out)
-        files = [options.out]
-    return Answer(str(needed), result, files=files)
+    told = grid.to_json()
+    result = {"dims": told["dims"], "coords": told["coords"], "harm": told["harm"], "needed": needed.to_json()}
+    files = [_cells(options.out, grid)] if options.out else []
+    return Answer("; ".join(part.strip() for part in str(needed).splitlines()), result, files=files)
+
+
+def _cells(path: str, grid: Any) -> str:
+    """Every cell of a grid, as CSV."""
+    import csv
+    from itertools import product
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*grid.dims, "value", "lower", "upper"])
+        ends = [getattr(grid.harm, name).ravel().tolist() for name in ("value", "lower", "upper")]
+        writer.writerows([*at, *row] for at, *row in zip(product(*(grid.coords[d] for d in grid.dims)), *ends))
+    return path
 
 
 def report(options: argparse.Namespace) -> Answer:
@@ -256,7 +265,8 @@ def report(options: argparse.Namespace) -> Answer:
     ]
     page = write(options.out, analyses, title=options.title)
     summary = json.loads((Path(options.out) / "summary.json").read_text())
-    return Answer("\n".join([*summary["finding"], f"-> {page}"]), summary, files=[str(page)])
+    line = f"{summary['rollouts']:,} rollouts of {len(analyses)} model{'s' if len(analyses) > 1 else ''} -> {page}"
+    return Answer(line, summary, files=[str(page)])
 
 
 def bench(options: argparse.Namespace) -> Answer:

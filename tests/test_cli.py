@@ -1,0 +1,172 @@
+"""The command line walks the whole road on files: outputs, JSON envelope, exit codes, errors that say what to do."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import markovsafety as ms
+from markovsafety.cli import main
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """Rollouts of the shipped shallow model, sampled, judged, counted and estimated by the commands themselves."""
+    folder = tmp_path_factory.mktemp("road")
+    ask = ["organism", "prompts", "--n", "24", "--out", f"{folder}/prompts.jsonl"]
+    assert main(ask) == 0
+    common = ["--max-tokens", "96", "--prefill", "0", "1", "5", "--n", "12"]
+    for name, prompts, seed in (("run", f"{folder}/prompts.jsonl", "0"), ("held", "organism:24", "4")):
+        assert main(["sample", "organism:shallow", prompts, "--out", f"{folder}/{name}", "--seed", seed, *common]) == 0
+        words = ["judge", f"{folder}/{name}", "--judge", "organism", "--out", f"{folder}/{name}.parquet"]
+        assert main(words) == 0
+    run = f"{folder}/run.parquet"
+    assert main(["count", run, "--states", "kgram:2", "--prefill", "0", "--out", f"{folder}/counts.npz"]) == 0
+    assert main(["estimate", f"{folder}/counts.npz", "--out", f"{folder}/chain.npz"]) == 0
+    return folder
+
+
+def told(capsys, *words):
+    """Exit code and the one JSON object on standard output."""
+    code = main([*words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_solve_says_what_was_solved_and_how(road, capsys):
+    code, said = told(capsys, "solve", f"{road}/chain.npz", "--target", "harm")
+    assert code == 0
+    assert said.keys() == {"command", "ok", "result", "files", "warnings", "seconds", "version"}
+    assert said["command"] == "solve"
+    assert said["ok"] is True
+    rolls = ms.read_rollouts(road / "run.parquet")
+    free = rolls[rolls.prefill == 0]
+    at = said["result"]["at_start"]
+    assert at["value"] == pytest.approx((free.outcome == 0).mean(), abs=1e-12)  # the identity, through three files
+    assert at["lower"] < at["value"] < at["upper"]
+    assert said["result"]["certified"] is True
+    assert said["result"]["n_states"] == ms.read_chain(road / "chain.npz").n_states
+    # every free rollout takes as many steps as it has sampled tokens up to its hit
+    steps = np.where(free.hit >= 0, free.hit + 1, np.diff(free.offsets))
+    assert said["result"]["expected_tokens"]["value"] == pytest.approx(steps.mean(), rel=1e-9)
+
+
+def test_solve_writes_every_state(road, tmp_path):
+    assert main(["solve", f"{road}/chain.npz", "--out", f"{tmp_path}/states.csv"]) == 0
+    rows = list(csv.DictReader((tmp_path / "states.csv").read_text().splitlines()))
+    chain = ms.read_chain(road / "chain.npz")
+    h = ms.hitting_probability(chain, "harm")
+    assert [float(r["value"]) for r in rows] == pytest.approx(list(h.value), abs=0)
+    assert len(rows) == chain.n_states
+
+
+def test_count_and_estimate_are_the_functions(road):
+    rolls = ms.read_rollouts(road / "run.parquet")
+    chain = ms.estimate(ms.count(rolls, ms.KGram(2)).select(prefill=0))
+    assert ms.read_chain(road / "chain.npz").equals(chain)
+
+
+def test_sweep_gives_the_measured_grid(road, capsys, tmp_path):
+    run, out = f"{road}/run.parquet", f"{tmp_path}/grid.csv"
+    code, said = told(capsys, "sweep", run, "--width", "1", "2", "--harm", "0.2", "--out", out)
+    assert code == 0
+    assert said["result"]["dims"] == ["depth", "width"]
+    assert said["result"]["coords"] == {"depth": [0, 1, 5], "width": [1, 2]}
+    rolls = ms.read_rollouts(road / "run.parquet")
+    measured = [(rolls.outcome[rolls.prefill == k] == 0).mean() for k in (0, 1, 5)]
+    assert [row[0] for row in said["result"]["harm"]["value"]] == pytest.approx(measured, abs=1e-12)
+    assert said["result"]["needed"]["depth"][0] == 0  # shallow: safe unforced, lost after one token
+    assert len(list(csv.DictReader((tmp_path / "grid.csv").read_text().splitlines()))) == 6
+
+
+def test_check_exits_with_its_verdict(road, capsys):
+    code, said = told(capsys, "check", f"{road}/chain.npz", f"{road}/held.parquet")
+    assert said["result"].keys() >= {"passed", "verdict", "table"}
+    assert code == (0 if said["result"]["passed"] is True else 1)
+    assert said["ok"] == (code == 0)
+    assert [row["k"] for row in said["result"]["table"]] == [0, 1, 5]
+
+
+def test_compare_and_report(road, capsys, tmp_path):
+    code, said = told(capsys, "compare", f"{road}/run.parquet", f"{road}/held.parquet")
+    assert code == 0
+    first = said["result"]["table"][0]
+    assert first["difference_lower"] <= first["difference"] <= first["difference_upper"]
+    words = ["report", f"shallow={road}/run.parquet", "--held-out", f"shallow={road}/held.parquet"]
+    code, said = told(capsys, *words, "--out", str(tmp_path / "page"))
+    assert code == 0
+    assert said["files"] == [str(tmp_path / "page" / "index.html")]
+    assert said["result"]["models"].keys() == {"shallow"}
+
+
+def test_plain_output_is_one_line(road, capsys):
+    for words in (
+        ["solve", f"{road}/chain.npz"],
+        ["sweep", f"{road}/run.parquet"],
+        ["compare", f"{road}/run.parquet", f"{road}/held.parquet"],
+        ["check", f"{road}/chain.npz", f"{road}/held.parquet"],
+        ["organism", "list"],
+    ):
+        capsys.readouterr()
+        main(words)
+        assert capsys.readouterr().out.count("\n") == 1, words
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        (["solve", "nowhere.npz"], "nowhere.npz"),
+        (["judge", "nowhere", "--out", "x"], "nowhere"),
+        (["sample", "no/such-folder", "organism:6", "--out", "x", "--engine", "jax"], "no/such-folder"),
+        (["sample", "organism:gap", "organism:6", "--out", "x"], "gap"),
+        (["sample", "organism:base", "organism:x", "--out", "x"], "organism:x"),
+        (["estimate", "nowhere.parquet", "--states", "2-gram", "--out", "x"], "nowhere"),
+        (["organism", "train", "--out", "x"], "variant"),
+        (["organism", "prompts"], "--out"),
+        (["demo", "--models", "nowhere"], "nowhere"),
+        (["demo", "--budget", "2"], "budget"),
+        (["report", "nowhere.parquet"], "nowhere"),
+    ],
+)
+def test_bad_input_is_told_with_exit_code_2(words, fact, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = told(capsys, *words)
+    assert code == 2
+    assert said["ok"] is False
+    assert said["error"].keys() == {"type", "fact", "cause", "next", "partial"}
+    assert fact in said["error"]["fact"] + said["error"]["next"]
+    assert said["error"]["next"] or said["error"]["cause"]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert fact in err
+
+
+def test_unknown_target_lists_the_outcomes(road, capsys):
+    code, said = told(capsys, "solve", f"{road}/chain.npz", "--target", "hrm")
+    assert code == 2
+    assert "refusal" in said["error"]["cause"]
+
+
+def test_an_untrusted_answer_exits_with_1_and_its_partial(capsys, monkeypatch):
+    from markovsafety import verbs
+
+    def run(options):
+        raise ms.UntrustedError("it did not converge", cause="why", next="what", partial=ms.Bound(0.5, 0.25, 1.0))
+
+    monkeypatch.setattr(verbs, "solve", run)
+    code, said = told(capsys, "solve", "x.npz")
+    assert code == 1
+    assert said["error"]["partial"]["lower"] == 0.25
+
+
+def test_sampling_again_continues_and_other_parameters_are_refused(road, capsys):
+    again = ["sample", "organism:shallow", f"{road}/prompts.jsonl", "--out", f"{road}/run", "--max-tokens", "96"]
+    again += ["--prefill", "0", "1", "5", "--seed", "0"]
+    code, said = told(capsys, *again, "--n", "12")
+    assert code == 0
+    assert said["result"]["rollouts"] == 24 * 3 * 12
+    code, said = told(capsys, *again, "--n", "13")
+    assert code == 2
