@@ -7,7 +7,7 @@ on T and ``h = P h`` elsewhere. On the states that cannot reach T it is 0, and t
 rest the equation has exactly one solution. Written with the rates of leaving, ``sum_j p_ij (h_j - h_i) = 0`` over j !=
 i, the diagonal drops out, so that a state that almost never leaves costs no digits. Chains with one matrix per position
 need only ``h_t = P_t h_(t+1)``. See J. R. Norris, Markov Chains (1997), theorem 1.3.2; J. G. Kemeny and J. L. Snell,
-Finite Markov Chains (1960), chapter III. """
+Finite Markov Chains (1960), chapter III."""
 
 from __future__ import annotations
 

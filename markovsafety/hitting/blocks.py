@@ -8,6 +8,7 @@ proven error of the step gives a lower bound, and the same above.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,9 +23,15 @@ from .rates import Rates
 
 __all__ = ["DENSE_LIMIT", "SMALL", "Report", "flow", "potential"]
 
-SMALL = 400  # "auto" eliminates classes up to this size, and tries the sparse solver first above it
+SMALL = 200  # "auto" eliminates classes up to this size, and tries the iterative solver first above it
 DENSE_LIMIT = 5000  # largest class that is ever made dense (200 MB)
 WIDE = 1e-9  # a certificate wider than this, relative to the largest value, is tried again by elimination
+
+HOW = {
+    "elimination": "subtraction-free elimination",
+    "krylov": "BiCGStab with refinement",
+    "lu": "sparse LU with refinement",
+}
 
 
 @dataclass
@@ -39,15 +46,14 @@ class Report:
     def method(self) -> str:
         """The heaviest method that was used."""
         used = {method for _, method in self.classes}
-        return next((m for m in ("sparse", "elimination") if m in used), "recursion")
+        return "sparse" if used & {"lu", "krylov"} else "elimination" if used else "layered"
 
     def why(self) -> str:
         """One sentence."""
         parts = [f"{self.single} states on no cycle by substitution"] if self.single else []
-        for method in ("elimination", "sparse"):
+        for method, how in HOW.items():
             sizes = [m for m, used in self.classes if used == method]
             if sizes:
-                how = "subtraction-free elimination" if method == "elimination" else "sparse LU with refinement"
                 classes = "class" if len(sizes) == 1 else "classes"
                 parts.append(f"{len(sizes)} cyclic {classes} (largest {max(sizes)}) by {how}")
         return "; ".join(parts) or "the graph alone decides"
@@ -75,7 +81,7 @@ def _cut(W: sp.csr_array, out: NDArray, own: NDArray[np.intp], place: NDArray[np
     here = local >= 0
     inside = sp.csr_array((rows.data[here], (line[here], local[here])), shape=(m, m))
     outside = sp.csr_array((rows.data[~here], (line[~here], rows.indices[~here])), shape=rows.shape)
-    leave = np.bincount(line[~here], rows.data[~here], minlength=m)
+    leave = np.bincount(line[~here], rows.data[~here], minlength=m).astype(np.float64)
     return _Class(own, rows, inside, outside, out[own], leave)
 
 
@@ -110,11 +116,12 @@ def potential(
     report = Report(order.n_single)
     _check(order, how)
     place = np.full(rates.n, -1)
-    for single, cyclic in order.levels:
-        if single.size:
-            X[single] = _substitute(rates, single, X, gain[single], ceiling)
-        for own in cyclic:
-            X[own] = _solve_class(rates, _cut(rates.W, rates.out, own, place), X, gain[own], how, ceiling, report)
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow is caught by looking at the results
+        for single, cyclic in order.levels:
+            if single.size:
+                X[single] = _substitute(rates, single, X, gain[single], ceiling)
+            for own in cyclic:
+                X[own] = _solve_class(rates, _cut(rates.W, rates.out, own, place), X, gain[own], how, ceiling, report)
     return X, report
 
 
@@ -143,42 +150,58 @@ def _substitute(rates: Rates, rows: NDArray, X: NDArray, gain: NDArray, ceiling:
     return x
 
 
+def _order(how: str, c: _Class) -> list[str]:
+    """Which solvers to try on a class, in order."""
+    m = len(c.own)
+    dense = ["elimination"] if m <= DENSE_LIMIT else []
+    if dense and (how == "elimination" or (how == "auto" and m <= SMALL)):
+        return dense
+    if m <= SMALL or sparse.thin(c.inside):
+        return ["lu", "krylov", *dense]
+    return ["krylov", *dense] if dense else ["krylov", "lu"]
+
+
+def _try(order: list[str], attempt: Callable[[str], NDArray | None], m: int, report: Report) -> NDArray | None:
+    """The first attempt that is proven and narrow, or what all attempts together prove."""
+    best = None
+    for which in order:
+        if best and (which != "elimination" or _width(best[1]) <= gamma(elimination.roundings(m))):
+            continue  # it would prove no more
+        x = attempt(which)
+        if x is None:
+            continue
+        best = (which, x if best is None or x.shape[1] == 1 else _narrower(best[1], x))
+        if _width(x) <= WIDE:
+            break
+    report.classes.append((m, order[-1] if best is None else best[0]))
+    if best is None:
+        report.failed.append(m)
+    return None if best is None else best[1]
+
+
 def _solve_class(
     rates: Rates, c: _Class, X: NDArray, gain: NDArray, how: str, ceiling: float, report: Report
 ) -> NDArray:
-    m, columns = len(c.own), X.shape[1]
     right = gain + c.outside @ X
-    x = None
-    if how == "sparse" or (how == "auto" and m > SMALL):
-        x = _sparse_class(c, X, right, gain, ceiling)
-        good = x is not None and (columns == 1 or float(np.max(x[:, 2] - x[:, 1])) <= WIDE * max(float(x.max()), TINY))
-        if good or (x is not None and m > DENSE_LIMIT):
-            report.classes.append((m, "sparse"))
-            return x
-    if m <= DENSE_LIMIT:
-        y = _eliminated_class(rates, c, X, right, gain, ceiling)
-        if y is not None:
-            report.classes.append((m, "elimination"))
-            return y if x is None or columns == 1 else _narrower(x, y)
-    if x is not None:
-        report.classes.append((m, "sparse"))
-        return x
-    report.classes.append((m, "sparse" if m > DENSE_LIMIT else "elimination"))
-    report.failed.append(m)
-    top = ceiling if np.isfinite(ceiling) else np.inf
-    return np.tile([np.nan if top == np.inf else 0.5 * top, 0.0, top][:columns], (m, 1))
+
+    def attempt(which: str) -> NDArray | None:
+        if which == "elimination":
+            return _eliminated_class(rates, c, X, right, gain, ceiling)
+        return _sparse_class(which, c, X, right, gain, ceiling)
+
+    m = len(c.own)
+    x = _try(_order(how, c), attempt, m, report)
+    return np.tile([np.nan, 0.0, ceiling][: X.shape[1]], (m, 1)) if x is None else x
 
 
-def _sparse_class(c: _Class, X: NDArray, right: NDArray, gain: NDArray, ceiling: float) -> NDArray | None:
-    lu = sparse.factor(c.inside, c.out)
-    if lu is None:
-        return None
-    x = sparse.refined(lu, c.rows, c.own, X[:, 0], right[:, 0], gain[:, 0])
-    if x is None:
+def _sparse_class(which: str, c: _Class, X: NDArray, right: NDArray, gain: NDArray, ceiling: float) -> NDArray | None:
+    solve = sparse.krylov(c.inside, c.out) if which == "krylov" else sparse.factor(c.inside, c.out)
+    x = None if solve is None else sparse.refined(solve, c.rows, c.own, X[:, 0], right[:, 0], gain[:, 0])
+    if solve is None or x is None:
         return None
     if X.shape[1] == 1:
         return np.clip(x, 0.0, ceiling)[:, None]
-    ends = enclose(c.rows, c.own, X, x, gain, lu.solve, ceiling)
+    ends = enclose(c.rows, c.own, X, x, gain, solve, ceiling)
     return None if ends is None else _columns(x, *ends)
 
 
@@ -189,12 +212,23 @@ def _eliminated_class(
     if eliminated is None:
         return None
     if X.shape[1] == 1:
-        return np.minimum(elimination.solve(eliminated, right), ceiling)
+        return _finite(np.minimum(elimination.solve(eliminated, right), ceiling))
     terms = int(np.diff(c.outside.indptr).max()) + 1 + rates.errors
     x, relative, absolute = elimination.enclosed_solve(eliminated, right, terms)
     widen(x, relative, absolute[:, 0], ceiling)
     ends = enclose(c.rows, c.own, X, x[:, 0], gain, lambda g: elimination.solve(eliminated, g), ceiling)
+    if ends is None and not np.isfinite(absolute).all():
+        return None
     return x if ends is None else _narrower(x, _columns(x[:, 0], *ends))
+
+
+def _finite(x: NDArray) -> NDArray | None:
+    return x if np.isfinite(x).all() else None
+
+
+def _width(x: NDArray) -> float:
+    """Largest width of the enclosure, relative to the largest value."""
+    return float(np.max(x[:, -1] - x[:, min(1, x.shape[1] - 1)]) / max(float(np.max(x[:, -1])), TINY))
 
 
 def _columns(value: NDArray, lower: NDArray, upper: NDArray) -> NDArray:
@@ -228,16 +262,17 @@ def flow(rates: Rates, free: NDArray, source: NDArray, how: str = "auto") -> tup
     _check(order, how)
     place = np.full(rates.n, -1)
     into = sp.csr_array(_only(rates.W, free).T.tocsr())
-    for single, cyclic in reversed(order.levels):
-        for own in cyclic:
-            there = _cut(rates.W, rates.out, own, place)
-            Z[own] = _flow_class(rates, there, _cut(into, rates.out, own, place), Z, how, report)
-        if single.size:
-            Z[single] = _arrive(rates, into[single], Z, single)
-            Z[single] /= rates.out[single, None]
-            widen_rows(Z, single, gamma(rates.terms[single] + 2), 4 * TINY)
-    fixed = np.flatnonzero(~free)
-    Z[fixed] = _arrive(rates, into[fixed], Z, fixed)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for single, cyclic in reversed(order.levels):
+            for own in cyclic:
+                there = _cut(rates.W, rates.out, own, place)
+                Z[own] = _flow_class(rates, there, _cut(into, rates.out, own, place), Z, how, report)
+            if single.size:
+                Z[single] = _arrive(rates, into[single], Z, single)
+                Z[single] /= rates.out[single, None]
+                widen_rows(Z, single, gamma(rates.terms[single] + 2), 4 * TINY)
+        fixed = np.flatnonzero(~free)
+        Z[fixed] = _arrive(rates, into[fixed], Z, fixed)
     return Z, report
 
 
@@ -268,30 +303,25 @@ def _flow_class(rates: Rates, c: _Class, into: _Class, Z: NDArray, how: str, rep
     source = _arrive(rates, into.outside, Z, c.own)
     if not source[:, -1].any():
         return np.zeros_like(source)
-    z = None
-    if how == "sparse" or (how == "auto" and m > SMALL):
-        z = _sparse_flow(rates, c, into.inside, source)
-        wide = z is not None and source.shape[1] == 3 and np.max(z[:, 2] - z[:, 1]) > WIDE * z[:, 2].max()
-        if z is not None and (not wide or m > DENSE_LIMIT):
-            report.classes.append((m, "sparse"))
-            return z
-    y = _eliminated_flow(rates, c, into.inside, source) if m <= DENSE_LIMIT else None
-    if y is not None:
-        report.classes.append((m, "elimination"))
-        return y if z is None or source.shape[1] == 1 else _narrower(z, y)
-    report.classes.append((m, "sparse" if z is not None or m > DENSE_LIMIT else "elimination"))
-    if z is None:
-        report.failed.append(m)
-        z = np.tile([np.nan, 0.0, np.inf][: source.shape[1]], (m, 1))
-    return z
+
+    def attempt(which: str) -> NDArray | None:
+        if which == "elimination":
+            return _eliminated_flow(rates, c, into.inside, source)
+        return _sparse_flow(which, rates, c, into.inside, source)
+
+    z = _try(_order(how, c), attempt, m, report)
+    return np.tile([np.nan, 0.0, np.inf][: source.shape[1]], (m, 1)) if z is None else z
 
 
-def _sparse_flow(rates: Rates, c: _Class, inflow: sp.csr_array, source: NDArray) -> NDArray | None:
-    lu = sparse.factor(c.inside, c.out)
-    z = None if lu is None else sparse.refined_flow(lu, inflow, c.out, source[:, 0])
-    if lu is None or z is None or source.shape[1] == 1:
-        return None if z is None else np.maximum(z, 0.0)[:, None]
-    ends = enclose_flow(inflow, c.out, z, source, lambda g: lu.solve(g, trans="T"), rates.terms[c.own])
+def _sparse_flow(which: str, rates: Rates, c: _Class, inflow: sp.csr_array, source: NDArray) -> NDArray | None:
+    make = sparse.krylov if which == "krylov" else sparse.factor
+    solve = make(c.inside, c.out, flow=True)
+    z = None if solve is None else sparse.refined_flow(solve, inflow, c.out, source[:, 0])
+    if solve is None or z is None:
+        return None
+    if source.shape[1] == 1:
+        return np.maximum(z, 0.0)[:, None]
+    ends = enclose_flow(inflow, c.out, z, source, solve, rates.terms[c.own])
     return None if ends is None else _columns(z, *ends)
 
 
@@ -300,10 +330,12 @@ def _eliminated_flow(rates: Rates, c: _Class, inflow: sp.csr_array, source: NDAr
     if eliminated is None:
         return None
     if source.shape[1] == 1:
-        return elimination.solve_flow(eliminated, source)
+        return _finite(elimination.solve_flow(eliminated, source))
     terms = int(np.diff(c.outside.indptr).max()) + 1 + rates.errors
     y, relative, absolute = elimination.enclosed_flow(eliminated, source, terms)
     widen(y, relative, absolute)
     solver = lambda g: elimination.solve_flow(eliminated, g)  # noqa: E731
     ends = enclose_flow(inflow, c.out, y[:, 0], source, solver, rates.terms[c.own])
+    if ends is None and not np.isfinite(absolute):
+        return None
     return y if ends is None else _narrower(y, _columns(y[:, 0], *ends))

@@ -14,30 +14,32 @@ Algorithms, 2nd ed., lemma 3.1).
 *Comparison* (a posteriori). If from every free state the known ones can be reached, the matrix of the equation is a
 nonsingular M-matrix, its inverse is non-negative, and so a vector ``y`` with ``sum_j w_ij (y_j - y_i) + c_i >= 0``
 everywhere lies below the solution, one with ``<= 0`` above. The two inequalities are evaluated in difference form,
-whose rounding error is small where neighbours agree, and must hold with that error to spare. """
+whose rounding error is small where neighbours agree, and must hold with that error to spare."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 __all__ = ["TINY", "U", "enclose", "enclose_flow", "gamma", "residual", "row_sums", "widen"]
 
 U = 2.0**-53
 TINY = 2.0**-1074  # what a single operation can lose to underflow
+HUGE = 1.7e308  # a lower end that overflowed is at least this
 ROUNDS = 4
 
 
-def gamma(n: ArrayLike) -> NDArray[np.float64]:
+def gamma(n: Any) -> NDArray[np.float64]:
     """Relative error after n roundings; inf where n is too large for a proof."""
     n = np.asarray(n, dtype=np.float64) * (U * (1 + 4 * U))
     return np.where(n < 0.5, n / np.where(n < 0.5, 1 - n, 1.0) * (1 + 8 * U), np.inf)
 
 
-def widen(X: NDArray, error: ArrayLike, slack: ArrayLike = 0.0, ceiling: float = np.inf) -> None:
+def widen(X: NDArray, error: Any, slack: Any = 0.0, ceiling: float = np.inf) -> None:
     """Move the enclosure columns of X outward in place: value, lower, upper are columns 0, 1, 2.
 
     Parameters
@@ -57,9 +59,9 @@ def widen(X: NDArray, error: ArrayLike, slack: ArrayLike = 0.0, ceiling: float =
     with np.errstate(invalid="ignore"):  # 0 * inf, where no proof was possible
         lower = X[:, 1] * np.maximum(1 - error, 0.0) - slack
         upper = X[:, 2] * (1 + error) + slack
-    X[:, 1] = np.maximum(lower, 0.0)
+    X[:, 1] = np.clip(np.where(np.isnan(lower), 0.0, lower), 0.0, HUGE)
     X[:, 2] = np.minimum(np.where(np.isnan(upper), np.inf, upper), ceiling)
-    X[:, 0] = np.minimum(np.maximum(X[:, 0], X[:, 1]), X[:, 2])
+    X[:, 0] = np.clip(X[:, 0], X[:, 1], X[:, 2])
 
 
 def row_sums(values: NDArray, indptr: NDArray) -> NDArray[np.float64]:
@@ -128,9 +130,8 @@ def enclose(
         None if no pair could be verified: the candidate must not be believed.
     """
     ends = []
-    size = row_sums(W.data * np.abs(_with(X[:, 0], own, x))[W.indices], W.indptr) + row_sums(W.data, W.indptr) * np.abs(
-        x
-    )
+    around = np.abs(_with(X[:, 0], own, x))
+    size = row_sums(W.data * (around[W.indices] + np.repeat(np.abs(x), np.diff(W.indptr))), W.indptr)
     for side, sign in ((1, -1.0), (2, 1.0)):
         around = _with(X[:, side], own, x)
         r, error = residual(W, around, x, gain[:, side])
@@ -178,7 +179,7 @@ def enclose_flow(
         An approximate solver of the transposed equation.
 
     Notes ----- There is no difference form for columns, so the rounding bound is that of the plain residual, and the
-    enclosure widens as 1 / leak sooner than that of `enclose`. """
+    enclosure widens as 1 / leak sooner than that of `enclose`."""
     k = np.diff(inflow.indptr) + terms
     ends = []
     for side, sign in ((1, -1.0), (2, 1.0)):

@@ -179,13 +179,12 @@ def probability(w: Walk, method: str = "auto", certify: bool = True) -> Answer:
     known = np.repeat(one.astype(np.float64)[:, None], _sides(certify), axis=1)
     how = "recursion" if method == "layered" else method
     X, report = potential(rates, free, known, None, how, 1.0)
-    name = {"recursion": "layered"}.get(report.method, report.method)
-    return Answer(X, name, _graph_note(can, sure) + report.why(), None, tuple(report.failed))
+    return Answer(X, report.method, _graph_note(can, sure) + report.why(), None, tuple(report.failed))
 
 
 def _graph_note(can: NDArray, sure: NDArray) -> str:
     zero, one = int((~can).sum()), int(sure.sum())
-    return f"by the graph {zero} states have 0 and {one} have 1; " if zero or one else ""
+    return f"the graph alone gives 0 to {zero} and 1 to {one} of the states; " if zero or one else ""
 
 
 def _layered_probability(w: Walk, method: str, certify: bool) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,8 @@ class Critical:
         return g
 
     def __str__(self) -> str:
+        if not self.roads:
+            return f"{self.harm}\nnothing leads to the target"
         lines = [str(self.harm), "", "states            visits      gain     score   h"]
         lines += [
             f"  {_short(s.state):<14} {s.visits:>8.3g}  {s.gain:>8.3g}  {s.score:>8.3g}   {_range(s.harm)}"
@@ -175,7 +178,7 @@ def critical(chain: Chain, target: Any = "harm", top: int = 20, *, level: float 
     Notes ----- A road's probability is a product over its moves; on an estimated chain its interval is made of
     Clopper-Pearson intervals of the moves, each at a level that makes all of them hold together (Bonferroni). Roads are
     found best-first with the exact remaining cost as guide, so they come out in order and the search expands little
-    else. """
+    else."""
     if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
         raise InputError(f"top is {top!r}.", cause="It is how many to return.", next="Pass a positive whole number.")
     w = walk(chain, target)
@@ -275,7 +278,7 @@ def _roads(a: _Arrows, top: int) -> tuple[list[tuple[int, ...]], bool]:
         if a.goal[longer[-1]]:
             ways.append(longer)
         else:
-            offer(longer, spent + cost[1][e], 0)
+            offer(longer, spent + float(cost[1][e]), 0)
     return ways, not heap or len(ways) == top
 
 
@@ -330,7 +333,7 @@ def _road(a: _Arrows, way: tuple[int, ...], level: float) -> Bound:
     chain = a.w.chain
     jump = _jump(a)
     steps = []
-    for i, j in zip(way, way[1:]):
+    for i, j in pairwise(way):
         steps.append(float(jump[np.flatnonzero((a.tail == i) & (a.head == j))[0]]))
     chance = np.array([float(chain.start[way[0]]), *steps])
     value = float(np.prod(chance))

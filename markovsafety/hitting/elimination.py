@@ -7,7 +7,7 @@ so each rate of each smaller chain has a small *relative* error.
 Why that is enough: by the matrix-tree theorem the solution of ``d_i x_i = c_i + sum_j w_ij x_j`` is a ratio of two
 polynomials of degree m in the rates, exits and gains with non-negative coefficients; relative changes of all of them by
 ``1 + delta`` change x by at most ``(1 + delta)^2m`` (C. A. O'Cinneide, Numer. Math. 65 (1993) 109; A. S. Alfa, J. Xue
-and Q. Ye, Math. Comp. 71 (2002) 217). `roundings` adds this up over all smaller chains. """
+and Q. Ye, Math. Comp. 71 (2002) 217). `roundings` adds this up over all smaller chains."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def eliminate(rates: NDArray, exit: NDArray) -> Eliminated | None:
                 A[k, :k] += A[k, done] @ A[done, :k]
                 A[k, m] += A[k, done] @ A[done, m]
                 A[:k, k] += A[:k, done] @ A[done, k]
-            pivots[k] = math.fsum(A[k, :k].tolist() + [A[k, m]])  # one rounding, whatever the length
+            pivots[k] = math.fsum([*A[k, :k].tolist(), A[k, m]])  # one rounding, whatever the length
             if not 0 < pivots[k] < np.inf:
                 return None
             A[:k, k] /= pivots[k]
@@ -113,7 +113,7 @@ def roundings(m: int) -> float:
     such rates by one more rounding, and the division: ``3 p + 5``, one added for the same step on the gains. In the
     remaining chain of k states this is a relative change of every rate, hence ``2 k (3 p + 6)`` in the solution. Adding
     a finished panel rounds every remaining rate ``PANEL + 1`` times at most. The final back-substitution of k divides a
-    sum of ``k + 1`` terms: ``2 p + k + 6``. Fused multiply-adds only lower the counts. """
+    sum of ``k + 1`` terms: ``2 p + k + 6``. Fused multiply-adds only lower the counts."""
     k = np.arange(m)
     place = (m - 1 - k) % PANEL
     low = np.arange(m - PANEL, 0, -PANEL)

@@ -1,7 +1,7 @@
 """What the graph alone decides: who can reach the target, which states form a cycle, in which order to solve.
 
 Everything here looks at the pattern of positive rates only, so its answers are exact: a probability that the graph says
-is 0 or 1 never meets floating point. """
+is 0 or 1 never meets floating point."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 At the start the raw rollouts speak: their outcomes, clustered by prompt. Elsewhere a state that n rollouts passed
 through has n trials, so a probability h has the Clopper-Pearson interval of ``n h`` events in n, and a mean time the
-standard error of n rollouts' times. """
+standard error of n rollouts' times."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def refuse_unproven(answer: Answer, bound: Bound) -> Bound:
         return bound
     raise UntrustedError(
         f"No enclosure could be proven for a cyclic class of {max(answer.failed)} states.",
-        cause="The class is nearly closed (its leak drowns in rounding) and too large for subtraction-free elimination, "
-        "or its rates span more than 300 orders of magnitude.",
+        cause="The class is nearly closed (its leak drowns in rounding) and too large for subtraction-free "
+        "elimination, or its rates span more than 300 orders of magnitude.",
         next='Use method="exact", merge states, or believe only the interval in `error.partial`.',
         partial=bound,
     )
@@ -62,7 +62,7 @@ def bound_of(w: Walk, answer: Answer, level: float) -> Bound:
         Level of the sampling interval; without evidence the enclosure is proven and the level is 1.
     """
     chain, X = w.chain, answer.X
-    info = {"name": f"P({w.name})", "method": answer.method, "why": answer.why}
+    info: dict[str, Any] = {"name": f"P({w.name})", "method": answer.method, "why": answer.why}
     if answer.exact is not None:
         info["exact"] = answer.exact
     start = None

@@ -99,7 +99,7 @@ def backward(
 
 def staying(layers: Layers) -> NDArray[np.bool_]:
     """States that no layer ever leaves, shape (n,)."""
-    n = layers[0].shape[0]
+    n = len(layers[0].indptr) - 1
     stay = np.ones(n, dtype=bool)
     for P in layers:
         row = np.repeat(np.arange(n), np.diff(P.indptr))

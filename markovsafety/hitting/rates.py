@@ -51,7 +51,7 @@ def rates_of(chain: Chain) -> Rates:
     """Rates of a homogeneous chain: its integer counts where it has them, else its probabilities.
 
     Multiplying a row by a constant changes no hitting probability, so counts need no division, and a power of two
-    rounds nothing. """
+    rounds nothing."""
     counts = chain.integer_counts
     matrix = sp.csr_array(chain.P if counts is None else counts, dtype=np.float64)
     total = np.ones(chain.n_states) if counts is None else np.asarray(counts.sum(axis=1)).ravel().astype(np.float64)

@@ -98,7 +98,7 @@ def attribute(before: Chain, after: Chain, target: Any) -> NDArray[np.float64]:
     Notes ----- With the change dP of the rows, visits N and probabilities h before, N' and h' after, ``h' - h = N' dP h
     = N dP h'`` holds exactly (the resolvent identity); the attribution is the mean of both, so it does not prefer one
     chain. A state that can no longer hit is taken as an end of value 0: what arrives there loses the h it had (and
-    gains, the other way round). A changed start law adds its difference times the mean of h and h'. """
+    gains, the other way round). A changed start law adds its difference times the mean of h and h'."""
     a, b = walk(before, target), walk(after, target)
     _same_states(before, after, a, b)
     if before.start is None or after.start is None:

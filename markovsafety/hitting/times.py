@@ -89,7 +89,10 @@ def _ratio(u: NDArray, h: NDArray) -> NDArray:
     room = 2.0**-51
     lower, upper = ends.min(axis=0), ends.max(axis=0)
     X = np.stack([value, lower - room * np.abs(lower), upper + room * np.abs(upper)], axis=-1)
-    X[np.isnan(X).any(axis=-1)] = np.nan
+    X[..., 1] = np.where(np.isnan(X[..., 1]), -np.inf, X[..., 1])
+    X[..., 2] = np.where(np.isnan(X[..., 2]), np.inf, X[..., 2])
+    X[..., 1] = np.where(u[..., 1] >= 0, np.maximum(X[..., 1], 0.0), X[..., 1])
+    X[h[..., 2] == 0] = np.nan
     return X
 
 
@@ -160,7 +163,7 @@ def _influence(w: Walk, r: NDArray, value: float, uh: tuple[NDArray, NDArray], p
     """First-order change of ``value = u / h`` at the start by each prompt's rollouts, shape (prompts,).
 
     One observed move i -> j changes it by ``N_i / n_i (r_i h_j + phi_j - phi_i) / h``, ``phi = u - value h``, N the
-    visits of the chain and n the visits observed; one observed start s by ``(phi_s - mean) / n``. """
+    visits of the chain and n the visits observed; one observed start s by ``(phi_s - mean) / n``."""
     chain, counts = w.chain, w.chain.counts
     u, h = (np.where(np.isfinite(x), x, 0.0) for x in uh)
     rates = rates_of(chain)
