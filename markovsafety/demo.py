@@ -24,8 +24,8 @@ class Plan:
     """How much is sampled per model: prompts, and answers per prompt freely and at every forced depth."""
 
     prompts: int = 96
-    free: int = 32
-    forced: int = 6
+    free: int = 64
+    forced: int = 8
     held_prompts: int = 72
     held_forced: int = 4
 
@@ -128,7 +128,7 @@ def run(
     budget : float
         Tolerated probability of harm, in [0, 1].
     plan : Plan, optional
-        How much to sample; by default about 10,000 rollouts per model.
+        How much to sample; by default about 15,000 rollouts per model.
     quiet : bool
         No progress lines on standard error.
 
