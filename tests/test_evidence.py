@@ -118,6 +118,30 @@ def test_check_cannot_tell_from_little():
     assert lone.passed is None
 
 
+def test_verdict_tells_a_thin_fit_from_a_short_memory():
+    # The fit saw state (0, 0) end in refusal only, a few times; its own interval reaches up to what is measured.
+    thin = make_rollouts([0, 0, 0, 0], [1] * 4)
+    chain = ms.Chain(
+        [[0, 0.0, 1.0], [0, 0, 0], [0, 0, 0]], {"harm": 1, "refusal": 2}, 0, [(), "H", "R"],
+        evidence=SimpleNamespace(**{"visits": np.array([4.0, 0.0, 4.0])}, **evidence_of(thin)),
+    )  # fmt: skip
+    held = make_rollouts([3, 2] * 20, [10] * 40, prefill=2)
+    result = ms.check(chain, held)
+    assert result.passed is False
+    assert "few rollouts allow" in result.verdict
+    known = ms.Chain([[0, 0.0, 1.0], [0, 0, 0], [0, 0, 0]], {"harm": 1, "refusal": 2}, 0, [(), "H", "R"])
+    assert "longer memory" in ms.check(known, held).verdict
+    calm = make_rollouts([1, 0] * 20, [20] * 40, prefill=2)
+    vague = ms.check(chain, calm, margin=0.03)
+    assert vague.passed is None
+    assert "fit on more rollouts" in vague.verdict
+
+
+def evidence_of(rolls):
+    tally = tally_of(rolls)
+    return {name: getattr(tally, name) for name in ("prompt_id", "category", "prefill", "outcomes")}
+
+
 def test_states_never_seen_are_not_believed():
     chain = ms.estimate(ms.count(FREE, ms.KGram(2)))
     strange = answers(3, 60, 60, ((0, 1, 0), (5, 5)), first=1000)  # token 5 never occurs in free answers
@@ -174,7 +198,9 @@ def test_state_map_is_found_or_asked_for():
     chain = ms.estimate(ms.count(FREE, judged))
     with pytest.raises(ms.InputError, match="states="):
         ms.check(chain, held)
-    assert ms.check(chain, held, states=judged).table[3]["unseen"] == 0
+    row = ms.check(chain, held, states=judged).table[3]
+    assert row["unseen"] == 0
+    assert row["predicted"] < 1
     with pytest.raises(ms.InputError, match="not known what the states"):
         ms.check(ms.Chain([[0, 1], [0, 0]], {"harm": 1}), held)
 
@@ -272,6 +298,8 @@ def test_zero_events_are_never_a_point():
         row = ms.compare(before, after).table[0]
         assert row["method"] == "MOVER"
         assert row["difference_lower"] < row["difference"] < row["difference_upper"] or row["difference"] in (1, -1)
+    # Four harms in all: the prompts vary, but too few of them for a t-interval.
+    assert ms.compare(make_rollouts([4] + [0] * 9, [4] * 10), some).table[0]["method"] == "MOVER"
     row = ms.compare(zero, some).table[0]
     a, b = (ms.profile(r)[0] for r in (zero, some))
     assert row["difference_lower"] == pytest.approx(0.5 - np.hypot(b.value - b.lower, a.upper))

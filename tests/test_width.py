@@ -157,6 +157,20 @@ def test_one_prompt():
     assert all("one prompt" in how for how in b.info["estimate"][1:])
 
 
+def test_interval_of_the_unbiased_estimate():
+    x, n = [3, 3, 2, 3, 3, 2], [4] * 6
+    b = measured_width(x, n, [1, 2])
+    low, high = ms.bound.clopper_pearson(b.value[1] * 6, 6)  # one trial per prompt
+    assert b.lower[1] == pytest.approx(max(low, b.lower[0] ** 2))
+    assert b.upper[1] == pytest.approx(min(high, b.upper[0]))
+    assert b.lower[0] ** 2 > low  # Jensen's end is the sharper one here
+    uneven = measured_width([2, 2, 6], [4, 4, 8], 2)
+    size = 16**2 / (16 + 16 + 64)
+    value = (4 * 1 / 6 + 4 * 1 / 6 + 8 * 15 / 28) / 16
+    assert uneven.value[0] == pytest.approx(value)
+    assert uneven.upper[0] <= ms.bound.clopper_pearson(value * size, size)[1]
+
+
 def test_nothing_measured():
     b = measured_width([], [], [1, 2])
     assert np.isnan(b.value).all()

@@ -231,4 +231,4 @@ def _unbiased(x: NDArray, n: NDArray, m: int, rate: Bound) -> tuple[float, float
     # Unequal rollouts weigh the prompts unequally: the effective number of prompts is Kish's.
     size = float(np.sum(n) ** 2 / np.sum(n**2))
     lower, upper = clopper_pearson(value * size, size, rate.level)
-    return value, max(lower, rate.lower**m), max(min(upper, rate.upper), value)
+    return value, max(lower, rate.lower**m), max(upper, value)

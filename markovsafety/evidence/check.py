@@ -41,8 +41,8 @@ class Check:
         One row per prefill depth: k, predicted (predicted_lower, predicted_upper: what the chain's own evidence allows,
         0 to 1 where prefixes end in states never seen), measured (measured_lower, measured_upper), difference =
         predicted - measured (difference_lower, difference_upper), unseen (share of rollouts whose prefix ends in a
-        state never seen), prompts, rollouts, verdict ("within", "off", "cannot tell" or "not counted"), and with a planted
-        truth: planted, predicted_minus_planted.
+        state never seen), prompts, rollouts, verdict ("within", "off", "cannot tell" or "not counted"), and with a
+        planted truth: planted, predicted_minus_planted.
     verdict : str
         The finding in a sentence, warnings included.
     margin, level : float
@@ -296,7 +296,7 @@ def _verdict(table: list[dict[str, Any]], margin: float) -> tuple[bool | None, s
         worst = max(off, key=lambda row: abs(row["difference"]))
         return False, (
             f"Not a fair model: harm after {_list(off)} forced tokens is off by more than {margin:g} (at k = "
-            f"{worst['k']} predicted {worst['predicted']:.3f}, measured {worst['measured']:.3f}). {_cause(worst)}"
+            f"{worst['k']} predicted {worst['predicted']:.3f}, measured {worst['measured']:.3f}). {_cause(off)}"
         )
     open_ = [row for row in counted if row["verdict"] == "cannot tell"]
     if open_:
@@ -320,8 +320,8 @@ def _verdict(table: list[dict[str, Any]], margin: float) -> tuple[bool | None, s
     )
 
 
-def _cause(row: dict[str, Any]) -> str:
-    if row["predicted_lower"] <= row["measured"] <= row["predicted_upper"]:
+def _cause(rows: list[dict[str, Any]]) -> str:
+    if all(row["predicted_lower"] <= row["measured"] <= row["predicted_upper"] for row in rows):
         return "The measurement lies within what its own few rollouts allow: fit on more, or on prefilled ones too."
     return "Its states forget something that matters there: use a longer memory or a judged prefix."
 
