@@ -44,7 +44,7 @@ AREAS = {
         ("rollouts", "engine", "engines", "judges", "parquet", "replay", "sample", "template"),
     ),
     "notebooks": (150, ("notebooks",)),
-    "faces": (300, ("demo", "report", "cli", "verbs", "analysis", "plot", "bench")),
+    "faces": (300, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
     "evidence": (200, ("evidence", "depth", "check", "compare", "sweep", "width", "profile")),
     "core": (300, ("bound", "chain", "chains", "counts", "estimate", "states", "hitting", "errors", "toy")),
     "other": (100, ()),
