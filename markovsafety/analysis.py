@@ -344,7 +344,7 @@ def _missing(rolls: Any, depths: tuple[int, ...], harm: Profile) -> list[str]:
 def _without_paths(x: Any) -> Any:
     """Provenance for a page that travels: folders of this machine lose all but their last name."""
     if isinstance(x, Mapping):
-        return {k: _without_paths(v) for k, v in x.items() if k != "path"}
+        return {k: _without_paths(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
         return [_without_paths(v) for v in x]
     return Path(x).name if isinstance(x, str) and Path(x).is_absolute() else x

@@ -194,6 +194,18 @@ def test_width_says_value_interval_and_evidence():
     render(ax)
 
 
+def test_width_reads_the_axes_by_name():
+    cells = [
+        [[0.5, 0.4, 0.6], [0.25, 0.1, 0.3], [0.2, 0.1, 0.3]],
+        [[0.02, 0.001, 0.05], [0.3, 0.2, 0.4], [0.1, 0, 0.2]],
+    ]
+    turned = plot.width(some_grid(cells, (0, 5, 20), (1, 4), ("width", "depth")))
+    straight = plot.width(some_grid(np.swapaxes(cells, 0, 1), (0, 5, 20), (1, 4)))
+    assert [(t.get_position(), t.get_text()) for t in turned.texts] == [
+        (t.get_position(), t.get_text()) for t in straight.texts
+    ]
+
+
 def test_width_without_budget_or_map():
     grid = some_grid([[[0.0, 0.0, 1e-9]]], (0,), (1,))
     ax = plot.width(grid)

@@ -293,13 +293,13 @@ def test_what_models_say_is_inert(tmp_path):
         words=lambda i: f"<img src=x onerror=alert({i})>",
     )
     b = analyse("judged", rolls, states=JudgedPrefix({3: EVIL, 4: "4 < 5 & 6"}))
-    report.write(tmp_path, [a, b], title=EVIL, command=EVIL, extra={EVIL: EVIL})
+    report.write(tmp_path, [a, b], title=EVIL, command=EVIL, extra={EVIL: EVIL, "endless": math.inf})
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
     assert not [tag for tag, attrs in page.tags if tag == "script" or "onerror" in attrs]
     assert all((attrs.get("src") or "").startswith("data:") for tag, attrs in page.tags if tag == "img")
     assert EVIL in page.text
     assert "onerror=alert" in page.text
-    strict(tmp_path / "summary.json")
+    assert strict(tmp_path / "summary.json")["endless"] == "inf"
 
 
 @pytest.mark.parametrize(
