@@ -19,6 +19,8 @@ __all__ = ["STEPS", "Block", "Plan", "Programs", "compile_plan", "cores", "make_
 
 STEPS = 6
 """Tokens between two looks at who has ended: fewer waste fewer rows on the ended, more waste less time on looking."""
+FEW = 16
+"""Rows of a batch when there are not more rollouts. Few sizes mean that shards and small jobs share their programs."""
 SMALL = 50_000_000
 """Below this many parameters one core runs a step alone, so each core gets its own worker."""
 
@@ -68,12 +70,12 @@ def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: in
     sizes = np.array([len(c) for c in contexts])
     n = len(job)
     workers = max(1, min(workers, n // 16))
-    batch = min(batch, _power(-(-n // workers)))
+    batch = min(batch, FEW) if n <= FEW * workers else batch
     lengths = _lengths(int(sizes.min()), int(sizes.max()), int(sizes.max()) + job.max_tokens)
     shape = shape_of(batch)
     most = int(np.clip(n // (4 * workers), min(batch, 32), 4 * batch))
     room = (1 << 28) // (4 * max(shape.config.vocab, shape.config.heads * int(sizes.max()) ** 2))
-    rows = int(np.clip(_power(-(-most * len(contexts) // n)), 1, min(64, max(1, room))))
+    rows = max(1, min(8 if most * len(contexts) <= 8 * n else 32, room))
     ends = np.zeros(shape.config.vocab, bool)
     ends[list(job.eos_ids)] = True
     knobs = (ends, member_of(job, shape.config.vocab), np.float32(job.temperature), np.float32(job.top_p))

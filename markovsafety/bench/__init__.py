@@ -1,0 +1,1 @@
+"""Benchmarks: the package and its peers, side by side on the machine at hand, in one run."""
