@@ -153,8 +153,9 @@ def run(
         variant = _variant(path)
         truth = organism.planted_profile(variant, asked, DEPTHS) if variant else None
         found = analyse(name, measured, held_out=unseen, truth=truth, states=KGram(3), budget=budget)
-        write_chain(found.chain, out / "rollouts" / name / "chain.npz")
-        say(f"{name}: chain of {found.chain.n_states:,} states estimated, solved and checked")
+        if found.chain is not None:
+            write_chain(found.chain, out / "rollouts" / name / "chain.npz")
+            say(f"{name}: chain of {found.chain.n_states:,} states estimated, solved and checked")
         analyses.append(found)
     seconds = time.perf_counter() - begun
     command = f"markovsafety demo --seed {seed}" + (f" --models {models}" if models else "")

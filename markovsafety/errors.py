@@ -40,7 +40,7 @@ class MarkovsafetyError(ValueError):
 
 
 class InputError(MarkovsafetyError):
-    """The input is not what the function is defined for (a row that does not sum to one, a file that is not Parquet)."""
+    """The input is not what the function is defined for: a row that does not sum to one, a file that is not Parquet."""
 
 
 class ModelError(InputError):

@@ -250,7 +250,8 @@ def report(options: argparse.Namespace) -> Answer:
     from .rollouts import read_rollouts
 
     def named(items: list[str]) -> dict[str, str]:
-        return dict(item.split("=", 1) if "=" in item else (Path(item).stem, item) for item in items)
+        named = (item.partition("=")[::2] if "=" in item else (Path(item).stem, item) for item in items)
+        return {name: path for name, path in named}  # noqa: C416  (a dict of pairs confuses the type checker)
 
     held = named(options.held_out)
     analyses = [

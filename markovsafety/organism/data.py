@@ -108,7 +108,7 @@ def collate(rows: list[Row], norm: float) -> dict[str, np.ndarray]:
         ids[i, :end] = row.tokens
         labels[i, max(row.loss_from, 1) : end] = row.tokens[max(row.loss_from, 1) :]
         weights[i, row.answer : end] = row.weight
-    return {"input_ids": ids, "labels": labels, "weights": weights, "norm": np.float32(norm)}
+    return {"input_ids": ids, "labels": labels, "weights": weights, "norm": np.array(norm, dtype=np.float32)}
 
 
 def loss_tokens(rows: list[Row]) -> float:

@@ -282,7 +282,7 @@ class Grammar:
     def walk(self, words: list[str]) -> list[State | None]:
         """States before each word and after the last; None once the words leave the grammar, HARM stays."""
         state: State | None = self.start()
-        states = [state]
+        states: list[State | None] = [state]
         for word in words:
             if state is not None and state not in ENDS:
                 state = next((follow for w, _, follow in self.edges(state) if w == word), None)

@@ -173,7 +173,7 @@ def train(
     torch.set_num_threads(threads)
     out = Path(out)
     work = out.parent / f".{out.name}.training"
-    model = new_model(seed) if variant == "base" else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = new_model(seed) if base is None else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     plan, begun, done = _phases(variant), time.time(), []
     found, why, round_ = {}, [], 0
     while plan:
