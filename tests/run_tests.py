@@ -46,7 +46,10 @@ AREAS = {
     "notebooks": (150, ("notebooks",)),
     "faces": (300, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
     "evidence": (200, ("evidence", "depth", "check", "compare", "sweep", "width", "profile")),
-    "core": (300, ("bound", "chain", "chains", "counts", "estimate", "states", "hitting", "errors", "toy")),
+    "core": (
+        300,
+        ("bound", "chain", "chains", "counts", "estimate", "states", "hitting", "errors", "toy", "golden", "critical"),
+    ),
     "other": (100, ()),
     "types": (100, ()),
     "lint": (10, ()),
