@@ -140,6 +140,7 @@ def test_it_prints_and_draws():
     text = str(found)
     assert "level 3>level4" in text.replace(" ", "").replace("level3", "level 3")
     assert text.count("->") == 3
+    assert "(4 more)" in str(ms.critical(toy.shallow(10, aligned=(0.0, 0.3))))
     graph = found.graph()
     assert isinstance(graph, nx.DiGraph)
     assert graph.nodes["level 5"]["score"] > 0

@@ -85,6 +85,22 @@ def test_underflow_is_part_of_the_enclosure(seed, spread):
         assert contains(bound, known)
 
 
+def test_products_that_underflow_are_not_impossible():
+    P = np.zeros((5, 5))
+    P[[0, 1, 2], [1, 2, 3]] = 1.1e-160
+    P[:3, 4] = 1
+    ends = {"harm": 3, "refusal": 4}
+    for chain in (ms.Chain(P, ends, start=0), ms.Chain.layered([P] * 3, ends, start=0)):
+        bound = ms.hitting_probability(chain, "harm")
+        known = ms.hitting_probability(chain, "harm", method="exact").info["exact"]
+        first, second = (bound[0, 0], bound[1, 1]) if chain.is_layered else (bound[0], bound[1])
+        assert first.value == 0 < first.upper < 1e-300
+        assert inside(second.lower, known[1][1] if chain.is_layered else known[1], second.upper)
+        assert second.lower < second.upper
+    flat = ms.Chain(P, ends, start=0)
+    assert 0 < ms.visits(flat).upper[3] < 1e-300
+
+
 @quick
 @given(seed=SEEDS)
 def test_times_and_visits_hold_the_rational_answer(seed):

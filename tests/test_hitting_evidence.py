@@ -24,7 +24,7 @@ def answers(n=600, prompts=12, prefill=0, seed=0):
     for i in range(n):
         prompt = i % prompts
         harm = 0.02 + 0.02 * prompt
-        answer = [1] * prefill
+        answer = rng.integers(3, size=prefill).tolist()
         while len(answer) < 25 + prefill:
             last = answer[-1] if answer else 0
             stop = 0.3 if last == 2 else 0.15
@@ -133,6 +133,20 @@ def test_expected_length_is_the_mean_length_with_its_variance_between_prompts(ro
     reach = student.ppf(0.975, 11) * means.std(ddof=1) / np.sqrt(12)
     assert (bound.upper - bound.lower) / 2 == pytest.approx(reach, rel=1e-9)
     assert bound.reasons["sampling"] == pytest.approx(reach, rel=1e-6)
+
+
+def test_expected_length_from_a_law_of_starts():
+    """Forced tokens leave the answers in different states; the variance of where they start counts as well."""
+    rolls = answers(prefill=2, seed=1)
+    counted = ms.estimate(ms.count(rolls, states=ms.KGram(1)))
+    chain = dataclasses.replace(counted, start=counted.entry[2])
+    assert np.count_nonzero(chain.start) == 3
+    bound = ms.hitting_time(chain).at_start
+    size = lengths(rolls)
+    assert bound.value == pytest.approx(size.mean(), rel=1e-12)
+    means = np.array([size[rolls.prompt_id == k].mean() for k in range(12)])
+    reach = student.ppf(0.975, 11) * means.std(ddof=1) / np.sqrt(12)
+    assert (bound.upper - bound.lower) / 2 == pytest.approx(reach, rel=1e-9)
 
 
 def test_expected_length_of_harmful_answers(rolls, chain):

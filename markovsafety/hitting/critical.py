@@ -139,12 +139,19 @@ class Critical:
             for t in self.transitions
         ]
         lines += ["", "roads" + ("" if self.complete else " (search cut short)")]
-        lines += [f"  {_range(r.probability)}  " + " > ".join(_short(s) for s in r.states) for r in self.roads]
+        lines += [f"  {_range(r.probability)}  " + _way(r.states) for r in self.roads]
         return "\n".join(lines)
 
 
 def _short(label: Any) -> str:
     return str(label).replace(" ", "")
+
+
+def _way(states: tuple[Any, ...]) -> str:
+    names = [_short(s) for s in states]
+    if len(names) > 9:
+        names = [*names[:4], f"({len(names) - 8} more)", *names[-4:]]
+    return " > ".join(names)
 
 
 def _range(b: Bound) -> str:

@@ -72,7 +72,8 @@ def bound_of(w: Walk, answer: Answer, level: float) -> Bound:
         mean, fraction = law_mean(chain.start, first, exact)
         mean = np.minimum(mean, 1.0)
         about = info if fraction is None else {**info, "exact": fraction}
-        start = proven(mean, about) if chain.evidence is None else _sampled_start(w, mean, X, level, about)
+        sampled = chain.evidence is not None and not chain.is_layered
+        start = _sampled_start(w, mean, X, level, about) if sampled else proven(mean, about)
     if chain.evidence is None or chain.is_layered:
         return refuse_unproven(answer, proven(X, info, start))
     lower, upper = _by_visits(w, X, level)

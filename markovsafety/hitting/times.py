@@ -42,7 +42,7 @@ def expected_time(w: Walk, reward: Any, given: bool, level: float) -> Bound:
         if given:
             mean = _ratio(mean, law_mean(chain.start, first(h.X))[0])
         start = proven(mean, info)
-        if chain.evidence is not None:
+        if chain.evidence is not None and not chain.is_layered:
             start = _sampled_start(w, r, mean, (u.X[:, 0], h.X[:, 0]), given, level, info)
     failed = Answer(u.X, u.method, u.why, None, (*u.failed, *h.failed))
     if chain.evidence is None or chain.is_layered:
