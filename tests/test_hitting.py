@@ -97,6 +97,8 @@ def test_products_that_underflow_are_not_impossible():
         assert first.value == 0 < first.upper < 1e-300
         assert inside(second.lower, known[1][1] if chain.is_layered else known[1], second.upper)
         assert second.lower < second.upper
+    mixed = ms.Chain(P, ends, start=[0.3, 0, 0, 0, 0.7])
+    assert 0 < ms.hitting_probability(mixed, "harm").at_start.upper < 1e-300
     flat = ms.Chain(P, ends, start=0)
     assert 0 < ms.visits(flat).upper[3] < 1e-300
 

@@ -311,6 +311,10 @@ def law_mean(start: NDArray, X: NDArray, exact: Any = None) -> tuple[NDArray[np.
     with np.errstate(invalid="ignore"):
         mean = np.array([float(np.sum(start[on] * X[on, c])) for c in range(X.shape[1])])
     if len(mean) == 3 and not (len(on) == 1 and start[on[0]] == 1):
-        room = (len(on) + 3) * 2.0**-52
-        mean[1], mean[2] = mean[1] * (1 - room), mean[2] * (1 + room)
+        # Signed rewards make signed ends, so the room is taken from sums of magnitudes; TINY is for underflow.
+        with np.errstate(invalid="ignore"):
+            size = np.nan_to_num(start[on] @ np.abs(X[on]), nan=0.0, posinf=0.0)
+        room = (len(on) + 3) * 2.0**-52 * size + np.where(np.abs(X[on]).any(axis=0), len(on) * TINY, 0.0)
+        least = 0.0 if (X[on, 1] >= 0).all() else -np.inf
+        mean[1], mean[2] = max(mean[1] - room[1], least), mean[2] + room[2]
     return mean, None
