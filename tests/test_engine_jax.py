@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy.stats import chi2
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -140,6 +142,8 @@ def test_logits_agree_with_transformers(family, name):
     mine = jax.jit(lambda t: jax_llama.forward(params, config, t))(tokens)
     np.testing.assert_allclose(mine, truth, atol=1e-4)
 
+    positions, _ = jax_llama._padding((3, 11), lengths, left=True)  # a rotary model hardly minds where a row begins
+    assert positions[0].tolist() == [0] * 9 + [1, 2]
     padded = np.zeros((3, 11), np.int32)
     for row, length in enumerate(lengths):
         padded[row, 11 - length :] = tokens[row, :length]
@@ -267,6 +271,34 @@ def test_frequencies_follow_the_exact_law(family, engine, temperature, top_p):
     chi_square(np.bincount(pairs[:, 0], minlength=VOCAB), n * first)
     cells = np.bincount(pairs[:, 0] * VOCAB + pairs[:, 1], minlength=VOCAB**2)
     chi_square(cells, n * (first[:, None] * second).ravel())
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.lists(st.integers(-6, 6), min_size=6, max_size=6), st.floats(0, 1, exclude_max=True), st.floats(0.05, 0.999))
+def test_one_pick_with_ties(levels, u, top_p):
+    """Whole-number logits: equal ones go by the smaller id into the kept set, and the sum runs in the order of ids."""
+    import jax
+
+    from markovsafety.rollouts.engines.jax_sampling import Draw, _pick
+
+    logits, u = np.array(levels, np.float32), np.float32(u)
+    law, raw = softmax(logits, 1.0, top_p)
+    falling = np.sort(softmax(logits)[0])[::-1].cumsum()
+    assume(
+        np.abs(falling - top_p).min() > 1e-5 and np.abs(law.cumsum() - u).min() > 1e-5
+    )  # float32 decides closer ones
+    pick = _jitted(jax.jit, _pick)
+    record = pick(Draw("nucleus", True, 1), logits[None], u[None], np.eye(6, 1, dtype=np.float32), 1.0, top_p)
+    token = int(record["token"][0])
+    assert token == np.searchsorted(law.cumsum(), u, side="right")
+    assert record["processed"][0] == pytest.approx(np.log(law[token]), abs=1e-5)
+    assert record["logprob"][0] == pytest.approx(np.log(raw[token]), abs=1e-5)
+    assert record["mass"][0, 0] == pytest.approx(raw[0], abs=1e-6)
+
+
+@lru_cache
+def _jitted(jit, function):
+    return jit(function, static_argnums=0)
 
 
 def reference(model, job: Job, rollout: int):
