@@ -25,7 +25,7 @@ class Plan:
 
     prompts: int = 96
     free: int = 64
-    forced: int = 8
+    forced: int = 16
     held_prompts: int = 72
     held_forced: int = 4
 
@@ -128,7 +128,7 @@ def run(
     budget : float
         Tolerated probability of harm, in [0, 1].
     plan : Plan, optional
-        How much to sample; by default about 15,000 rollouts per model.
+        How much to sample; by default about 21,000 rollouts per model.
     quiet : bool
         No progress lines on standard error.
 
