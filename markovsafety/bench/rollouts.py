@@ -80,7 +80,7 @@ def run(
     engines = {b: open_engine("jax", model, batch_size=b, device="cpu") for b in batches["jax"]}
     compiled = sum(engine.run(job).info["compile_seconds"] for engine in engines.values())
     with _peer(model, job) as generate, tqdm(total=turns * sum(map(len, batches.values())), disable=None) as bar:
-        generate(FIXED, 1)
+        generate(FIXED, FIXED)  # warm up
         for _ in range(turns):
             for name, sizes in batches.items():
                 for size in sizes:
@@ -89,7 +89,7 @@ def run(
                         tokens, seconds, n = info["sampled_tokens"], info["seconds"], len(job)
                     else:
                         n = min(len(job), size * -(-1024 // size))
-                        tokens, seconds = generate(size, n // size)
+                        tokens, seconds = generate(size, n)
                     rates[name][size].append(tokens / seconds)
                     lengths[name].append(tokens / n)
                     bar.update()
@@ -112,7 +112,7 @@ def _job(model: str | Path, rollouts: int, max_tokens: int, seed: int) -> Job:
 
 @contextlib.contextmanager
 def _peer(model: str | Path, job: Job) -> Iterator[Any]:
-    """generate(batch size, number of batches) -> (tokens, seconds), on all cores in float32."""
+    """generate(batch size, number of rollouts) -> (tokens, seconds), on all cores in float32."""
     try:
         import torch
         import transformers
@@ -123,7 +123,7 @@ def _peer(model: str | Path, job: Job) -> Iterator[Any]:
         ) from error
     from ..rollouts.engines.jax_plan import cores
 
-    peer = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    peer: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     pad = peer.config.pad_token_id if peer.config.pad_token_id is not None else job.eos_ids[0]
     peer.generation_config = transformers.GenerationConfig(
         do_sample=True,
@@ -135,8 +135,8 @@ def _peer(model: str | Path, job: Job) -> Iterator[Any]:
         pad_token_id=pad,
     )
 
-    def generate(size: int, count: int) -> tuple[int, float]:
-        rows = [job.prompts[p] for p in job.prompt_of[: size * count]]
+    def generate(size: int, n: int) -> tuple[int, float]:
+        rows = [job.prompts[p] for p in job.prompt_of[:n]]
         rows.sort(key=len)
         tokens, start = 0, time.perf_counter()
         for at in range(0, len(rows), size):
