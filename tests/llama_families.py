@@ -60,6 +60,15 @@ def write_tokenizer(folder: Path, vocab: int = VOCAB) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>", "eos_token": "<eos>"}))
 
 
+def old_spelling(options: dict) -> dict:
+    """The options of a config as transformers 4 spells them: rope_theta and rope_scaling."""
+    options = dict(options)
+    rope = dict(options.pop("rope_parameters", {}))
+    if rope:
+        options |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    return options
+
+
 @pytest.fixture(scope="session")
 def family(tmp_path_factory):
     """A random model of a family, made by transformers and saved: (folder, the torch model)."""
@@ -71,6 +80,8 @@ def family(tmp_path_factory):
     @lru_cache
     def make(name: str):
         kind, options = FAMILIES[name]
+        if transformers.__version__.startswith("4."):
+            options = old_spelling(options)
         config = transformers.AutoConfig.for_model(kind, **{**BASE, **options})
         torch.manual_seed(len(name))
         model = transformers.AutoModelForCausalLM.from_config(config).eval()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from llama_families import EOS, FAMILIES, VOCAB, job_of, random_contexts, torch_logits, write_tokenizer
+from llama_families import EOS, FAMILIES, VOCAB, job_of, old_spelling, random_contexts, torch_logits, write_tokenizer
 from llama_families import engine as engine
 from llama_families import family as family
 from scipy.stats import chi2
@@ -72,14 +72,18 @@ def test_logits_agree_with_transformers(family, name):
 
 @pytest.mark.parametrize("name", ["llama-linear", "llama-llama3"])
 def test_both_spellings_of_rotary_scaling(family, tmp_path, name):
-    folder, _ = family(name)
-    raw = json.loads((folder / "config.json").read_text())
-    rope = raw.pop("rope_parameters")
-    old = {**raw, "rope_theta": rope.pop("rope_theta"), "rope_scaling": {**rope, "type": rope["rope_type"]}}
-    del old["rope_scaling"]["rope_type"]
-    (tmp_path / "config.json").write_text(json.dumps(old))
-    assert read_config(tmp_path) == read_config(folder)
-    assert read_config(tmp_path).inv_freq != read_config(family("llama")[0]).inv_freq
+    raw = json.loads((family(name)[0] / "config.json").read_text())
+    raw = {key: value for key, value in raw.items() if not key.startswith("rope")}
+    new = FAMILIES[name][1]
+    old = old_spelling(new)
+    older = {**old, "rope_scaling": {"type": old["rope_scaling"]["rope_type"], **old["rope_scaling"]}}
+    del older["rope_scaling"]["rope_type"]
+    read = []
+    for options in (new, old, older, {"rope_theta": old["rope_theta"]}):
+        (tmp_path / "config.json").write_text(json.dumps({**raw, **options}))
+        read.append(read_config(tmp_path))
+    assert read[0] == read[1] == read[2] == read_config(family(name)[0])
+    assert read[3].inv_freq != read[0].inv_freq
 
 
 def test_shards_and_half_precision_files_load(family, tmp_path):
