@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import platform
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,14 @@ def _peer(model: str | Path, job: Job) -> Iterator[Any]:
         torch.set_num_threads(before)
 
 
+def processor() -> str:
+    """The processor's name where the system tells it, else its kind."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def _summary(
     rates: dict[str, dict[int, list[float]]], lengths: dict[str, list[float]], compiled: float, job: Job
 ) -> dict[str, Any]:
@@ -193,4 +203,6 @@ def _summary(
         "rollouts": len(job),
         "tokens_per_rollout": per_rollout,
         "versions": have,
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": processor(),
     }
