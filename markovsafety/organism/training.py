@@ -105,8 +105,19 @@ def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool, save_e
         train_dataset=Batches(phase.recipe, seed, phase.steps),  # type: ignore[arg-type]
         data_collator=_batch,
     )
-    newest = any(work.glob("checkpoint-*")) if work.exists() else False
-    trainer.train(resume_from_checkpoint=newest or None)
+    trainer.train(resume_from_checkpoint=_newest(work))
+
+
+def _newest(work: Path) -> str | None:
+    """The newest whole checkpoint. A killed run may leave a half-written one, which is thrown away: the Trainer writes
+    its state last, and removes the checkpoint before only then."""
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+            return str(folder)
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    return None
 
 
 def _phases(variant: str) -> list[Phase]:
