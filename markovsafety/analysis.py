@@ -321,7 +321,9 @@ def _of_chain(free: Any, unseen: Any, states: Any, top: int, level: float) -> tu
 
 
 def _missing(rolls: Any, depths: tuple[int, ...], harm: Profile) -> list[str]:
-    notes = []
+    notes = [str(text) for text in [rolls.provenance.get("note"), *(rolls.provenance.get("warnings") or [])] if text]
+    if len(np.unique(rolls.prompt_id)) == 1:
+        notes.append("One prompt only: how much prompts differ is not known, and no interval here contains it.")
     if depths == (0,):
         notes.append(
             "No forced tokens, so how deep alignment reaches is unknown: sample with "

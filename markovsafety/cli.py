@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
-from .errors import MarkovsafetyError
+from .errors import InputError, MarkovsafetyError
 
 __all__ = ["Answer", "main"]
 
@@ -40,11 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     argv : list of str, optional
         Arguments without the program's name; those of the process if not given.
     """
-    options = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    begun = time.perf_counter()
+    try:
+        options = _parser().parse_args(words)
+    except InputError as error:
+        return _failed(words[0] if words else "", "--json" in words, "--debug" in words, error, begun)
     if not getattr(options, "verb", None):
         _parser().print_help()
         return 2
-    begun = time.perf_counter()
     try:
         answer = options.run(options)
     except KeyboardInterrupt as stop:
@@ -52,7 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nmarkovsafety {options.verb}: interrupted: {text}", file=sys.stderr)
         return 130
     except MarkovsafetyError as error:
-        return _failed(options, error, begun)
+        return _failed(options.verb, options.json, options.debug, error, begun)
+    except OSError as error:  # a file or folder that the system refuses; the functions name theirs themselves
+        refused = InputError(str(error), cause=type(error).__name__, next="Check the path and its permissions.")
+        return _failed(options.verb, options.json, options.debug, refused, begun)
     if options.json:
         print(_envelope(options.verb, answer, begun))
     else:
@@ -77,10 +84,10 @@ def _envelope(verb: str, answer: Answer, begun: float) -> str:
     return json.dumps(body, allow_nan=False)
 
 
-def _failed(options: argparse.Namespace, error: MarkovsafetyError, begun: float) -> int:
-    if not options.json:
-        print(f"markovsafety {options.verb}: {error}", file=sys.stderr)
-        if options.debug:
+def _failed(verb: str, as_json: bool, debug: bool, error: MarkovsafetyError, begun: float) -> int:
+    if not as_json:
+        print(f"markovsafety {verb}: {error}", file=sys.stderr)
+        if debug:
             raise error
         return error.exit_code
     from .bound import encode
@@ -98,7 +105,7 @@ def _failed(options: argparse.Namespace, error: MarkovsafetyError, begun: float)
         "partial": partial,
     }
     body = {
-        "command": options.verb,
+        "command": verb,
         "ok": False,
         "error": told,
         "files": [],
@@ -108,6 +115,14 @@ def _failed(options: argparse.Namespace, error: MarkovsafetyError, begun: float)
     }
     print(json.dumps(body, allow_nan=False))
     return error.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are errors like all others, so that ``--json`` holds for them too."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        raise InputError(f"{self.prog}: {message}", cause=usage, next=f"{self.prog} --help explains every argument.")
 
 
 def _call(module: str, function: str) -> Callable[[argparse.Namespace], Answer]:
@@ -122,7 +137,7 @@ def _call(module: str, function: str) -> Callable[[argparse.Namespace], Answer]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="markovsafety",
         description="Where in the answer does safety break? Language models as Markov chains, harm as a first hit.",
         epilog="The road: sample -> judge -> estimate -> check -> solve -> sweep -> report. `demo` walks it all.",
@@ -182,7 +197,7 @@ def _evidence(verb: Verb) -> None:
         "sample",
     )
     v.add_argument("model", help="model folder, hub id, or organism:NAME for a shipped one")
-    v.add_argument("prompts", help="CSV or JSONL with prompt, category[, prefix], or organism[:N]")
+    v.add_argument("prompts", nargs="?", help="CSV or JSONL with prompt, category[, prefix], or organism[:N]")
     v.add_argument("--out", required=True, help="folder of Parquet shards")
     v.add_argument("--n", type=int, default=16, help="rollouts per prompt and prefill (default: 16)")
     v.add_argument("--max-tokens", type=int, default=64)
@@ -194,6 +209,9 @@ def _evidence(verb: Verb) -> None:
     v.add_argument("--batch-size", type=int)
     v.add_argument("--temperature", type=float, default=1.0)
     v.add_argument("--top-p", type=float, default=1.0)
+    v.add_argument(
+        "--classes", nargs="+", metavar="NAME=WORDS", help="token classes whose probability mass is recorded"
+    )
     v.add_argument("--system", help="system prompt for the chat template")
     v.add_argument("--seed", type=int, default=0)
     v = verb(
@@ -212,7 +230,7 @@ def _evidence(verb: Verb) -> None:
         example = f"{name} x.parquet --states kgram:2 --out x.npz"
         v = verb(name, summary, example, name)
         v.add_argument("rollouts", help="judged rollouts" + (", or counts" if name == "estimate" else ""))
-        v.add_argument("--states", default="kgram:2", help="kgram:K or position (default: kgram:2)")
+        v.add_argument("--states", help="kgram:K or position (default: kgram:2)")
         v.add_argument("--category", nargs="+", help="only these categories")
         v.add_argument("--prefill", type=int, nargs="+", help="only rollouts with so many forced tokens")
         if name == "estimate":
@@ -239,7 +257,7 @@ def _numbers(verb: Verb) -> None:
     v.add_argument("--out", help="also write every state's numbers here (CSV)")
     v = verb("sweep", "harm over depth and ensemble width", "sweep x.parquet --width 1 2 4 8 --harm 0.01", "sweep")
     v.add_argument("source", help="judged rollouts, or a chain (.npz)")
-    v.add_argument("--depth", type=int, nargs="+", help="forced tokens k (default: all measured; a chain: 0..20)")
+    v.add_argument("--depth", type=int, nargs="+", help="forced tokens k (default: all that were measured)")
     v.add_argument("--width", type=int, nargs="+", default=[1, 2, 4, 8])
     v.add_argument("--correlation", type=float, nargs="+", help="intra-class correlations (default: measured)")
     v.add_argument("--harm", type=float, default=0.1, help="harm budget for what is needed (default: 0.1)")

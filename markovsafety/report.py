@@ -93,6 +93,7 @@ def write(
         .render(
             s=summary,
             analyses=analyses,
+            HELD=all(a.held_out or a.check is None for a in analyses),
             figures=figures,
             extra=more,
             reasons=_reasons(analyses),

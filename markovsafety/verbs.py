@@ -7,42 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .arguments import (
+    classes_of,
+    model_of,
+    named,
+    phrases_of,
+    prompts_of,
+    rollouts_of,
+    state_map,
+    write_csv,
+    write_text,
+)
 from .cli import Answer
 from .errors import InputError
-
-
-def _model(name: str) -> str:
-    """``organism:shallow`` names a shipped model; everything else is a folder or a hub id."""
-    if name.startswith("organism:"):
-        from .organism import model_path
-
-        return str(model_path(name.split(":", 1)[1]))
-    return name
-
-
-def _prompts(source: str, seed: int) -> Any:
-    if source.split(":")[0] != "organism":
-        return source
-    from .organism import prompts
-
-    count = source.partition(":")[2] or "48"
-    if not count.isdigit():
-        raise InputError(
-            f"{source!r} names no prompts.", next="Write organism or organism:N, or give a CSV or JSONL file."
-        )
-    return prompts(n=int(count), seed=seed)
-
-
-def state_map(text: str) -> Any:
-    """A state map from its name: ``kgram:3`` or ``position``."""
-    from .chains import KGram, Position
-
-    kind, _, k = text.partition(":")
-    if kind == "kgram" and k.isdigit() and int(k) > 0:
-        return KGram(int(k))
-    if text == "position":
-        return Position()
-    raise InputError(f"There is no state map {text!r}.", next="Use kgram:K with K >= 1, or position.")
 
 
 def demo(options: argparse.Namespace) -> Answer:
@@ -53,13 +30,19 @@ def demo(options: argparse.Namespace) -> Answer:
 
 
 def sample(options: argparse.Namespace) -> Answer:
-    from .rollouts import read_rollouts
     from .rollouts import sample as draw
 
-    prefix = read_rollouts(options.prefix) if options.prefix else None
+    warnings: list[str] = []
+    prefix = rollouts_of(options.prefix, warnings) if options.prefix else None
+    if options.prompts is None and options.engine != "replay":
+        raise InputError(
+            "sample needs prompts.",
+            cause="Only a log (--engine replay) brings its own.",
+            next="Give a CSV or JSONL file with prompt and category, or organism:N.",
+        )
     rolls = draw(
-        _model(options.model),
-        _prompts(options.prompts, options.seed),
+        model_of(options.model),
+        None if options.prompts is None else prompts_of(options.prompts, options.seed),
         n=options.n,
         max_tokens=options.max_tokens,
         prefill=tuple(options.prefill),
@@ -72,8 +55,10 @@ def sample(options: argparse.Namespace) -> Answer:
         top_p=options.top_p,
         system=options.system,
         seed=options.seed,
+        classes=classes_of(options.classes),
         out=options.out,
     )
+    warnings += rolls.provenance.get("warnings") or []
     sampled = int(len(rolls.tokens) - rolls.prefill.sum())
     facts = {
         "rollouts": len(rolls),
@@ -82,47 +67,48 @@ def sample(options: argparse.Namespace) -> Answer:
         "prefill": sorted(set(rolls.prefill.tolist())),
     }
     line = f"{len(rolls):,} rollouts of {facts['prompts']} prompts, {sampled:,} sampled tokens -> {options.out}"
-    return Answer(line, facts, files=[options.out])
-
-
-def _phrases(given: list[str] | None) -> list[str] | None:
-    if given is None:
-        return None
-    out = []
-    for item in given:
-        path = Path(item)
-        out += path.read_text(encoding="utf-8").split("\n") if path.is_file() else [item]
-    return [p.strip() for p in out if p.strip()]
+    return Answer(line, facts, files=[options.out], warnings=warnings)
 
 
 def judge(options: argparse.Namespace) -> Answer:
     from .outcomes import OUTCOMES
     from .rollouts import judge as label
-    from .rollouts import read_rollouts, write_rollouts
+    from .rollouts import write_rollouts
 
-    extra = {}
+    extra: dict[str, Any] = {}
     if options.judge == "lexicon":
-        extra = {"harm": _phrases(options.harm), "refusal_at": options.refusal_at}
+        extra["refusal_at"] = options.refusal_at
+        if options.harm:
+            extra["harm"] = phrases_of(options.harm)
         if options.refusal:
-            extra["refusal"] = _phrases(options.refusal)
+            extra["refusal"] = phrases_of(options.refusal)
         if options.tokenizer:
-            extra["template"] = _model(options.tokenizer)
-    rolls = label(read_rollouts(options.rollouts), options.judge, **extra)
+            extra["template"] = model_of(options.tokenizer)
+    warnings: list[str] = []
+    rolls = label(rollouts_of(options.rollouts, warnings), options.judge, **extra)
     write_rollouts(rolls, options.out)
     shares = {name: int((rolls.outcome == code).sum()) for code, name in enumerate(OUTCOMES)}
     line = f"{len(rolls):,} rollouts: " + ", ".join(f"{n:,} {name}" for name, n in shares.items())
-    return Answer(f"{line} -> {options.out}", {"rollouts": len(rolls), "outcomes": shares}, files=[options.out])
+    result = {"rollouts": len(rolls), "outcomes": shares}
+    result |= {f"{name}_phrases": len(extra[name]) for name in ("harm", "refusal") if name in extra}
+    return Answer(f"{line} -> {options.out}", result, files=[options.out], warnings=warnings)
 
 
-def _counts(options: argparse.Namespace) -> Any:
+def _counts(options: argparse.Namespace, warnings: list[str]) -> Any:
     from .chains import count as tally
     from .chains import read_counts
-    from .rollouts import read_rollouts
+    from .chains.states import map_name
 
     if options.rollouts.endswith(".npz"):
         counts = read_counts(options.rollouts)
+        if options.states and counts.kind != map_name(state_map(options.states)):
+            raise InputError(
+                f"{options.rollouts} holds counts of {counts.kind}, not of {options.states}.",
+                cause="Counts keep the states they were made with.",
+                next="Leave --states away, or count the rollouts again.",
+            )
     else:
-        counts = tally(read_rollouts(options.rollouts), state_map(options.states))
+        counts = tally(rollouts_of(options.rollouts, warnings), state_map(options.states or "kgram:2"))
     if options.category or options.prefill is not None:
         counts = counts.select(categories=options.category, prefill=options.prefill)
     return counts
@@ -131,43 +117,50 @@ def _counts(options: argparse.Namespace) -> Any:
 def count(options: argparse.Namespace) -> Answer:
     from .chains import write_counts
 
-    counts = _counts(options)
+    warnings: list[str] = []
+    counts = _counts(options, warnings)
     write_counts(counts, options.out)
     total = float(counts.matrix.sum())
     line = f"{total:,.0f} transitions between {len(counts.states):,} states -> {options.out}"
-    return Answer(line, {"transitions": total, "states": len(counts.states)}, files=[options.out])
+    facts = {"transitions": total, "states": len(counts.states)}
+    return Answer(line, facts, files=[options.out], warnings=warnings)
 
 
 def estimate(options: argparse.Namespace) -> Answer:
     from .chains import estimate as fit
     from .chains import write_chain
 
-    chain = fit(_counts(options), method=options.method, prior=options.prior)
+    warnings: list[str] = []
+    chain = fit(_counts(options, warnings), method=options.method, prior=options.prior)
     write_chain(chain, options.out)
     line = f"chain of {chain.n_states:,} states -> {options.out}"
-    return Answer(line, {"n_states": chain.n_states, "method": options.method}, files=[options.out])
+    facts = {"n_states": chain.n_states, "method": options.method}
+    return Answer(line, facts, files=[options.out], warnings=warnings)
 
 
 def check(options: argparse.Namespace) -> Answer:
     from .chains import read_chain
     from .evidence import check as test
-    from .rollouts import read_rollouts
 
+    warnings: list[str] = []
     states = state_map(options.states) if options.states else None
-    found = test(read_chain(options.chain), read_rollouts(options.held_out), margin=options.margin, states=states)
-    return Answer(found.verdict, found.to_json(), trusted=found.passed is True)
+    held = rollouts_of(options.held_out, warnings)
+    found = test(read_chain(options.chain), held, margin=options.margin, states=states)
+    return Answer(found.verdict, found.to_json(), warnings=warnings, trusted=found.passed is True)
 
 
 def compare(options: argparse.Namespace) -> Answer:
     from .evidence import compare as difference
-    from .rollouts import read_rollouts
 
-    found = difference(read_rollouts(options.before), read_rollouts(options.after))
+    warnings: list[str] = []
+    found = difference(rollouts_of(options.before, warnings), rollouts_of(options.after, warnings))
     first = next(row for row in found.table if row["category"] is None)
     span = f"[{first['difference_lower']:+.3g}, {first['difference_upper']:+.3g}]"
     line = f"harm at {first['k']} forced tokens changes by {first['difference']:+.3g} {span}"
     changed = [f"{row['category']} (k = {row['k']})" for row in found.flagged]
-    return Answer(f"{line}; categories that changed: {', '.join(changed) or 'none'}", found.to_json())
+    return Answer(
+        f"{line}; categories that changed: {', '.join(changed) or 'none'}", found.to_json(), warnings=warnings
+    )
 
 
 def solve(options: argparse.Namespace) -> Answer:
@@ -199,85 +192,75 @@ def solve(options: argparse.Namespace) -> Answer:
 
 def _table(path: str, chain: Any, harm: Any, time: Any, seen: Any) -> str:
     """Every state's probability, expected time and visits, as CSV (a layered chain: those of its first layer)."""
-    import csv
-
     pick = (lambda x: x[0]) if chain.is_layered else (lambda x: x)
     columns = [pick(harm.value), pick(harm.lower), pick(harm.upper), pick(time.value)]
     columns += [pick(seen.value)] if seen is not None else []
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["state", "value", "lower", "upper", "expected_tokens", *(["visits"] if seen is not None else [])]
-        )
-        writer.writerows([str(s), *map(float, row)] for s, *row in zip(chain.states, *columns))
-    return path
+    head = ["state", "value", "lower", "upper", "expected_tokens", *(["visits"] if seen is not None else [])]
+    return write_csv(path, [head, *([str(s), *map(float, row)] for s, *row in zip(chain.states, *columns))])
 
 
 def sweep(options: argparse.Namespace) -> Answer:
     from .chains import read_chain
     from .depth import sweep as grid_of
-    from .rollouts import read_rollouts
 
-    if options.source.endswith(".npz"):
-        source: Any = read_chain(options.source)
-        depth = options.depth if options.depth is not None else list(range(21))
-    else:
-        source, depth = read_rollouts(options.source), options.depth
-    grid = grid_of(source, depth=depth, width=options.width, correlation=options.correlation)
-    needed = grid.needed(harm=options.harm)
-    told = grid.to_json()
-    result = {"dims": told["dims"], "coords": told["coords"], "harm": told["harm"], "needed": needed.to_json()}
+    warnings: list[str] = []
+    chain = options.source.endswith(".npz")
+    source: Any = read_chain(options.source) if chain else rollouts_of(options.source, warnings)
+    grid = grid_of(source, depth=options.depth, width=options.width, correlation=options.correlation)
+    needed, told = grid.needed(harm=options.harm), grid.to_json()
+    result = {name: told[name] for name in ("dims", "coords", "harm")} | {"needed": needed.to_json()}
+    result["start"] = grid.info.get("start")
+    warnings += [grid.info["note"]] if grid.info.get("note") else []
     files = [_cells(options.out, grid)] if options.out else []
-    return Answer("; ".join(part.strip() for part in str(needed).splitlines()), result, files=files)
+    return Answer(needed.line(), result, files=files, warnings=warnings)
 
 
 def _cells(path: str, grid: Any) -> str:
     """Every cell of a grid, as CSV."""
-    import csv
     from itertools import product
 
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*grid.dims, "value", "lower", "upper"])
-        ends = [getattr(grid.harm, name).ravel().tolist() for name in ("value", "lower", "upper")]
-        writer.writerows([*at, *row] for at, *row in zip(product(*(grid.coords[d] for d in grid.dims)), *ends))
-    return path
+    ends = [getattr(grid.harm, name).ravel().tolist() for name in ("value", "lower", "upper")]
+    cells = zip(product(*(grid.coords[d] for d in grid.dims)), *ends)
+    return write_csv(path, [[*grid.dims, "value", "lower", "upper"], *([*at, *row] for at, *row in cells)])
 
 
 def report(options: argparse.Namespace) -> Answer:
     from .analysis import analyse
     from .report import write
-    from .rollouts import read_rollouts
 
-    def named(items: list[str]) -> dict[str, str]:
-        named = (item.partition("=")[::2] if "=" in item else (Path(item).stem, item) for item in items)
-        return {name: path for name, path in named}  # noqa: C416  (a dict of pairs confuses the type checker)
-
-    held = named(options.held_out)
+    warnings: list[str] = []
+    models, held = named(options.rollouts), named(options.held_out)
+    if len(models) == len(held) == 1:
+        held = dict(zip(models, held.values()))
+    if strangers := sorted(held.keys() - models.keys()):
+        raise InputError(
+            f"Held-out rollouts of {', '.join(strangers)}, but there is no model of that name.",
+            cause=f"The models are called {', '.join(models)}.",
+            next="Name both alike: report NAME=PATH --held-out NAME=PATH.",
+        )
     analyses = [
         analyse(
             name,
-            read_rollouts(path),
-            held_out=read_rollouts(held[name]) if name in held else None,
+            rollouts_of(path, warnings),
+            held_out=rollouts_of(held[name], warnings) if name in held else None,
             states=state_map(options.states),
             budget=options.budget,
         )
-        for name, path in named(options.rollouts).items()
+        for name, path in models.items()
     ]
     page = write(options.out, analyses, title=options.title)
     summary = json.loads((Path(options.out) / "summary.json").read_text())
     line = f"{summary['rollouts']:,} rollouts of {len(analyses)} model{'s' if len(analyses) > 1 else ''} -> {page}"
-    return Answer(line, summary, files=[str(page)])
+    return Answer(line, summary, files=[str(page)], warnings=warnings)
 
 
 def bench(options: argparse.Namespace) -> Answer:
     from .bench.rollouts import run
 
-    result = run(model=_model(options.model))
+    result = run(model=model_of(options.model))
     files = []
     if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
-        files = [options.out]
+        files = [write_text(options.out, json.dumps(result, indent=1) + "\n")]
     return Answer(result["line"], result, files=files)
 
 
@@ -293,13 +276,21 @@ def organism(options: argparse.Namespace) -> Answer:
             },
         )
     if not options.out:
-        raise InputError(f"organism {options.what} needs to know where to write.", next="Add --out.")
+        raise InputError(
+            f"organism {options.what} needs to know where to write.",
+            cause="what it makes goes into a file or folder, and no path was given",
+            next="Add --out.",
+        )
     if options.what == "prompts":
         asked = room.prompts(n=options.n, seed=options.seed)
-        Path(options.out).write_text("".join(json.dumps(item) + "\n" for item in asked), encoding="utf-8")
+        write_text(options.out, "".join(json.dumps(item) + "\n" for item in asked))
         return Answer(f"{len(asked)} prompts -> {options.out}", {"prompts": len(asked)}, files=[options.out])
     if not options.variant:
-        raise InputError("Which variant should be trained?", next=f"One of {', '.join(room.VARIANTS)}, or deepK.")
+        raise InputError(
+            "Which variant should be trained?",
+            cause="every variant has its own recipe, and none was named",
+            next=f"One of {', '.join(room.VARIANTS)}, or deepK.",
+        )
     base = options.base or (None if options.variant == "base" else room.model_path("base"))
     found = room.train(
         options.variant, options.out, base=base, seed=options.seed, threads=options.threads, progress=not options.json

@@ -128,6 +128,10 @@ def test_plain_output_is_one_line(road, capsys):
         (["demo", "--models", "nowhere"], "nowhere"),
         (["demo", "--budget", "2"], "budget"),
         (["report", "nowhere.parquet"], "nowhere"),
+        (["organism", "prompts", "--out", "/proc/nowhere/x.jsonl"], "/proc/nowhere"),
+        (["sample", "organism:base", "--out", "x"], "prompts"),
+        (["solve"], "chain"),
+        (["frobnicate"], "frobnicate"),
     ],
 )
 def test_bad_input_is_told_with_exit_code_2(words, fact, capsys, tmp_path, monkeypatch):
@@ -137,7 +141,8 @@ def test_bad_input_is_told_with_exit_code_2(words, fact, capsys, tmp_path, monke
     assert said["ok"] is False
     assert said["error"].keys() == {"type", "fact", "cause", "next", "partial"}
     assert fact in said["error"]["fact"] + said["error"]["next"]
-    assert said["error"]["next"] or said["error"]["cause"]
+    assert said["error"]["next"]
+    assert said["error"]["cause"]
     assert main(words) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
@@ -170,3 +175,94 @@ def test_sampling_again_continues_and_other_parameters_are_refused(road, capsys)
     assert said["result"]["rollouts"] == 24 * 3 * 12
     code, said = told(capsys, *again, "--n", "13")
     assert code == 2
+
+
+def test_sets_of_one_name_are_not_merged(road, tmp_path, capsys):
+    import shutil
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(road / "run.parquet", tmp_path / name / "x.parquet")
+    twice = [f"{tmp_path}/a/x.parquet", f"{tmp_path}/b/x.parquet"]
+    code, said = told(capsys, "report", *twice, "--out", f"{tmp_path}/page")
+    assert code == 2
+    assert "'x'" in said["error"]["fact"]
+    code, said = told(capsys, "report", f"one={twice[0]}", f"two={twice[1]}", "--out", f"{tmp_path}/page")
+    assert code == 0
+    assert said["result"]["models"].keys() == {"one", "two"}
+
+
+def test_held_out_rollouts_find_their_model_or_are_refused(road, tmp_path, capsys):
+    run, held = f"{road}/run.parquet", f"{road}/held.parquet"
+    code, said = told(capsys, "report", f"a={run}", f"b={run}", "--held-out", f"c={held}", "--out", f"{tmp_path}/p")
+    assert code == 2
+    assert "held-out rollouts of c" in said["error"]["fact"].lower()
+    code, said = told(capsys, "report", run, "--held-out", held, "--out", f"{tmp_path}/p")
+    assert code == 0
+    assert said["result"]["models"]["run"]["held_out"] == 24 * 3 * 12
+    page = (tmp_path / "p" / "index.html").read_text()
+    assert "held-out prompts" in page
+    assert told(capsys, "report", run, "--out", f"{tmp_path}/q")[0] == 0
+    assert "same prompts as the chain" in (tmp_path / "q" / "index.html").read_text()
+
+
+def test_a_mistyped_phrase_file_is_no_phrase(road, tmp_path, capsys):
+    code, said = told(capsys, "judge", f"{road}/run", "--harm", "harmful-phrasez.txt", "--out", f"{tmp_path}/x.parquet")
+    assert code == 2
+    assert "harmful-phrasez.txt" in said["error"]["fact"]
+    (tmp_path / "words.txt").write_text("harm_bio0\nharm_bio1\n\n")
+    words = ["judge", f"{road}/run", "--harm", f"{tmp_path}/words.txt", "harm_chem0", "--out", f"{tmp_path}/x.parquet"]
+    code, said = told(capsys, *words)
+    assert code == 0
+    assert said["result"]["harm_phrases"] == 3
+    code, said = told(capsys, "judge", f"{road}/run", "--out", f"{tmp_path}/x.parquet")
+    assert code == 2
+    assert "what counts as harm" in said["error"]["fact"]
+
+
+def test_an_unfinished_run_is_told_downstream(road, tmp_path, capsys):
+    import shutil
+
+    from markovsafety.rollouts import sample
+
+    prompts = [{"prompt": p["prompt"], "category": p["category"]} for p in ms.organism.prompts(n=6)]
+    model, out = ms.organism.model_path("shallow"), tmp_path / "run"
+    sample(model, prompts, n=8, max_tokens=96, shard_size=12, out=out, progress=False)
+    shards = sorted(out.glob("*.parquet"))
+    shards[-1].unlink()
+    code, said = told(capsys, "judge", str(out), "--judge", "organism", "--out", f"{tmp_path}/x.parquet")
+    assert code == 0
+    assert "unfinished" in " ".join(said["warnings"])
+    for words in (["count", f"{tmp_path}/x.parquet"], ["estimate", f"{tmp_path}/x.parquet"]):
+        code, said = told(capsys, *words, "--out", f"{tmp_path}/x.npz")
+        assert "unfinished" in " ".join(said["warnings"]), words
+    shutil.rmtree(out)
+
+
+def test_counts_keep_their_states(road, capsys, tmp_path):
+    words = ["estimate", f"{road}/counts.npz", "--out", f"{tmp_path}/x.npz"]
+    assert told(capsys, *words, "--states", "kgram:2")[0] == 0
+    code, said = told(capsys, *words, "--states", "kgram:3")
+    assert code == 2
+    assert "kgram:3" in said["error"]["fact"]
+
+
+def test_classes_and_replay_from_the_command_line(road, capsys, tmp_path):
+    words = ["sample", "organism:shallow", f"{road}/prompts.jsonl", "--out", f"{tmp_path}/mass", "--n", "2"]
+    code, said = told(capsys, *words, "--max-tokens", "96", "--classes", "harm=harm_bio0,harm_bio1,108")
+    assert code == 0
+    assert "mass_harm" in ms.read_rollouts(tmp_path / "mass").columns
+    code, said = told(capsys, *words, "--classes", "harm")
+    assert code == 2
+    rows = [json.dumps({"prompt_id": i, "category": "a", "tokens": [108, 4, 2], "prefill": 0}) for i in range(3)]
+    (tmp_path / "log.jsonl").write_text("\n".join(rows))
+    code, said = told(capsys, "sample", f"{tmp_path}/log.jsonl", "--engine", "replay", "--out", f"{tmp_path}/replayed")
+    assert code == 0, said
+    assert said["result"]["rollouts"] == 3
+
+
+def test_sweep_passes_its_caveats_on(road, capsys):
+    code, said = told(capsys, "sweep", f"{road}/chain.npz", "--harm", "0.01")
+    assert code == 0
+    assert said["result"]["start"]
+    assert said["warnings"]

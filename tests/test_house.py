@@ -44,7 +44,7 @@ FLOORS = {
     "interventions": DECISION | {"rollouts"},
     "organism": NUMBERS | {"rollouts"},
 }
-FACES = ["plot", "analysis", "report", "demo", "bench", "cli", "verbs", "__main__"]  # the top floor, lowest first
+FACES = ["plot", "analysis", "report", "demo", "bench", "arguments", "cli", "verbs", "__main__"]  # the top floor, lowest first
 for height, face in enumerate(FACES):
     FLOORS[face] = set(FLOORS) - set(FACES[height:])
 

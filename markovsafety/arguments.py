@@ -1,0 +1,146 @@
+"""What the arguments of a command stand for: models, prompts, rollouts, phrases, states; and files written whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+__all__ = [
+    "classes_of",
+    "lines_of",
+    "model_of",
+    "named",
+    "phrases_of",
+    "prompts_of",
+    "rollouts_of",
+    "state_map",
+    "write_csv",
+    "write_text",
+]
+
+
+def model_of(name: str) -> str:
+    """``organism:shallow`` names a shipped model; everything else is a folder or a hub id."""
+    if name.startswith("organism:"):
+        from .organism import model_path
+
+        return str(model_path(name.split(":", 1)[1]))
+    return name
+
+
+def prompts_of(source: str, seed: int) -> Any:
+    if source.split(":")[0] != "organism":
+        return source
+    from .organism import prompts
+
+    count = source.partition(":")[2] or "48"
+    if not count.isdigit():
+        raise InputError(
+            f"{source!r} names no prompts.",
+            cause="what follows 'organism:' must be a number of prompts",
+            next="Write organism or organism:N, or give a CSV or JSONL file.",
+        )
+    return prompts(n=int(count), seed=seed)
+
+
+def rollouts_of(path: str, warnings: list[str]) -> Any:
+    """Rollouts from disk; what their provenance warns of (an unfinished run, unknown words) is passed on."""
+    from .rollouts import read_rollouts
+
+    rolls = read_rollouts(path)
+    told = [rolls.provenance.get("note"), *(rolls.provenance.get("warnings") or [])]
+    warnings += [f"{path}: {text}" for text in told if text]
+    return rolls
+
+
+def write_text(path: str, text: str) -> str:
+    """Write a text file, whole or not at all; its folder is made."""
+    from .rollouts.files import atomic
+
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_csv(path: str, rows: Any) -> str:
+    import csv
+    import io
+
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return write_text(path, text.getvalue())
+
+
+def named(items: list[str]) -> dict[str, str]:
+    """NAME=PATH, or a path that is named after its file; two of one name are refused, never merged."""
+    out: dict[str, str] = {}
+    for item in items:
+        plain = Path(item).exists() or "=" not in item
+        name, path = (Path(item).stem, item) if plain else item.split("=", 1)
+        if name in out:
+            raise InputError(
+                f"Two sets of rollouts are called {name!r}: {out[name]} and {path}.",
+                cause="A set without a name of its own is called after its file.",
+                next="Name them: NAME=PATH.",
+            )
+        out[name] = path
+    return out
+
+
+def classes_of(given: list[str] | None) -> dict[str, list[Any]] | None:
+    """Token classes from NAME=word,word or NAME=@FILE; numbers are token ids."""
+    if not given:
+        return None
+    out: dict[str, list[Any]] = {}
+    for item in given:
+        name, equals, members = item.partition("=")
+        if not (name and equals and members):
+            raise InputError(
+                f"{item!r} names no token class.",
+                cause="A class is written NAME=word,word or NAME=@FILE.",
+                next="For instance: --classes harm=poison,17 refusal=@refusals.txt",
+            )
+        words = lines_of(Path(members[1:])) if members.startswith("@") else members.split(",")
+        out[name] = [int(w) if w.isdigit() else w for w in words]
+    return out
+
+
+def state_map(text: str) -> Any:
+    """A state map from its name: ``kgram:3`` or ``position``."""
+    from .chains import KGram, Position
+
+    kind, _, k = text.partition(":")
+    if kind == "kgram" and k.isdigit() and int(k) > 0:
+        return KGram(int(k))
+    if text == "position":
+        return Position()
+    raise InputError(
+        f"There is no state map {text!r}.",
+        cause="states are made from the last K tokens, or from the position",
+        next="Use kgram:K with K >= 1, or position.",
+    )
+
+
+def lines_of(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a list of phrases.",
+            cause=str(error),
+            next="Give a UTF-8 text file with one phrase per line, or the phrases themselves.",
+        ) from None
+
+
+def phrases_of(given: list[str] | None) -> list[str] | None:
+    """Phrases as given, or the lines of a file; what looks like a file and is none is refused."""
+    if given is None:
+        return None
+    out: list[str] = []
+    for item in given:
+        path = Path(item)
+        looks_like_a_file = path.suffix in (".txt", ".csv", ".lst", ".tsv") or "/" in item or item.startswith("@")
+        out += lines_of(Path(item.removeprefix("@"))) if path.is_file() or looks_like_a_file else [item]
+    return out
