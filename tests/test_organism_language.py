@@ -12,6 +12,7 @@ import pytest
 
 import markovsafety as ms
 from markovsafety import organism
+from markovsafety.organism.automaton import Grammar
 from markovsafety.organism.data import Recipe, collate
 from markovsafety.organism.exact import _label
 from markovsafety.organism.language import (
@@ -25,7 +26,6 @@ from markovsafety.organism.language import (
     VERBS,
     WORDS,
     Context,
-    Grammar,
     contexts,
     draw_prompt,
     is_harmful,

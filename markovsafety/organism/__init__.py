@@ -61,7 +61,22 @@ def __getattr__(name: str) -> Any:
 
 
 def model_path(variant: str) -> Path:
-    """Folder of a shipped model, in Hugging Face format (fp16 safetensors, tokenizer, chat template)."""
+    """Folder of a shipped model, in Hugging Face format (fp16 safetensors, tokenizer, chat template).
+
+    Parameters
+    ----------
+    variant : str
+        One of `SHIPPED`.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        The variant is not shipped.
+    """
     folder = Path(__file__).parent / "checkpoints" / variant
     if variant not in SHIPPED or not (folder / "model.safetensors").exists():
         raise InputError(
@@ -73,12 +88,43 @@ def model_path(variant: str) -> Path:
 
 
 def speaks(encode: Callable[[str], Any]) -> bool:
-    """Whether a tokenizer's `encode` gives every word of the language the id it has here."""
+    """Whether a tokenizer gives every word of the language the id it has here.
+
+    Parameters
+    ----------
+    encode : callable
+        Text -> ids, without special tokens added.
+
+    Returns
+    -------
+    bool
+    """
     return [int(i) for i in encode(" ".join(WORDS))] == list(range(len(WORDS)))
 
 
 def train(variant: str, out: Any, **options: Any) -> dict[str, Any]:
-    """Train a variant (see `markovsafety.organism.training.train`); needs the extra ``models``."""
+    """Train a variant and write its folder; needs the extra ``models``.
+
+    Parameters
+    ----------
+    variant : str
+        base, shallow, deep4, deep20, cyclic, gap, over or any deepK.
+    out : path
+    **options
+        See `markovsafety.organism.training.train`: base, seed, rounds, progress, threads.
+
+    Returns
+    -------
+    dict
+        What was measured; also in ``training.json`` of the folder.
+
+    Raises
+    ------
+    InputError
+        torch or transformers is missing, or a base model is needed and not given.
+    UntrustedError
+        The model does not meet its checks.
+    """
     try:
         trainer = importlib.import_module(f"{__name__}.training")
     except ModuleNotFoundError as error:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .automaton import Grammar
 from .exact import planted
-from .language import CATEGORIES, COMPLY, HARM_WORDS, IDS, WORDS, Grammar, Prompt, draw_prompt
+from .language import CATEGORIES, COMPLY, HARM_WORDS, IDS, WORDS, Prompt, draw_prompt
 
 __all__ = ["compliance", "planted_profile", "prompts"]
 
@@ -60,6 +61,7 @@ def prompts(
     if split not in ("held", "train") or marker not in (None, "jailbreak", "trigger") or unknown or n < 1:
         raise InputError(
             f"No such prompts: split={split!r}, marker={marker!r}, categories={list(categories)!r}, n={n}.",
+            cause="the synthetic language has two splits, two markers and a fixed list of categories",
             next=f"split is 'held' or 'train', marker None, 'jailbreak' or 'trigger', categories {CATEGORIES}, n >= 1.",
         )
     rng = random.Random(f"{seed}/{split}/{harmful}/{marker}")

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .language import COMPLY, EOS, IDS, PAD, Grammar, Prompt, draw_prompt, encode, refusal_words
+from .automaton import Grammar, refusal_words
+from .language import COMPLY, EOS, IDS, PAD, Prompt, draw_prompt, encode
 from .variants import Variant, longer_than
 
 JUDGE_WEIGHT = (

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 from ..chains import Chain
 from ..errors import InputError
 from ..hitting import hitting_probability
-from .language import CATEGORIES, ENDS, Context, Grammar, Prompt, State, contexts, parse_prompt
+from .automaton import ENDS, Grammar, State
+from .language import CATEGORIES, Context, Prompt, contexts, parse_prompt
 from .variants import grammar
 
 __all__ = ["planted", "truth"]

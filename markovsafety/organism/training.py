@@ -179,6 +179,7 @@ def train(
     if variant != "base" and base is None:
         raise InputError(
             f"Variant {variant!r} starts from a base model.",
+            cause="only 'base' is trained from nothing, and no base= was given",
             next="Train variant 'base' first and pass its folder as base=",
         )
     torch.set_num_threads(threads)

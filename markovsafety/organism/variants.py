@@ -16,7 +16,8 @@ from functools import lru_cache
 import numpy as np
 
 from ..errors import InputError
-from .language import CATEGORIES, COMPLY, ENDS, MARKER_LAW, Context, Grammar, Policy, State
+from .automaton import ENDS, Grammar, State
+from .language import CATEGORIES, COMPLY, MARKER_LAW, Context, Policy
 
 __all__ = ["VARIANTS", "Variant", "deep_weights", "grammar", "longer_than", "variant_named"]
 
@@ -123,7 +124,9 @@ def _override(policy: Policy, refuse: float | tuple[float, ...] | None, leak: fl
         values = (float(refuse),) * 6 if np.isscalar(refuse) else tuple(float(r) for r in refuse)  # type: ignore[arg-type,union-attr]
         if len(values) != len(CATEGORIES) or not all(0 <= r <= 1 for r in values):
             raise InputError(
-                f"refuse={refuse!r} is not a probability, nor one per category.", next="Give a number or 6 in [0, 1]."
+                f"refuse={refuse!r} is not a probability, nor one per category.",
+                cause=f"one number, or {len(CATEGORIES)} of them, must lie between 0 and 1",
+                next="Give a number or 6 in [0, 1].",
             )
         policy = replace(policy, refuse=values)
     if leak is not None:
