@@ -188,6 +188,10 @@ def test_profile_of_one_prompt_and_weights():
     one = profile(make_rollouts([2], [10]))
     assert one.value[0] == 0.2
     assert one.upper[0] > 0.5
+    assert "one prompt only" in one.info["note"]
+    parts = [make_rollouts([2], [10]), make_rollouts([2, 1], [10, 10], prefill=3, category="b")]
+    assert profile(ms.Rollouts.concat(parts), by="category").info["note"].endswith("(at all, k = 0)")
+    assert "note" not in profile(make_rollouts([2, 1], [10, 10])).info
     rolls = make_rollouts([1, 0], [2, 2])
     weighted = rolls.replace(columns={"weight": [3.0, 1.0, 1.0, 1.0]})
     assert profile(weighted).value[0] == 0.5

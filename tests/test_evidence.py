@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_depth import make_rollouts
 
 import markovsafety as ms
-from markovsafety.evidence.cells import cell, tally_of
+from markovsafety.evidence.cells import cell, forced, tally_of
 from markovsafety.evidence.paired import benjamini_hochberg, mover, paired
 
 HARM, REFUSAL = 9, 8
@@ -277,6 +277,30 @@ def test_compare_finds_the_planted_change():
     assert result.table[1]["difference_lower"] < 0 < result.table[1]["difference_upper"]
     assert "changed" in str(result)
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_compare_of_one_unnamed_category_has_one_row():
+    before, after = (make_rollouts(x * 15, [20] * 30) for x in ([8, 9], [2, 1]))
+    result = ms.compare(before, after)
+    assert [row["category"] for row in result.table] == [None]
+    assert result.table[0]["flagged"]
+    assert result.table[0]["adjusted"] == result.table[0]["p"]
+    assert str(result).count("changed") == 1
+    assert len(str(result).splitlines()) == 3
+    # A name of its own, or a second category on one side, keeps the rows apart.
+    named = [r.replace(category=np.full(len(r), "b")) for r in (before, after)]
+    assert [row["category"] for row in ms.compare(*named).table] == [None, "b"]
+    wider = ms.Rollouts.concat([after, make_rollouts([3], [20], 0, 90, "b")])
+    assert [row["category"] for row in ms.compare(before, wider).table] == [None, "all"]
+
+
+def test_depths_in_words():
+    assert forced([1]) == "1 forced token"
+    assert forced([0]) == "0 forced tokens"
+    assert forced([1, 3]) == "1, 3 forced tokens"
+    fit, held = (answers(seed, 60, 4, ((), (0,))) for seed in (1, 2))
+    text = ms.check(ms.estimate(ms.count(fit, ms.KGram(2))), held).verdict
+    assert "after 1 forced token " in text
 
 
 def test_paired_t_by_hand():

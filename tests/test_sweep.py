@@ -142,7 +142,8 @@ def test_chain_with_measured_laws():
     # One depth without a measured law: all depths are conditioned, and the grid says why.
     grid = ms.sweep(golden(entry=entry), depth=[0, 1, 3])
     assert "conditioned" in grid.info["start"]
-    assert "1 forced" in grid.info["start_why"]
+    assert "after 1 forced token;" in grid.info["start_why"]
+    assert "measured laws exist for 0, 3 forced tokens" in grid.info["start_why"]
 
 
 def test_layered_chain():
@@ -168,8 +169,10 @@ def test_chain_without_a_way():
         ms.sweep(sure, depth=[0, 1])
     with pytest.raises(ms.InputError, match="neither a start law"):
         ms.sweep(golden(start=None), depth=[1])
-    with pytest.raises(ms.InputError, match="no measured depths"):
-        ms.sweep(golden())
+    with pytest.raises(ms.InputError, match="neither a start law nor a measured"):
+        ms.sweep(golden(start=None))
+    with pytest.raises(ms.InputError, match="starts in an outcome"):
+        ms.sweep(golden(start=2))
     with pytest.raises(ms.InputError):
         ms.sweep(ms.Chain([[0, 1], [0, 0]], {"refusal": 1}, start=0), depth=[0])
 
@@ -187,6 +190,93 @@ def test_estimated_chain_keeps_the_interval_of_its_rollouts():
     none = ms.sweep(ms.estimate(ms.count(make_rollouts([0] * 5, [8] * 5), ms.KGram(1))), width=[1, 2])
     assert (none.harm.value == 0).all()
     assert (none.harm.upper > 0).all()
+
+
+def split(prompts=40, n=10):
+    """Half of the prompts always harmful, half never; with a memory of nothing a chain cannot tell them apart."""
+    return make_rollouts([n, 0] * (prompts // 2), [n] * prompts, length=3)
+
+
+@pytest.mark.parametrize("depth", [[0], [0, 1]])
+def test_estimated_chain_promises_no_more_than_its_prompts(depth):
+    """Zero harm or prompts that differ: what sweep(rollouts) does not know, sweep(chain) does not know either."""
+    clean, few = (make_rollouts([0] * 19 + [x], [8] * 20, length=3) for x in (0, 1))
+    for rolls in (clean, few, split()):
+        chain = ms.estimate(ms.count(rolls, ms.KGram(0)))
+        known = ms.sweep(rolls, depth=[0], width=[1, 2, 4, 8])
+        grid = ms.sweep(chain, depth=depth, width=[1, 2, 4, 8])
+        assert (grid.harm.upper >= known.harm.upper - 1e-15).all()
+        assert (np.diff(grid.harm.upper, axis=1) <= 1e-15).all()
+        assert "its prompts support" in str(grid)
+        # Who gives the correlation has assumed it, and gets the credit.
+        given = ms.sweep(chain, depth=depth, width=[1, 4], correlation=0)
+        assert given.harm.upper[:, 1, 0] == pytest.approx(given.harm.upper[:, 0, 0] ** 4)
+    # Where no prompt was sampled, width has no credit and the number of prompts still counts.
+    top = 1 - 0.025 ** (1 / 20)
+    assert (
+        ms.sweep(ms.estimate(ms.count(clean, ms.KGram(0))), depth=[0, 1, 2], width=[1, 4]).harm.upper >= top - 1e-12
+    ).all()
+    weights = np.full(160, 0.5)
+    half = ms.count(make_rollouts([3] * 20, [8] * 20).replace(columns={"weight": weights}), ms.KGram(0))
+    upper = ms.sweep(ms.estimate(half), depth=0, width=[1, 4]).harm.upper[0]
+    assert upper[1] == upper[0]
+
+
+def test_chain_without_evidence_keeps_its_powers():
+    grid = ms.sweep(golden(), depth=[0], width=[1, 4])
+    assert grid.harm.upper[0, 1] == pytest.approx((9 / 17) ** 4, abs=1e-12)
+    assert "promise too much" in grid.info["note"]
+    assert grid.harm.info["note"] == grid.info["note"]
+
+
+def test_one_prompt_is_one_trial():
+    rolls = make_rollouts([3], [10], length=2)
+    for source in (rolls, ms.estimate(ms.count(rolls, ms.KGram(0)))):
+        grid = ms.sweep(source, depth=[0], width=[1, 8])
+        assert grid.harm.upper[0, 1] == grid.harm.upper[0, 0] > 0.6
+        assert "one prompt only" in grid.info["note"]
+        assert "one prompt only" in grid.harm.info["note"]
+        assert "one prompt only" in str(grid)
+        assert ms.sweep(source, depth=[0], width=[8], correlation=0).harm.upper[0, 0, 0] < 0.05
+    both = ms.Rollouts.concat([rolls, make_rollouts([1, 2], [9, 9], prefill=4)])
+    assert "(at k = 0)" in ms.sweep(both).info["note"]
+    assert "note" not in ms.sweep(steep()).info
+
+
+def test_default_depths_of_a_chain():
+    grid = ms.sweep(golden())
+    assert grid.coords["depth"] == tuple(range(21))
+    assert grid.info["depth_why"] == "by default: 0 to 20"
+    assert ms.sweep(golden(entry={0: [1, 0, 0, 0]})).coords["depth"] == tuple(range(21))
+    several = ms.sweep(golden(entry={0: [1, 0, 0, 0], 3: [0, 1, 0, 0]}))
+    assert several.coords["depth"] == (0, 3)
+    assert "measured" in several.info["depth_why"]
+    assert ms.sweep(golden(start=None, entry={3: [0, 1, 0, 0]})).coords["depth"] == (3,)
+    assert ms.sweep(golden(), depth=3).info["depth_why"] == "as asked"
+    deep = ms.sweep(ms.Chain.layered([GOLDEN] * 6, {"harm": 2, "refusal": 3}, start=0))
+    assert deep.coords["depth"] == tuple(range(6))
+    assert "last layer" in deep.info["depth_why"]
+    # Two steps and every answer has an outcome.
+    short = ms.Chain([[0, 1, 0, 0], [0, 0, 0.5, 0.5], [0] * 4, [0] * 4], {"harm": 2, "refusal": 3}, start=0)
+    assert ms.sweep(short).coords["depth"] == (0, 1)
+    assert "every answer has an outcome" in ms.sweep(short).info["depth_why"]
+
+
+def test_needed_in_one_line():
+    grid = ms.sweep(steep(), width=[1, 2])
+    line = grid.needed(harm=0.7).line()
+    assert line == (
+        "harm within 0.7 (by the upper end): width 1 withstands 2 forced tokens, width 2 withstands 2 forced tokens"
+    )
+    never = grid.needed(harm=1e-6)
+    assert never.line().startswith("harm within 1e-06 (by the upper end): width 1 withstands nothing, width 2")
+    assert never.line().endswith(never.reason)
+    trained = ms.sweep(Profile(0.08, 0.02, 0.01, 0.3), depth=range(33), correlation=[0.3]).needed(harm=0.05)
+    assert trained.line() == "harm within 0.05 (by the upper end): width 1 at correlation 0.3 needs trained depth 11"
+    one = ms.sweep(make_rollouts([0] * 9, [6] * 9, prefill=1))
+    assert "withstands at least 1 forced token" in one.needed(harm=0.9).line()
+    assert not one.needed(harm=0.9).line().endswith("tokens")
+    assert "at 1 forced token (" in one.needed(harm=1e-6).reason
 
 
 def test_profile_grid():

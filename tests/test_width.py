@@ -153,7 +153,10 @@ def test_one_prompt():
     low, high = ms.bound.clopper_pearson(3, 10)
     assert b.value == pytest.approx([0.3, 3 * 2 / 90, 0.3**20])
     assert b.lower == pytest.approx([low, low**2, low**20])
-    assert b.upper == pytest.approx([high, high**2, high**20])
+    assert b.upper == pytest.approx([high] * 3)  # one prompt is one trial: how prompts differ cannot be seen
+    assert "one prompt only" in b.info["note"]
+    assert measured_width([3], [10], 20, 0.0).upper == pytest.approx([high**20])  # unless that is assumed
+    assert "note" not in measured_width([3, 2], [10, 10], 2).info
     assert all("one prompt" in how for how in b.info["estimate"][1:])
 
 

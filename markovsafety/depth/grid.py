@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, encode
+from ..evidence.cells import forced
 from .profile import budget, check_side, operational_depth, within
 
 __all__ = ["Grid", "Needed"]
@@ -62,6 +63,18 @@ class Needed:
             lines.append(f"  {self.reason}")
         return "\n".join(lines)
 
+    def line(self) -> str:
+        """The same in one line."""
+        others = [name for name in self.dims if name != "depth"]
+        parts = []
+        for at in np.ndindex(*self.depth.shape):
+            names = " at ".join(f"{name} {self.coords[name][i]}" for name, i in zip(others, at))
+            depth = None if self.depth[at] is None else _depth(self.depth[at], bool(self.at_least[at]), self.kind)
+            nothing = "is impossible here" if self.kind == "trained" else "withstands nothing"
+            parts.append(f"{names} {depth or nothing}")
+        text = f"harm within {self.eps:g} (by the {self.side} end): {', '.join(parts)}"
+        return f"{text}; {self.reason}" if self.reason else text
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; `depth` and `width` as nested lists with null for None."""
         names = ("eps", "side", "kind", "depth", "at_least", "width", "possible", "reason")
@@ -73,7 +86,7 @@ def _depth(depth: Any, at_least: bool, kind: str) -> str:
         return "impossible here" if depth is None else f"needs trained depth {depth}"
     if depth is None:
         return "withstands nothing, not even the smallest depth"
-    return f"withstands {'at least ' if at_least else ''}{depth} forced token{'' if depth == 1 else 's'}"
+    return f"withstands {'at least ' if at_least else ''}{forced([depth])}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +102,10 @@ class Grid:
     coords : dict of str to tuple
         Values along each axis, rising (correlation: as given).
     info : dict
-        source; kind ("forced" or "trained": what depth counts); start and start_why: the state law at each depth and
-        why that one; estimate: how the numbers of each width were made; icc: correlation of two answers by depth where
-        the source has one; floor (trained only): harm at unlimited depth, a Bound over the other axes; rule; note: what
-        the intervals leave out.
+        source; kind ("forced" or "trained": what depth counts); depth_why (chains: where the depths come from); start
+        and start_why: the state law at each depth and why that one; estimate: how the numbers of each width were made;
+        icc: correlation of two answers by depth where the source has one; floor (trained only): harm at unlimited
+        depth, a Bound over the other axes; rule; note: what the intervals leave out.
     """
 
     harm: Bound
@@ -143,7 +156,7 @@ class Grid:
         tried = ends if trained else ends[:1]
         least = float(np.nanmin(tried)) if np.isfinite(tried).any() else float("nan")
         end = "value" if side == "value" else f"{side} end"
-        where = "in the grid" if trained else f"at {self.coords['depth'][0]} forced tokens"
+        where = "in the grid" if trained else f"at {forced([self.coords['depth'][0]])}"
         if not empty.all():
             text = f"none: harm {where} exceeds {eps:g} there"
         else:

@@ -143,7 +143,8 @@ def measured_width(
     Returns
     -------
     Bound
-        Shape (W,). ``info["estimate"]`` names the way of every width, ``info["icc"]`` is the measured ICC.
+        Shape (W,). ``info["estimate"]`` names the way of every width, ``info["icc"]`` is the measured ICC,
+        ``info["note"]``, where there is one, says what the interval leaves out.
 
     Notes
     -----
@@ -157,8 +158,8 @@ def measured_width(
     * beta-binomial with measured ICC: the value is a model that the interval does not trust. Its upper end is that of
       the largest width that the rollouts reach (the rate's, if there is none): more answers than rollouts per prompt
       earn no credit. Without a measured ICC the value earns none either;
-    * one prompt: its answers are independent given the prompt, so the ends of its rate to the power m; other prompts
-      are not assessed.
+    * one prompt: its answers are independent given the prompt, but how prompts differ cannot be seen, and one prompt is
+      one trial, so the upper end stays that of its rate; ``info["note"]`` says so.
 
     An estimate or upper end that exceeds the one at a smaller width is replaced by it.
     """
@@ -204,6 +205,7 @@ def _assumed(end: float, m: NDArray, rho: float) -> NDArray:
 def _as_bound(ends: list[Any], how: list[str], measured: Bound | None, level: float, rate: Bound) -> Bound:
     sampling = (ends[2] - ends[1]) / 2
     info = {"name": "P(harm)", "estimate": how, "icc": measured, **{k: rate.info[k] for k in ("prompts", "total")}}
+    info |= {k: rate.info[k] for k in ("note",) if k in rate.info}
     return Bound(ends[0], ends[1], ends[2], level, {"sampling": sampling}, None, info)
 
 
@@ -215,7 +217,7 @@ def _one_width(x: NDArray, n: NDArray, m: int, rate: Bound, measured: Bound) -> 
         enough = n[0] >= m
         value = float(unbiased_power(x, n, m)[0]) if enough else rate.value**m
         way = "unbiased" if enough else "power of the rate"
-        return value, rate.lower**m, max(rate.upper**m, value), f"{way}, one prompt"
+        return value, rate.lower**m, rate.upper, f"{way}, one prompt"
     reach = max(int(n.min()), 1)
     if reach >= m:
         return *_unbiased(x, n, m, rate), "unbiased"

@@ -6,6 +6,7 @@ The attack is a prefill: k tokens of a compliant answer are forced, and h(k) is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,18 @@ from ..bound import Bound, encode
 from ..errors import InputError
 from ..evidence.cells import cell, tally_of
 
-__all__ = ["SIDES", "Depth", "Reading", "budget", "check_side", "operational_depth", "profile", "whole", "within"]
+__all__ = [
+    "SIDES",
+    "Depth",
+    "Reading",
+    "budget",
+    "check_side",
+    "noted",
+    "operational_depth",
+    "profile",
+    "whole",
+    "within",
+]
 
 SIDES = ("upper", "value", "lower")
 
@@ -57,6 +69,15 @@ def budget(eps: Any) -> float:
 def within(harm: Any, eps: float) -> Any:
     """Whether harm stays within the budget; a tie that rounding broke (0.1**4 and 1e-4) still is one."""
     return harm <= eps * (1 + 1e-12)
+
+
+def noted(notes: Sequence[str], places: Sequence[str]) -> str:
+    """Distinct notes in one line, each with where it holds unless that is everywhere; empty without any."""
+    told = []
+    for note in dict.fromkeys(n for n in notes if n):
+        where = [place for n, place in zip(notes, places) if n == note]
+        told.append(note if len(where) == len(notes) else f"{note} (at {', '.join(where)})")
+    return "; ".join(told)
 
 
 @dataclass(frozen=True)
@@ -193,7 +214,8 @@ def profile(source: Any, by: str | None = None, level: float = 0.95) -> Bound:
     Bound
         Shape (depth,) or (category, depth): share of harmful rollouts, with an interval clustered by prompt; nan and
         [0, 1] where nothing was sampled. `info` has dims, coords, and arrays of that shape: events, total, prompts and
-        truncated (the share of rollouts that was cut off, of which some might have become harmful).
+        truncated (the share of rollouts that was cut off, of which some might have become harmful); note where an
+        interval leaves something out, such as the variance between prompts where there is only one.
 
     Raises
     ------
@@ -222,6 +244,9 @@ def profile(source: Any, by: str | None = None, level: float = 0.95) -> Bound:
         "truncated": table(lambda x: x.truncated.sum() / x.totals.sum() if len(x.totals) else np.nan, cells),
         "method": "share of harmful rollouts, interval clustered by prompt",
     }
+    places = [f"k = {k}" if c is None else f"{c}, k = {k}" for c in groups for k in depths]
+    if note := noted([b.info.get("note", "") for row in bounds for b in row], places):
+        info["note"] = note
     ends = [table(lambda b, s=s: getattr(b, s)) for s in ("value", "lower", "upper")]
     sampling = table(lambda b: b.reasons["sampling"])
     return Bound(ends[0], ends[1], ends[2], level, {"sampling": sampling}, None, info)

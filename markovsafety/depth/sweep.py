@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from ..bound import Bound
 from ..chains import Chain
 from ..errors import InputError
-from ..evidence.cells import cell, tally_of
+from ..evidence.cells import cell, forced, tally_of
 from ..hitting import hitting_probability
 from .closed import Profile
 from .grid import Grid, Needed
 from .measured import measured_width
-from .profile import whole
+from .profile import noted, whole
+from .support import note_of, prompts_behind, supported
 from .width import check_rule, ensemble_harm
 
 __all__ = ["Grid", "Needed", "sweep"]
 
 Coords = tuple[Any, ...]
+DEFAULT = 20  # deepest depth of a chain's own axis
 
 
 def sweep(
@@ -42,14 +44,17 @@ def sweep(
     source : Rollouts, Counts, Chain or Profile
         Where the harm comes from.
     depth : int or sequence of int, optional
-        Rollouts and Chain: numbers k of forced tokens; None = all that were measured. Profile: trained depths d.
+        Rollouts and Chain: numbers k of forced tokens; None = all that were measured, or for a chain with fewer than
+        two measured state laws 0 to 20, as far as some answer is still without an outcome (layered: before the last
+        layer ends). Profile: trained depths d.
     width : int or sequence of int
         Numbers of answers, of which one harmless is enough.
     capacity : None
         Not built yet.
     correlation : None, or a sequence of numbers and "measured"
         None: no such axis; the correlation is what the source itself says (Rollouts: measured, see `measured_width`;
-        Chain: answers share the state after the k tokens and are independent from there on; Profile: independent).
+        Chain: answers share the state after the k tokens and are independent from there on, and for an estimated chain
+        no upper end is below what its prompts support; Profile: independent).
         A number: beta-binomial with that intra-class correlation, 0 = independent. "measured": as None.
     rule : str
         How answers are combined; only "any-refusal".
@@ -88,7 +93,7 @@ def sweep(
     coords: dict[str, Coords] = {"depth": depths, "width": widths}
     if correlation is not None:
         coords["correlation"] = tuple("measured" if c is None else c for c in mixes)
-    harm = _stack(cells, squeeze=correlation is None)
+    harm = _stack(cells, correlation is None, info.get("note"))
     return Grid(harm, tuple(coords), coords, {"rule": rule, **info})
 
 
@@ -121,7 +126,7 @@ def _correlations(correlation: Any) -> Coords:
     return tuple(mixes)
 
 
-def _stack(cells: list[list[Bound]], squeeze: bool) -> Bound:
+def _stack(cells: list[list[Bound]], squeeze: bool, note: str | None = None) -> Bound:
     """One bound of shape (depth, width[, correlation]) from bounds over width, by depth and correlation."""
 
     def table(get: Any) -> NDArray:
@@ -132,7 +137,8 @@ def _stack(cells: list[list[Bound]], squeeze: bool) -> Bound:
     known = [name for name, w in first.reasons.items() if w is not None]
     reasons = {name: table(lambda b, name=name: np.broadcast_to(b.reasons[name], b.shape)) for name in known}
     ends = [table(lambda b, s=s: getattr(b, s)) for s in ("value", "lower", "upper")]
-    return Bound(ends[0], ends[1], ends[2], first.level, reasons, None, {"name": "P(harm)"})
+    told = {"name": "P(harm)"} | ({"note": note} if note else {})
+    return Bound(ends[0], ends[1], ends[2], first.level, reasons, None, told)
 
 
 def _of_rollouts(source: Any, depth: Any, widths: Coords, mixes: Coords, level: float) -> Any:
@@ -142,7 +148,7 @@ def _of_rollouts(source: Any, depth: Any, widths: Coords, mixes: Coords, level: 
     absent = [k for k in depths if k not in measured]
     if absent:
         raise InputError(
-            f"No rollout has {absent[0]} forced tokens.",
+            f"No rollout has {forced(absent[:1])}.",
             cause=f"Measured were {', '.join(map(str, measured))}; nothing is interpolated.",
             next="Sweep measured depths, sample the missing ones, or sweep an estimated chain.",
         )
@@ -157,6 +163,8 @@ def _of_rollouts(source: Any, depth: Any, widths: Coords, mixes: Coords, level: 
         "prompts": [len(p.prompt_id) for p in parts],
         "truncated": [float(p.truncated.sum() / p.totals.sum()) for p in parts],
     }
+    if note := noted([row[0].info.get("note", "") for row in cells], [f"k = {k}" for k in depths]):
+        info["note"] = note
     if None in mixes:
         found = [row[mixes.index(None)].info["icc"] for row in cells]
         ends = [np.array([getattr(b, s) for b in found]) for s in ("value", "lower", "upper")]
@@ -183,7 +191,7 @@ def _of_profile(source: Profile, depth: Any, widths: Coords, mixes: Coords) -> A
     q = source.harm(depths)
     cells = [[_through(q[i], widths, 0.0 if c is None else c) for c in mixes] for i in range(len(depths))]
     floor = source.floor()
-    below = _stack([[_through(floor, widths, 0.0 if c is None else c) for c in mixes]], squeeze=mixes == (None,))[0]
+    below = _stack([[_through(floor, widths, 0.0 if c is None else c) for c in mixes]], mixes == (None,))[0]
     info = {
         "source": "profile",
         "kind": "trained",
@@ -207,32 +215,67 @@ def _through(q: Bound, widths: Coords, rho: float) -> Bound:
 
 
 def _of_chain(chain: Chain, depth: Any, widths: Coords, mixes: Coords, level: float) -> Any:
-    if depth is None and not chain.entry:
-        raise InputError(
-            "This chain has no measured depths.",
-            cause="No state law after forced tokens came with it.",
-            next="Pass depth=range(...): the chain is then conditioned on no outcome in so many steps.",
-        )
-    depths = tuple(sorted(chain.entry)) if depth is None else _axis(depth, "depth")
+    depths, why = _depths(chain, depth)
     laws, info = _laws(chain, depths)
     h = hitting_probability(chain, "harm", level=level)
+    tally = prompts_behind(chain)
     cells = []
     for k, law in zip(depths, laws):
         here = h[min(k, chain.n_layers)] if chain.is_layered else h
         start = h.start if k == 0 and chain.start is not None and np.array_equal(law, chain.start) else None
-        mean = _branch(here, law, (1,), start)[0]
-        cells.append([_branch(here, law, widths, start) if c is None else _through(mean, widths, c) for c in mixes])
+        mean = _held(_branch(here, law, (1,), start), tally, k, (1,))
+        wide = _held(_branch(here, law, widths, start), tally, k, widths, mean)
+        cells.append([wide if c is None else _through(mean[0], widths, c) for c in mixes])
     rows = [np.asarray(h.value)[min(k, chain.n_layers)] if chain.is_layered else np.asarray(h.value) for k in depths]
     share = np.array([_alike(row, law) for row, law in zip(rows, laws)])
     info |= {
         "source": "chain",
         "kind": "forced",
+        "depth_why": why,
         "estimate": "answers share the state after k tokens, independent from there on",
         "icc": share,
-        "note": "the state law and the Markov property are taken as given (see check); differences between prompts "
-        "that the states do not show are not in the chain, so its widths promise too much where prompts differ",
+        "note": note_of(tally, depths, widths),
     }
     return depths, cells, info
+
+
+def _depths(chain: Chain, depth: Any) -> tuple[Coords, str]:
+    """The depth axis and where it comes from."""
+    if depth is not None:
+        return _axis(depth, "depth"), "as asked"
+    if len(chain.entry) > 1 or (chain.entry and chain.start is None):
+        return tuple(sorted(chain.entry)), "the depths with a measured state law"
+    if chain.start is None:
+        raise InputError(
+            "This chain has neither a start law nor a measured state law.",
+            cause="Without one of them it does not know where an answer begins.",
+            next="Give the chain start=..., or estimate it from rollouts.",
+        )
+    last = min(DEFAULT, chain.n_layers - 1) if chain.is_layered else DEFAULT
+    depths = tuple(k for k, _, _ in _walk(chain, last))
+    if not depths:
+        raise InputError(
+            "Every answer of this chain starts in an outcome.",
+            cause="Its start law has no mass outside the outcomes, so nothing can be forced.",
+            next="Give the chain another start law.",
+        )
+    end = "" if depths[-1] == DEFAULT else ", where the last layer begins"
+    if depths[-1] < last:
+        end = ", behind which every answer has an outcome"
+    return depths, f"by default: 0 to {depths[-1]}{end}"
+
+
+def _held(b: Bound, tally: Any, k: int, widths: Coords, one: Bound | None = None) -> Bound:
+    """`b` with upper ends held up to what the prompts behind the chain support; `one` is the bound of width 1."""
+    if tally is None:
+        return b
+    harm = b.value[0] if one is None else one.value[0]
+    least = supported(tally, k, float(harm), widths, b.level)
+    if one is not None and not (tally.prefill == k).any():
+        least = np.maximum(least, one.upper[0])
+    upper = np.maximum(b.upper, least)
+    reasons = b.reasons | {"sampling": np.where(upper > b.upper, (upper - b.lower) / 2, b.reasons["sampling"])}
+    return Bound(b.value, b.lower, upper, b.level, reasons, None, dict(b.info))
 
 
 def _alike(h: NDArray, law: NDArray) -> float:
@@ -275,7 +318,7 @@ def _laws(chain: Chain, depths: Coords) -> tuple[list[NDArray], dict[str, Any]]:
         }
     if chain.start is None:
         raise InputError(
-            f"This chain has neither a start law nor a state law after {missing[0]} forced tokens.",
+            f"This chain has neither a start law nor a state law after {forced(missing[:1])}.",
             cause="Without one of them it does not know where an answer begins.",
             next="Give the chain start=..., or estimate it from rollouts.",
         )
@@ -285,26 +328,32 @@ def _laws(chain: Chain, depths: Coords) -> tuple[list[NDArray], dict[str, Any]]:
             cause="A layered chain ends there.",
             next=f"Sweep depths up to {chain.n_layers}.",
         )
-    laws, alive, dead = {}, [], chain.outcome_mask
-    v = np.where(dead, 0.0, chain.start)
-    share = float(v.sum())
-    for k in range(depths[-1] + 1):
-        if k in depths:
-            if v.sum() <= 0:
-                raise InputError(
-                    f"No answer is without an outcome after {k} tokens.",
-                    cause="All mass of the chain has ended in an outcome by then.",
-                    next=f"Sweep depths below {k}.",
-                )
-            laws[k] = v / v.sum()
-            alive.append(share)
-        if k < depths[-1]:
-            v = np.where(dead, 0.0, chain.layers[k if chain.is_layered else 0].T @ v)
-            total = float(v.sum())
-            share *= total
-            v = v / total if total > 0 else v  # keeps deep laws off underflow
-    return [laws[k] for k in depths], {
+    found = {k: (law, share) for k, law, share in _walk(chain, depths[-1])}
+    if depths[-1] not in found:
+        first = min(k for k in depths if k not in found)
+        raise InputError(
+            f"No answer is without an outcome after {first} token{'' if first == 1 else 's'}.",
+            cause="All mass of the chain has ended in an outcome by then.",
+            next=f"Sweep depths below {first}.",
+        )
+    why = f"there is no measured state law after {forced(missing[:8])}"
+    if chain.entry:
+        why += f"; measured laws exist for {forced(sorted(chain.entry))}, sweep these alone to use them"
+    return [found[k][0] for k in depths], {
         "start": "the chain conditioned on no outcome in k steps",
-        "start_why": f"there is no measured state law after {', '.join(map(str, missing[:8]))} forced tokens",
-        "alive": alive,
+        "start_why": why,
+        "alive": [found[k][1] for k in depths],
     }
+
+
+def _walk(chain: Chain, last: int) -> Iterator[tuple[int, NDArray, float]]:
+    """Depth, state law given no outcome so far, and the share of such answers, while there are any."""
+    dead, share = chain.outcome_mask, 1.0
+    v = np.asarray(chain.start)
+    for k in range(last + 1):
+        v = np.where(dead, 0.0, v if k == 0 else chain.layers[k - 1 if chain.is_layered else 0].T @ v)
+        total = float(v.sum())
+        if total <= 0:
+            return
+        share, v = share * total, v / total  # keeps deep laws off underflow
+        yield k, v, share

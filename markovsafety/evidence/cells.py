@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..chains.tally import Tally, collect
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 
-__all__ = ["Cell", "cell", "is_rollouts", "tally_of"]
+__all__ = ["Cell", "cell", "forced", "is_rollouts", "tally_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,12 @@ class Cell:
     def bound(self, level: float = 0.95, name: str | None = None) -> Bound:
         """The clustered interval of the rate."""
         return clustered(self.events, self.totals, level, name)
+
+
+def forced(depths: Iterable[int]) -> str:
+    """Depths in words: "1 forced token", "0, 2 forced tokens"."""
+    some = list(depths)
+    return f"{', '.join(map(str, some))} forced token{'' if some == [1] else 's'}"
 
 
 def is_rollouts(source: Any) -> bool:

@@ -21,7 +21,7 @@ from ..chains.states import label_at
 from ..errors import InputError
 from ..hitting import hitting_probability
 from ..outcomes import CODES, OUTCOMES
-from .cells import Cell, is_rollouts, tally_of
+from .cells import Cell, forced, is_rollouts, tally_of
 from .paired import cluster_t, rare
 
 __all__ = ["Check", "check"]
@@ -295,7 +295,7 @@ def _verdict(table: list[dict[str, Any]], margin: float) -> tuple[bool | None, s
     if off:
         worst = max(off, key=lambda row: abs(row["difference"]))
         return False, (
-            f"Not a fair model: harm after {_list(off)} forced tokens is off by more than {margin:g} (at k = "
+            f"Not a fair model: harm after {_list(off)} is off by more than {margin:g} (at k = "
             f"{worst['k']} predicted {worst['predicted']:.3f}, measured {worst['measured']:.3f}). {_cause(off)}"
         )
     open_ = [row for row in counted if row["verdict"] == "cannot tell"]
@@ -311,11 +311,11 @@ def _verdict(table: list[dict[str, Any]], margin: float) -> tuple[bool | None, s
             why = f"up to {100 * unseen:.0f} % of the prefixes end in states never seen: fit on more rollouts"
         return (
             None,
-            f"Cannot tell: after {_list(open_)} forced tokens the difference is not known to {margin:g}; {why}.",
+            f"Cannot tell: after {_list(open_)} the difference is not known to {margin:g}; {why}.",
         )
     worst = max(counted, key=lambda row: abs(row["difference"]))
     return True, (
-        f"A fair model: harm after {_list(counted)} forced tokens is predicted within {margin:g} "
+        f"A fair model: harm after {_list(counted)} is predicted within {margin:g} "
         f"(largest difference {worst['difference']:+.3f} at k = {worst['k']})."
     )
 
@@ -327,7 +327,7 @@ def _cause(rows: list[dict[str, Any]]) -> str:
 
 
 def _list(rows: list[dict[str, Any]]) -> str:
-    return ", ".join(str(row["k"]) for row in rows)
+    return forced(row["k"] for row in rows)
 
 
 def _warnings(chain: Chain, held: Any, depths: list[int]) -> tuple[str, ...]:

@@ -25,9 +25,10 @@ class Comparison:
     Parameters
     ----------
     table : list of dict
-        One row per prefill depth and category (None: all): k, category, before and after (each with _lower and _upper),
-        difference = after - before (_lower, _upper), p, adjusted (p after Benjamini-Hochberg over all category rows;
-        None in pooled rows), flagged, prompts (before, after), method ("paired t" or "MOVER").
+        One row per prefill depth and category (None: all; no other row if every rollout has the category "all"): k,
+        category, before and after (each with _lower and _upper), difference = after - before (_lower, _upper), p,
+        adjusted (p after Benjamini-Hochberg over all category rows; None in pooled rows beside them), flagged, prompts
+        (before, after), method ("paired t" or "MOVER").
     level : float
         Level of the intervals.
     rate : float
@@ -50,7 +51,7 @@ class Comparison:
 
     @property
     def flagged(self) -> list[dict[str, Any]]:
-        """Category rows that changed, at the false discovery rate `rate`."""
+        """Category rows (pooled ones where there are no others) that changed, at the false discovery rate `rate`."""
         return [row for row in self.table if row["flagged"]]
 
     def __str__(self) -> str:
@@ -115,13 +116,14 @@ def compare(before: Any, after: Any, *, level: float = 0.95, rate: float = 0.05)
         )
     names = sorted(set(sides[0].category.tolist()) & set(sides[1].category.tolist()))
     notes = _left_out(sides, depths, names)
+    groups = [] if names == ["all"] and not any((t.category != "all").any() for t in sides) else names
     table = []
     for k in common:
-        for name in [None, *names]:
+        for name in [None, *groups]:
             cells = [cell(t, k, name) for t in sides]
             if all(len(c.prompt_id) for c in cells):
                 table.append(_row(cells, k, name, level))
-    tested = [row for row in table if row["category"] is not None]
+    tested = [row for row in table if row["category"] is not None or not groups]
     for row, q in zip(tested, benjamini_hochberg(np.array([row["p"] for row in tested]))):
         row["adjusted"], row["flagged"] = float(q), bool(q <= rate)
     attribution, states = None, None
