@@ -141,7 +141,11 @@ def run(
     from .chains import KGram, write_chain
 
     if not 0 < budget < 1:
-        raise InputError(f"budget={budget!r} is not a probability between 0 and 1.", next="Give for instance 0.1.")
+        raise InputError(
+            f"budget={budget!r} is not a probability between 0 and 1.",
+            cause="the budget is the probability of harm that an answer may have",
+            next="Give for instance 0.1.",
+        )
     begun, say, plan, out = time.perf_counter(), _say(quiet), plan or Plan(), Path(out)
     folders = find_models(models)
     asked = organism.prompts(n=plan.prompts, seed=seed)

@@ -121,6 +121,7 @@ def _peer(model: str | Path, job: Job) -> Iterator[Any]:
     except ImportError as error:
         raise InputError(
             "the benchmark compares with transformers, which is not installed",
+            cause=f"importing {error.name or 'it'} failed",
             next="pip install 'markovsafety[models]'",
         ) from error
     from ..rollouts.engines.jax_plan import cores

@@ -189,7 +189,11 @@ def _cells(grid: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Depths, widths, and value, lower, upper of shape (3, depths, widths)."""
     names = list(getattr(grid, "dims", None) or getattr(grid, "coords", {}))
     if "depth" not in names or "width" not in names:
-        raise InputError("There is no depth x width map here.", next="Pass a grid of sweep(..., width=[1, 2, 4, 8]).")
+        raise InputError(
+            "There is no depth x width map here.",
+            cause=f"the axes are {', '.join(map(str, names)) or 'none'}, and a map needs depth and width",
+            next="Pass a grid of sweep(..., width=[1, 2, 4, 8]).",
+        )
     pick = tuple(slice(None) if name in ("depth", "width") else 0 for name in names)
     parts = np.array([np.asarray(x)[pick] for x in (grid.harm.value, grid.harm.lower, grid.harm.upper)])
     if names.index("depth") > names.index("width"):

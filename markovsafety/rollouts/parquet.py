@@ -62,8 +62,14 @@ def write_rollouts(rolls: Rollouts, path: str | Path) -> Path:
     Raises
     ------
     InputError
-        The file cannot be written, the provenance is not JSON, or a text is not Unicode.
+        These are no rollouts, the file cannot be written, the provenance is not JSON, or a text is not Unicode.
     """
+    if not isinstance(rolls, Rollouts):
+        raise InputError(
+            f"{type(rolls).__name__} cannot be written as rollouts",
+            cause="the first argument must be Rollouts, the second the path",
+            next="Rollouts.of(answers, prompt_id=...) makes them from lists of token ids",
+        )
     try:
         note = json.dumps({"format": FORMAT, "provenance": rolls.provenance}, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -131,17 +137,32 @@ def read_rollouts(path: str | Path, *, template: Any = None) -> Rollouts:
         Of an unfinished run: what is there, with ``provenance["complete"]`` False and a sentence in
         ``provenance["note"]``.
 
+    Notes
+    -----
+    A benign answer is one that ended by itself, so its hit is its last token: where a file of another program leaves
+    that hit null, it is filled in. The hit of harm and refusal cannot be known from the outcome and must be there.
+
     Raises
     ------
     InputError
         Nothing there, not Parquet, columns missing or of the wrong type, or rows that contradict themselves; names the
         file, the column and the first bad row.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(
+            f"{type(path).__name__} is no path of rollouts",
+            cause="rollouts are read from a file or folder",
+            next="give its path; lists of token ids become rollouts by Rollouts.of",
+        )
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist", next="give a Parquet file, a folder of shards, or a JSONL log")
+        raise InputError(
+            f"{path} does not exist",
+            cause="there is neither a file nor a folder of that name",
+            next="give a Parquet file, a folder of shards, or a JSONL log",
+        )
     if path.suffix in (".jsonl", ".ndjson"):
         from .engines.replay import replay
 
@@ -229,7 +250,11 @@ def _provenance(metadata: bytes | None) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("the provenance is damaged", cause=str(error), next="write the file again") from error
     if version > FORMAT:
-        raise InputError(f"format {version} is newer than {FORMAT}", next="update markovsafety")
+        raise InputError(
+            f"format {version} is newer than {FORMAT}",
+            cause="the file was written by a later version",
+            next="update markovsafety",
+        )
     return provenance
 
 
@@ -245,20 +270,26 @@ def _rollouts(table: pa.Table, provenance: dict[str, Any]) -> Rollouts:
             rows = _ragged(table, name, pa.types.is_floating)
             bad = np.flatnonzero(rows.offsets != tokens.offsets)
             if len(bad):
-                raise InputError(f"column {name}, row {bad[0] - 1}: not one number per token", next="align it")
+                raise InputError(
+                    f"column {name}, row {bad[0] - 1}: not one number per token",
+                    cause="the list is longer or shorter than the tokens of the same row",
+                    next="give one number per token, nan at forced ones",
+                )
             columns[name] = rows.flat.astype(np.float32)
         elif SCALARS[name] is object:
             columns[name] = _text(table, name, nullable=True)
         else:
             columns[name] = _numbers(table, name)
+    outcome, hit = _outcomes(table), _numbers(table, "hit", null=-1)
+    ended = (outcome == CODES["benign"]) & (hit < 0)
     return Rollouts(
         tokens.flat,
         tokens.offsets,
         prompt_id=_numbers(table, "prompt_id"),
         category=_text(table, "category"),
         prefill=_numbers(table, "prefill"),
-        outcome=_outcomes(table),
-        hit=_numbers(table, "hit", null=-1),
+        outcome=outcome,
+        hit=np.where(ended, np.diff(tokens.offsets) - 1, hit),
         columns=columns,
         provenance=provenance,
     )
@@ -271,7 +302,11 @@ def _wrong_type(name: str, found: Any, wanted: str) -> InputError:
 def _no_nulls(column: pa.ChunkedArray, name: str) -> None:
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise InputError(f"column {name}, row {row}: the value is missing", next="fill it or drop the row")
+        raise InputError(
+            f"column {name}, row {row}: the value is missing",
+            cause="null is not allowed in this column",
+            next="fill it or drop the row",
+        )
 
 
 def _numbers(table: pa.Table, name: str, null: int | None = None) -> np.ndarray:
@@ -290,13 +325,21 @@ def _numbers(table: pa.Table, name: str, null: int | None = None) -> np.ndarray:
         whole = np.isnan(values) | (values == np.floor(values))
         if not whole.all():
             row = int(np.argmin(whole))
-            raise InputError(f"column {name}, row {row}: {values[row]} is no index", next="give whole numbers")
+            raise InputError(
+                f"column {name}, row {row}: {values[row]} is no index",
+                cause="a token is named by its whole position in the answer",
+                next="give whole numbers",
+            )
         return np.where(np.isnan(values), null, values).astype(np.int64)
     values, there = column.fill_null(0).to_numpy(), ~column.is_null().to_numpy()
     negative = (values < 0) & there
     if negative.any():
         row = int(negative.argmax())
-        raise InputError(f"column {name}, row {row}: {values[row]} is negative", next="use null for none")
+        raise InputError(
+            f"column {name}, row {row}: {values[row]} is negative",
+            cause="an index counts from 0",
+            next="use null for none",
+        )
     return np.where(there, values.astype(np.int64), null)
 
 
@@ -344,12 +387,18 @@ def _ragged(table: pa.Table, name: str, is_value: Any) -> Ragged:
     nulls = np.concatenate([np.zeros(0, bool), *(part.is_null().to_numpy(zero_copy_only=False) for part in flat)])
     if nulls.any() and is_value is pa.types.is_integer:
         row = int(np.searchsorted(offsets, nulls.argmax(), side="right")) - 1
-        raise InputError(f"column {name}, row {row}: an id is missing", next="drop the row")
+        raise InputError(
+            f"column {name}, row {row}: an id is missing", cause="null stands among the token ids", next="drop the row"
+        )
     values = [part.to_numpy(zero_copy_only=False) for part in flat]
     if is_value is not pa.types.is_integer:
         return Ragged(np.concatenate([np.empty(0, np.float32), *values]), offsets)
     outside = np.concatenate([np.zeros(0, bool), *((ids < 0) | (ids > LARGEST_ID) for ids in values)])
     if outside.any():
         row = int(np.searchsorted(offsets, outside.argmax(), side="right")) - 1
-        raise InputError(f"column {name}, row {row}: an id outside [0, {LARGEST_ID}]", next="give the tokenizer's ids")
+        raise InputError(
+            f"column {name}, row {row}: an id outside [0, {LARGEST_ID}]",
+            cause="token ids are 31-bit numbers",
+            next="give the tokenizer's ids",
+        )
     return Ragged(np.concatenate([np.empty(0, np.int32), *(ids.astype(np.int32) for ids in values)]), offsets)

@@ -52,7 +52,11 @@ def _frozen(column: str, values: Any, dtype: Any) -> np.ndarray:
                 next="give token ids, prefill and hit as int32, prompt_id and seed as int64",
             )
     elif np.issubdtype(dtype, np.floating) and array.size and array.dtype.kind not in "biuf":
-        raise InputError(f"column {column} holds {array.dtype}, not numbers", next="give one number per entry")
+        raise InputError(
+            f"column {column} holds {array.dtype}, not numbers",
+            cause="the column is kept as floating-point numbers",
+            next="give one number per entry",
+        )
     array = array.astype(dtype, copy=False).view()
     array.flags.writeable = False
     return array
@@ -276,7 +280,11 @@ class Rollouts:
             If no text was kept.
         """
         if "text" not in self.columns:
-            raise InputError("no text was kept with these rollouts", next="rolls = rolls.decode(template)")
+            raise InputError(
+                "no text was kept with these rollouts",
+                cause="answers are kept as token ids, and text is derived from them",
+                next="rolls = rolls.decode(template)",
+            )
         return self.columns["text"]
 
     def answer(self, row: int) -> np.ndarray:
@@ -290,7 +298,11 @@ class Rollouts:
     def values(self, name: str, row: int) -> np.ndarray:
         """One answer's share of a column that holds a number per token."""
         if name not in self.columns or not is_aligned(name):
-            raise InputError(f"no column {name!r} with a number per token", cause=f"there are {sorted(self.columns)}")
+            raise InputError(
+                f"no column {name!r} with a number per token",
+                cause=f"there are {sorted(self.columns)}",
+                next="use one of those that begin with logprob or mass_",
+            )
         return Ragged(self.columns[name], self.offsets)[row]
 
     def decode(self, template: Any) -> Rollouts:
@@ -330,12 +342,18 @@ class Rollouts:
 def _index(which: Any, n: int) -> np.ndarray:
     which = np.asarray(which)
     if which.dtype == bool and which.shape != (n,):
-        raise InputError(f"a mask of shape {which.shape} for {n} rollouts", next="give one entry per rollout")
+        raise InputError(
+            f"a mask of shape {which.shape} for {n} rollouts",
+            cause="a mask says yes or no to every rollout",
+            next="give one entry per rollout",
+        )
     if which.size == 0:
         return which.astype(bool if which.dtype == bool else np.int64)
     if which.ndim > 1 or which.dtype.kind not in "biu":
         raise InputError(
-            "rollouts are chosen by a row, a slice, a mask or an array of rows", cause=f"got {which.dtype}"
+            "rollouts are chosen by a row, a slice, a mask or an array of rows",
+            cause=f"got {which.dtype}",
+            next="give for instance rolls[0], rolls[:10] or rolls[rolls.prefill == 0]",
         )
     return which
 

@@ -97,7 +97,8 @@ def sample(
     -------
     Rollouts
         In the order prompts x prefill x n. ``logprob`` is the model's own (temperature 1, nothing cut off),
-        ``logprob_processed`` that of the distribution sampled from, there only if it differs.
+        ``logprob_processed`` that of the distribution sampled from, there only if it differs. Where prompts hold
+        words that the tokenizer does not have, ``provenance["warnings"]`` says how many.
 
     Raises
     ------
@@ -112,7 +113,11 @@ def sample(
     levels = depths(prefill)
     if engine == "replay":
         if prompts is not None:
-            raise InputError("a log brings its own prompts", next='sample(log, None, engine="replay", ...)')
+            raise InputError(
+                "a log brings its own prompts",
+                cause="its answers were given already, to the prompts named in it",
+                next='sample(log, None, engine="replay", ...)',
+            )
         return _replayed(model, n=n, max_tokens=max_tokens, classes=classes, out=out, judge=judge)
     opened = _engine(model, engine, device=device, dtype=dtype, batch_size=batch_size)
     template = opened.tokenizer
@@ -136,14 +141,24 @@ def sample(
 def _check(n: Any, max_tokens: Any, temperature: Any, top_p: Any, seed: Any, shard_size: Any, edit: Any) -> None:
     for name, value in (("n", n), ("max_tokens", max_tokens), ("shard_size", 1 if shard_size is None else shard_size)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} is {value!r}", next="give an integer >= 1")
+            raise InputError(f"{name} is {value!r}", cause="it counts tokens or rollouts", next="give an integer >= 1")
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise InputError(f"seed is {seed!r}", next="give an integer in [0, 2**63)")
+        raise InputError(
+            f"seed is {seed!r}", cause="a seed is a whole number of 63 bits", next="give an integer in [0, 2**63)"
+        )
     numbers = isinstance(temperature, int | float | np.number) and isinstance(top_p, int | float | np.number)
     if not numbers or not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature is {temperature!r}", next="give a finite number >= 0; 0 is greedy")
+        raise InputError(
+            f"temperature is {temperature!r}",
+            cause="the logits are divided by it",
+            next="give a finite number >= 0; 0 is greedy",
+        )
     if not 0 < top_p <= 1:
-        raise InputError(f"top_p is {top_p!r}", next="give a number in (0, 1]")
+        raise InputError(
+            f"top_p is {top_p!r}",
+            cause="it is the probability mass of the tokens to sample from",
+            next="give a number in (0, 1]",
+        )
     if edit is not None:
         raise InputError(
             "edit is not available yet",
@@ -158,10 +173,15 @@ def _engine(model: Any, name: str, **options: Any) -> Engine:
     if not (callable(getattr(model, "run", None)) and hasattr(model, "tokenizer")):
         raise InputError(
             f"model is {type(model).__name__}",
+            cause="it is neither a path nor something with run(job) and a tokenizer",
             next='give a model folder, a hub id or an open engine; a log needs engine="replay"',
         )
     if name not in ("auto", model.name):
-        raise InputError(f"the open engine is {model.name!r}, not {name!r}", next='leave engine="auto"')
+        raise InputError(
+            f"the open engine is {model.name!r}, not {name!r}",
+            cause="a model that is loaded already stays in its engine",
+            next='leave engine="auto"',
+        )
     return model
 
 
@@ -203,6 +223,7 @@ def _provenance(model: Any, opened: Engine, asked: Asked, sampling: dict[str, An
             if raw
             else "processed: the distribution sampled from, after temperature and top-p, nats",
         },
+        **({"warnings": asked.warnings} if asked.warnings else {}),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -231,7 +252,11 @@ def _replayed(model: Any, *, n: int, max_tokens: int, classes: dict[str, Any] | 
     from .parquet import read_rollouts, write_rollouts
 
     if classes is not None:
-        raise InputError("a log has no class masses", next="score it: replay(log, scorer=model, classes=...)")
+        raise InputError(
+            "a log has no class masses",
+            cause="it holds the sampled tokens only, not the probabilities of the others",
+            next="score it: replay(log, scorer=model, classes=...)",
+        )
     rolls = cut(model if isinstance(model, Rollouts) else read_rollouts(model), n=n, max_tokens=max_tokens)
     rolls = rolls if judge is None else judge_rollouts(rolls, judge)
     if out is not None:

@@ -168,7 +168,9 @@ def _begin(plan: Plan, folder: Path) -> None:
     """Write the manifest, or check that the one there is of the same run."""
     path = folder / MANIFEST
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", next="give out a folder")
+        raise InputError(
+            f"{folder} is a file", cause="shards and their manifest are written into a folder", next="give out a folder"
+        )
     if not path.exists():
         if any(folder.glob("part-*.parquet")):
             raise InputError(

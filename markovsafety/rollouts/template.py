@@ -141,13 +141,22 @@ class Template:
             The template refuses the conversation (for example a system message it does not know).
         """
         if self.chat_template is None:
-            raise InputError(f"{self.folder} has no chat template", next="give plain text")
+            raise InputError(
+                f"{self.folder} has no chat template",
+                cause="messages are put together by the model's own template only",
+                next="give plain text",
+            )
+        _check_prompt(messages, system)
         chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
         if system is not None:
             chat = [{"role": "system", "content": system}, *chat]
         chat = [{k: v for k, v in message.items() if v is not None} for message in chat]
         if not chat:
-            raise InputError("the conversation is empty", next="give at least one message")
+            raise InputError(
+                "the conversation is empty",
+                cause="there is no message, so there is nothing to answer",
+                next="give at least one message",
+            )
         try:
             return _compiled(self.chat_template).render(
                 messages=chat,
@@ -156,7 +165,7 @@ class Template:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, AttributeError, TypeError, ValueError) as error:
             raise InputError(
                 f"the chat template of {self.folder} refuses the conversation",
                 cause=str(error),
@@ -182,18 +191,39 @@ class Template:
         InputError
             Messages for a model without chat template, or a conversation that the template refuses.
         """
+        plain = self.chat_template is None
+        return self.encode(self.prompt_text(prompt, system), add_special_tokens=plain)
+
+    def prompt_text(self, prompt: str | Sequence[Message], system: str | None = None) -> str:
+        """The text that `prompt_ids` encodes: the rendered conversation, or the plain prompt."""
         if self.chat_template is not None:
-            return self.encode(self.render(prompt, system))
+            return self.render(prompt, system)
+        _check_prompt(prompt, system)
         if not isinstance(prompt, str) or system is not None:
             raise InputError(
                 f"{self.folder} has no chat template, so it takes plain text only",
+                cause="messages and a system message have a place only in a chat template",
                 next="give the prompt as one string, without a system message",
             )
-        return self.encode(prompt, add_special_tokens=True)
+        return prompt
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
         """Ids of a text, int32; special tokens written out in it are recognised, none is added unless asked for."""
         return np.array(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int32)
+
+    def unknown(self, text: str) -> list[tuple[int, str]]:
+        """Pieces of a text that become the tokenizer's unknown token, each with its index among the ids.
+
+        The unknown token written out is meant as such and is none of them; a tokenizer that spells any text by bytes
+        knows every piece.
+        """
+        name = getattr(self.tokenizer.model, "unk_token", None) or self.special_tokens.get("unk_token")
+        unknown = None if name is None else self.tokenizer.token_to_id(name)
+        if unknown is None:
+            return []
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        pieces = [(i, text[slice(*found.offsets[i])].strip()) for i, token in enumerate(found.ids) if token == unknown]
+        return [(i, piece) for i, piece in pieces if piece != name]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of some ids."""
@@ -221,6 +251,23 @@ class Template:
             )
 
 
+def _check_prompt(prompt: Any, system: Any) -> None:
+    """Raise unless this is a text or a conversation."""
+    messages = isinstance(prompt, Sequence) and all(isinstance(m, Mapping) for m in prompt)
+    if not (isinstance(prompt, str) or messages):
+        raise InputError(
+            f"the prompt {str(prompt)[:60]!r} is {type(prompt).__name__}",
+            cause="a prompt is one text, or a list of messages with role and content",
+            next="give a str, or [{'role': 'user', 'content': ...}]",
+        )
+    if not (system is None or isinstance(system, str)):
+        raise InputError(
+            f"system is {type(system).__name__}",
+            cause="the system message is one text, put before every prompt",
+            next="give a str, or leave it out",
+        )
+
+
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
@@ -229,7 +276,11 @@ def _json(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{path} is not JSON", cause=f"half-written? {error}", next="copy the file again") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object", next="copy the file again")
+        raise ModelError(
+            f"{path} holds no JSON object",
+            cause="it is JSON, but not a record with named fields",
+            next="copy the file again",
+        )
     return value
 
 
@@ -280,6 +331,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         if "default" not in entry:
             raise ModelError(
                 f"{folder} has chat templates named {sorted(entry)}, none of them 'default'",
+                cause="which of them to use is not known",
                 next="save the one to use as chat_template.jinja",
             )
         entry = entry["default"]

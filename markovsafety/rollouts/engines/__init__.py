@@ -28,6 +28,9 @@ Progress = Callable[[int, int], None]
 ENGINES = {"jax": "jax_engine", "transformers": "transformers"}
 """Engines that sample from a model folder, and the module each lives in."""
 
+OPTIONAL = ("accelerate", "jax", "jaxlib", "torch", "transformers")
+"""Packages that an engine may need and the package itself does not."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -171,13 +174,21 @@ def open_engine(
     if name == "auto":
         name = _choose(model)
     if name not in ENGINES:
-        raise InputError(f"there is no engine {name!r}", next=f"choose one of: auto, {', '.join(ENGINES)}")
+        raise InputError(
+            f"there is no engine {name!r}",
+            cause="the name is not that of an engine that samples from a model",
+            next=f"choose one of: auto, {', '.join(ENGINES)}",
+        )
     try:
         module = importlib.import_module(f".{ENGINES[name]}", __name__)
         return module.open_engine(model, dtype=dtype, device=device, batch_size=batch_size, **options)
     except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in OPTIONAL:  # a fault of this package or of another one: nothing that this command cures
+            raise
         raise ModelError(
-            f"the engine {name!r} needs the package {error.name!r}, which is not installed",
+            f"the engine {name!r} needs the package {package!r}, which is not installed",
+            cause=str(error),
             next="pip install 'markovsafety[models]'",
         ) from error
 
@@ -208,20 +219,44 @@ def check_job(job: Job, vocab_size: int, context: int) -> None:
     """
     n = len(job)
     if len(job.forced) != n or len(job.keys) != n:
-        raise InputError(f"job of {n} rollouts has {len(job.forced)} prefills and {len(job.keys)} keys")
+        raise InputError(
+            f"job of {n} rollouts has {len(job.forced)} prefills and {len(job.keys)} keys",
+            cause="every rollout has a prefill, perhaps empty, and a random key",
+            next="give one of each per entry of prompt_of",
+        )
     if n and (np.min(job.prompt_of) < 0 or np.max(job.prompt_of) >= len(job.prompts)):
-        raise InputError(f"prompt_of points outside the {len(job.prompts)} prompts")
+        raise InputError(
+            f"prompt_of points outside the {len(job.prompts)} prompts",
+            cause=f"it holds {int(np.min(job.prompt_of))} to {int(np.max(job.prompt_of))}",
+            next="give indices from 0 to the number of prompts less one",
+        )
     if job.max_tokens < 1:
-        raise InputError(f"max_tokens is {job.max_tokens}", next="ask for at least one token")
+        raise InputError(
+            f"max_tokens is {job.max_tokens}",
+            cause="an answer has at least one sampled token",
+            next="ask for at least one token",
+        )
     if not (job.temperature >= 0 and np.isfinite(job.temperature)):
-        raise InputError(f"temperature is {job.temperature}", next="give a finite number >= 0 (0 is greedy)")
+        raise InputError(
+            f"temperature is {job.temperature}",
+            cause="the logits are divided by it",
+            next="give a finite number >= 0 (0 is greedy)",
+        )
     if not 0 < job.top_p <= 1:
-        raise InputError(f"top_p is {job.top_p}", next="give a number in (0, 1]")
+        raise InputError(
+            f"top_p is {job.top_p}",
+            cause="it is the probability mass of the tokens to sample from",
+            next="give a number in (0, 1]",
+        )
     for name, ids in {"eos_ids": job.eos_ids, **{f"class {k!r}": v for k, v in job.classes.items()}}.items():
         _check_ids(np.asarray(ids, dtype=np.int64), name, vocab_size)
     for i, prompt in enumerate(job.prompts):
         if len(prompt) == 0:
-            raise InputError(f"prompt {i} has no tokens", next="give a prompt, or a template that adds a first token")
+            raise InputError(
+                f"prompt {i} has no tokens",
+                cause="a model predicts a token from those before it, and there are none",
+                next="give a prompt, or a template that adds a first token",
+            )
         _check_ids(prompt, f"prompt {i}", vocab_size)
     _check_forced(job, vocab_size)
     length = np.array([len(p) for p in job.prompts], dtype=np.int64)

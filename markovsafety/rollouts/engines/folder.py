@@ -22,7 +22,11 @@ def check_folder(model: str | Path) -> None:
     if not path.is_dir():
         text = str(model)
         if isinstance(model, Path) or path.is_absolute() or text.startswith(("./", "../", "~")) or text.count("/") > 1:
-            raise ModelError(f"there is no model folder {text}", next="correct the path, or give a hub id: owner/name")
+            raise ModelError(
+                f"there is no model folder {text}",
+                cause="the path is wrong, or the model was never copied there",
+                next="correct the path, or give a hub id: owner/name",
+            )
         return
     if not (path / "config.json").is_file():
         raise ModelError(

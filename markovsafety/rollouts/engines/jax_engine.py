@@ -130,7 +130,8 @@ class JaxEngine:
         if longest > self.config.reach:
             raise InputError(
                 f"an answer and its prompt have {longest} tokens, the model {self.config.reach} positions",
-                next="cut the answers",
+                cause="the model was made for no more positions",
+                next=f"cut the answers so that prompt and answer together have at most {self.config.reach} tokens",
             )
         member = member_of(job, self.vocab_size)
         logprob: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
@@ -207,7 +208,11 @@ def open_engine(
         An architecture for the transformers engine.
     """
     if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"the jax engine has no dtype {dtype!r}", next="choose float32 or bfloat16")
+        raise InputError(
+            f"the jax engine has no dtype {dtype!r}",
+            cause="weights and activations are held in one of two types",
+            next="choose float32 or bfloat16",
+        )
     config = read_config(model)
     tokenizer = Template.load(model, config.vocab)
     place = _device(device)

@@ -106,7 +106,11 @@ def read_config(folder: str | Path) -> LlamaConfig:
     family = _check_supported(path, raw)
     missing = [name for name in REQUIRED if not isinstance(raw.get(name), int)]
     if missing:
-        raise ModelError(f"{path} does not say {', '.join(missing)}", next="copy the model's own config.json")
+        raise ModelError(
+            f"{path} does not say {', '.join(missing)}",
+            cause="the shape of the weights cannot be known without it",
+            next="copy the model's own config.json",
+        )
     values = {**DEFAULTS[family], **raw}
     heads = raw["num_attention_heads"]
     head_dim = values["head_dim"] or raw["hidden_size"] // heads
@@ -187,7 +191,9 @@ def _frequencies(path: Path, raw: Mapping[str, Any], head_dim: int, context: int
             freq = _llama3(freq, rope, context)
     except KeyError as error:
         raise ModelError(
-            f"{path}: the {kind} rotary embedding lacks {error}", next="copy the model's own file"
+            f"{path}: the {kind} rotary embedding lacks {error}",
+            cause="this kind of rotation has parameters of its own",
+            next="copy the model's own file",
         ) from error
     return tuple(float(f) for f in freq)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...outcomes import CODES, NOT_JUDGED, OUTCOMES
-from ..asked import class_ids
+from ..asked import class_ids, unknown_words
 from ..provenance import versions
 from ..rollouts import Ragged, Rollouts
 from ..template import Template
@@ -88,6 +88,7 @@ def replay(
     if any("weight" in record for _, record in records):
         columns["weight"] = [record.get("weight", 1.0) for _, record in records]
     encoded = any("tokens" not in record for _, record in records)
+    unknown = _unknown(records, template)
     rolls = Rollouts.of(
         [row["tokens"] for row in rows],
         prompt_id=_prompt_ids([key for key, _ in prompts], records),
@@ -101,6 +102,7 @@ def replay(
             "tokens": "encoded from text: not sure to be the ids that were sampled" if encoded else "as logged",
             **({} if template is None else {"template": template.hashes()}),
             "sampling": {"eos_ids": None if eos_ids is None else [int(i) for i in eos_ids]},
+            **({"warnings": unknown} if unknown else {}),
             "versions": versions(),
         },
     )
@@ -190,6 +192,12 @@ def cut(rolls: Rollouts, *, n: int, max_tokens: int) -> Rollouts:
 
 def _records(log: Any) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
     """Records with a name for where each stands, and what to say about the source."""
+    if not isinstance(log, str | Path | Iterable):
+        raise InputError(
+            f"{type(log).__name__} is no log",
+            cause="a log is a JSONL file or a list of records",
+            next='give its path, or [{"prompt_id": 0, "tokens": [...]}, ...]',
+        )
     if not isinstance(log, str | Path):
         made = [(f"record {i}", record) for i, record in enumerate(log)]
         source: dict[str, Any] = {"source": "records"}
@@ -206,7 +214,11 @@ def _records(log: Any) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]
         source = {"source": str(path), "sha256": hashlib.sha256(data).hexdigest()}
     for where, record in made:
         if not isinstance(record, Mapping):
-            raise InputError(f"{where} is no JSON object", next='write {"prompt_id": 0, "tokens": [...]}')
+            raise InputError(
+                f"{where} is no JSON object",
+                cause="every answer is a record with named fields",
+                next='write {"prompt_id": 0, "tokens": [...]}',
+            )
     return made, source
 
 
@@ -225,18 +237,32 @@ def _row(record: Mapping[str, Any], where: str, template: Any) -> dict[str, Any]
             )
     name = record.get("outcome")
     if name is not None and name not in CODES:
-        raise InputError(f"{where}: unknown outcome {name!r}", next=f"known are {', '.join(OUTCOMES)}")
+        raise InputError(
+            f"{where}: unknown outcome {name!r}",
+            cause="an outcome is one of a fixed list, or null for not judged",
+            next=f"rename it to one of {', '.join(OUTCOMES)}",
+        )
     for field, value in (("prefill", prefill), ("hit", 0 if hit is None else hit)):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= len(tokens):
-            raise InputError(f"{where}: {field} is {value!r} in an answer of {len(tokens)} tokens")
+            raise InputError(
+                f"{where}: {field} is {value!r} in an answer of {len(tokens)} tokens",
+                cause="prefill counts the forced tokens, hit is the index of a token, both from 0",
+                next="give a whole number that lies within the answer, or leave the field out",
+            )
     outcome = NOT_JUDGED if name is None else CODES[name]
+    if name == "benign" and hit is None and len(tokens):  # it ended by itself, at its last token
+        hit = len(tokens) - 1
     return {"tokens": tokens, "prefill": prefill, "outcome": outcome, "hit": -1 if hit is None else hit}
 
 
 def _token_ids(value: Any, where: str) -> np.ndarray:
     whole = isinstance(value, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
     if not whole or any(not 0 <= i < 2**31 for i in value):
-        raise InputError(f"{where}: tokens are {str(value)[:60]}", next="give a list of token ids >= 0")
+        raise InputError(
+            f"{where}: tokens are {str(value)[:60]}",
+            cause="it is no list of whole numbers from 0 to 2**31 - 1",
+            next="give a list of token ids >= 0",
+        )
     return np.array(value, dtype=np.int32)
 
 
@@ -249,13 +275,29 @@ def _encoded(record: Mapping[str, Any], where: str, template: Any) -> np.ndarray
             next=f"it needs tokens (ids), or one of {', '.join(TEXTS)}",
         )
     if template is None:
-        raise InputError(f"{where} holds text, and there is no tokenizer", next="give template=<model folder>")
+        raise InputError(
+            f"{where} holds text, and there is no tokenizer",
+            cause="text becomes token ids by the tokenizer of the model that answered",
+            next="give template=<model folder>",
+        )
     tokens = template.encode(text)
     if record.get("finish_reason") in STOPPED and template.end_ids:
         own = template.special_tokens.get("eos_token")
         end = template.tokenizer.token_to_id(own) if own else None
         tokens = np.append(tokens, np.int32(template.end_ids[0] if end is None else end))
     return tokens.astype(np.int32)
+
+
+def _unknown(records: list[tuple[str, dict[str, Any]]], template: Any) -> list[str]:
+    """What to say about texts of the log with words that the tokenizer does not have."""
+    if template is None:
+        return []
+    asked = [r["prompt"] for _, r in records if r.get("prompt_tokens") is None and r.get("prompt")]
+    said = [next(r[k] for k in TEXTS if isinstance(r.get(k), str)) for _, r in records if "tokens" not in r]
+    return [
+        *unknown_words([template.unknown(template.prompt_text(prompt)) for prompt in asked], "prompts of the log"),
+        *unknown_words([template.unknown(text) for text in said], "answers of the log"),
+    ]
 
 
 def _prompt(record: Mapping[str, Any], where: str, template: Any) -> tuple[str, np.ndarray | None]:
@@ -283,7 +325,11 @@ def _prompt_ids(keys: list[str], records: list[tuple[str, dict[str, Any]]]) -> l
     for (where, record), there in zip(records, given):
         value = record.get("prompt_id")
         if not there or isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-            raise InputError(f"{where}: prompt_id is {value!r}", next="give an integer in every line, or in none")
+            raise InputError(
+                f"{where}: prompt_id is {value!r}",
+                cause="prompts are told apart by 64-bit integers, in the whole log or not at all",
+                next="give an integer in every line, or in none",
+            )
     return [int(record["prompt_id"]) for _, record in records]
 
 
@@ -296,5 +342,9 @@ def _logprob(record: Mapping[str, Any], row: Mapping[str, Any], where: str) -> n
     if len(values) == total - forced:
         values = np.concatenate([np.full(forced, np.nan, np.float32), values])
     if len(values) != total or values.ndim != 1:
-        raise InputError(f"{where}: {len(values)} log-probabilities for {total} tokens", next="give one per token")
+        raise InputError(
+            f"{where}: {len(values)} log-probabilities for {total} tokens",
+            cause="they are matched to the tokens one by one",
+            next="give one per token, or one per sampled token",
+        )
     return values

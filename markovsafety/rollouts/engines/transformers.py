@@ -314,9 +314,17 @@ def open_engine(
     Code that comes with a model is never run (``trust_remote_code=False``).
     """
     if dtype not in DTYPES:
-        raise InputError(f"there is no dtype {dtype!r}", next=f"choose one of {', '.join(DTYPES)}")
+        raise InputError(
+            f"there is no dtype {dtype!r}",
+            cause="the name is not that of a floating-point type of weights",
+            next=f"choose one of {', '.join(DTYPES)}",
+        )
     if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}", next="give an integer >= 1, or None")
+        raise InputError(
+            f"batch_size is {batch_size}",
+            cause="it is the number of rollouts sampled side by side",
+            next="give an integer >= 1, or None",
+        )
     name = str(model)
     check_folder(model)
     spread = device in ("auto", "balanced", "balanced_low_0", "sequential")
@@ -337,7 +345,7 @@ def open_engine(
 def _device(device: str | None) -> str:
     gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
     if device == "gpu" and gpu is None:
-        raise InputError("there is no GPU", next='use device="cpu"')
+        raise InputError("there is no GPU", cause="torch sees neither CUDA nor MPS", next='use device="cpu"')
     return (gpu or "cpu") if device in (None, "gpu") else device
 
 
