@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_depth import make_rollouts
 
 import markovsafety as ms
+from markovsafety.chains.chain import Evidence
 from markovsafety.evidence.cells import cell, forced, tally_of
 from markovsafety.evidence.paired import benjamini_hochberg, mover, paired
 
@@ -123,7 +124,7 @@ def test_verdict_tells_a_thin_fit_from_a_short_memory():
     thin = make_rollouts([0, 0, 0, 0], [1] * 4)
     chain = ms.Chain(
         [[0, 0.0, 1.0], [0, 0, 0], [0, 0, 0]], {"harm": 1, "refusal": 2}, 0, [(), "H", "R"],
-        evidence=SimpleNamespace(**{"visits": np.array([4.0, 0.0, 4.0])}, **evidence_of(thin)),
+        evidence=Evidence(np.array([4.0, 0.0, 4.0]), **evidence_of(thin)),
     )  # fmt: skip
     held = make_rollouts([3, 2] * 20, [10] * 40, prefill=2)
     result = ms.check(chain, held)
@@ -298,6 +299,7 @@ def test_depths_in_words():
     assert forced([1]) == "1 forced token"
     assert forced([0]) == "0 forced tokens"
     assert forced([1, 3]) == "1, 3 forced tokens"
+    assert forced([0, 2, 3, 5, 6, 7, 8, 11]) == "0, 2, 3, 5 to 8, 11 forced tokens"
     fit, held = (answers(seed, 60, 4, ((), (0,))) for seed in (1, 2))
     text = ms.check(ms.estimate(ms.count(fit, ms.KGram(2))), held).verdict
     assert "after 1 forced token " in text

@@ -336,7 +336,7 @@ def _laws(chain: Chain, depths: Coords) -> tuple[list[NDArray], dict[str, Any]]:
             cause="All mass of the chain has ended in an outcome by then.",
             next=f"Sweep depths below {first}.",
         )
-    why = f"there is no measured state law after {forced(missing[:8])}"
+    why = f"there is no measured state law after {forced(missing)}"
     if chain.entry:
         why += f"; measured laws exist for {forced(sorted(chain.entry))}, sweep these alone to use them"
     return [found[k][0] for k in depths], {

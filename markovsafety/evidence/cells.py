@@ -42,9 +42,15 @@ class Cell:
 
 
 def forced(depths: Iterable[int]) -> str:
-    """Depths in words: "1 forced token", "0, 2 forced tokens"."""
-    some = list(depths)
-    return f"{', '.join(map(str, some))} forced token{'' if some == [1] else 's'}"
+    """Rising depths in words: "1 forced token", "0, 2 forced tokens", "0, 3 to 9 forced tokens"."""
+    runs: list[list[int]] = []
+    for k in depths:
+        if runs and runs[-1][-1] + 1 == k:
+            runs[-1].append(k)
+        else:
+            runs.append([k])
+    texts = [f"{r[0]} to {r[-1]}" if len(r) > 3 else ", ".join(map(str, r)) for r in runs]
+    return f"{', '.join(texts)} forced token{'' if texts == ['1'] else 's'}"
 
 
 def is_rollouts(source: Any) -> bool:
