@@ -157,7 +157,7 @@ def compare(options: argparse.Namespace) -> Answer:
     first = next(row for row in found.table if row["category"] is None)
     span = f"[{first['difference_lower']:+.3g}, {first['difference_upper']:+.3g}]"
     line = f"harm at {first['k']} forced tokens changes by {first['difference']:+.3g} {span}"
-    changed = [f"{row['category']} (k = {row['k']})" for row in found.flagged]
+    changed = [f"{row['category'] or 'all'} (k = {row['k']})" for row in found.flagged]
     return Answer(
         f"{line}; categories that changed: {', '.join(changed) or 'none'}", found.to_json(), warnings=warnings
     )
