@@ -17,7 +17,7 @@ class MarkovsafetyError(ValueError):
     cause : str
         Why it happens, as far as is known.
     next : str
-        What the reader can do about it.
+        What the reader can do about it. Like the cause, every error says it.
     partial : object
         Whatever had been computed when the error was raised; None if nothing was.
 
@@ -29,7 +29,7 @@ class MarkovsafetyError(ValueError):
 
     exit_code = 2
 
-    def __init__(self, fact: str, *, cause: str = "", next: str = "", partial: Any = None):
+    def __init__(self, fact: str, *, cause: str, next: str, partial: Any = None):
         self.fact, self.cause, self.next, self.partial = fact, cause, next, partial
         lines = [fact]
         if cause:
@@ -37,6 +37,10 @@ class MarkovsafetyError(ValueError):
         if next:
             lines.append(f"  next:  {next}")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> Any:
+        """Copies, also those sent from one process to another, keep what the error says; notes stay behind."""
+        return _again, (type(self), self.fact, self.cause, self.next, self.partial)
 
 
 class InputError(MarkovsafetyError):
@@ -51,3 +55,7 @@ class UntrustedError(MarkovsafetyError):
     """A number was computed but must not be believed; `partial` holds it."""
 
     exit_code = 1
+
+
+def _again(kind: type[MarkovsafetyError], fact: str, cause: str, next: str, partial: Any) -> MarkovsafetyError:
+    return kind(fact, cause=cause, next=next, partial=partial)

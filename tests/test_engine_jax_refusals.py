@@ -13,6 +13,7 @@ from llama_families import CONTEXT, EOS, VOCAB, job_of, random_contexts, write_t
 from llama_families import family as family
 
 from markovsafety.errors import InputError, ModelError, UntrustedError
+from markovsafety.rollouts import engines
 from markovsafety.rollouts.engines import check_job, open_engine
 from markovsafety.rollouts.engines.llama_folder import UnsupportedModel, read_config
 
@@ -172,3 +173,25 @@ def test_engines_devices_and_dtypes_by_name(family, tmp_path):
     assert open_engine("jax", folder, device="cpu:0").device.platform == "cpu"
     with pytest.raises(ModelError, match="is not a folder"):
         open_engine("auto", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("torch", ModelError),
+        ("jax.numpy", ModelError),
+        ("markovsafety.rollouts.engines.lost", ModuleNotFoundError),
+        (None, ModuleNotFoundError),
+    ],
+)
+def test_only_a_package_that_the_extra_brings_is_to_be_installed(monkeypatch, name, said):
+    error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    def lost(*_):
+        raise error
+
+    monkeypatch.setattr(engines.importlib, "import_module", lost)
+    with pytest.raises(said) as caught:
+        open_engine("jax", "a/b")
+    assert ("pip install" in str(caught.value)) == (said is ModelError)
+    assert error in (caught.value, caught.value.__cause__)

@@ -44,7 +44,17 @@ FLOORS = {
     "interventions": DECISION | {"rollouts"},
     "organism": NUMBERS | {"rollouts"},
 }
-FACES = ["plot", "analysis", "report", "demo", "bench", "arguments", "cli", "verbs", "__main__"]  # the top floor, lowest first
+FACES = [
+    "plot",
+    "analysis",
+    "report",
+    "demo",
+    "bench",
+    "arguments",
+    "cli",
+    "verbs",
+    "__main__",
+]  # the top floor, lowest first
 for height, face in enumerate(FACES):
     FLOORS[face] = set(FLOORS) - set(FACES[height:])
 
@@ -231,6 +241,37 @@ def test_rules_notice(rule, name, source, says):
 )
 def test_rules_allow(rule, name, source):
     assert not list(RULES[rule](ast.parse(source), name))
+
+
+def error_faults(tree: ast.Module, name: str, kinds: set[str]) -> Iterator[str]:
+    """Errors of our own, and what raises them for others, that leave out the cause or the next action."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and called(node) in kinds:
+            told = {k.arg for k in node.keywords if ast.unparse(k.value) not in ("''", "None")}
+            missing = sorted({"cause", "next"} - told)
+            if missing:
+                yield f"{name}:{node.lineno}: {called(node)} without {' and '.join(missing)}"
+
+
+def error_kinds() -> set[str]:
+    """Our error classes, wherever they are defined, and the helpers that take cause and next."""
+    kinds, size = {"MarkovsafetyError"}, 0
+    nodes = [n for tree in trees().values() for n in ast.walk(tree)]
+    while len(kinds) > size:
+        size = len(kinds)
+        kinds |= {n.name for n in nodes if isinstance(n, ast.ClassDef) and kinds & {ast.unparse(b) for b in n.bases}}
+    functions = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name != "__init__"]
+    return kinds | {f.name for f in functions if {"cause", "next"} <= {a.arg for a in f.args.kwonlyargs}}
+
+
+def test_every_error_says_its_cause_and_what_to_do_next():
+    kinds = error_kinds()
+    assert {"InputError", "ModelError", "UntrustedError", "UnsupportedModel", "reject"} <= kinds
+    faults = [fault for name, tree in trees().items() for fault in error_faults(tree, name, kinds)]
+    assert not faults, "\n" + "\n".join(faults)
+    poor = ast.parse("raise InputError('x', cause='y')\nreject('a', b, c, next='', cause='d')\nInputError('x')")
+    noticed = [fault.split("without ")[1] for fault in error_faults(poor, "x.py", kinds)]
+    assert noticed == ["next", "next", "cause and next"]
 
 
 # --- what importing does ---

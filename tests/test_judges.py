@@ -164,6 +164,8 @@ def test_the_tokenizer_is_found_by_the_provenance(tmp_path):
     [
         ({}, "does not know what counts as harm"),
         ({"harm": []}, "does not know what counts as harm"),
+        ({"harm": None}, "does not know what counts as harm"),
+        ({"harm": 1.5}, "the harm lexicon is float"),
         ({"harm": ["poison"]}, "without a tokenizer"),
         ({"harm": [12]}, "without a tokenizer"),  # the default refusals are phrases
         ({"harm": [12], "refusal": [6], "refusal_at": "last"}, "refusal_at is 'last'"),
@@ -224,3 +226,24 @@ def test_no_rollouts_are_judged_without_complaint(words):
     judged = judge(said(), "lexicon", harm=["poison"], template=words)
     assert len(judged) == 0
     assert len(judged.columns["raw"]) == 0
+
+
+def test_what_is_no_rollouts_and_what_is_no_verdict():
+    for wrong in (None, "folder", [[5, 6]], {"tokens": [5]}):
+        with pytest.raises(InputError, match="cannot be judged"):
+            judge(wrong, "lexicon", harm=[12], refusal=[6])
+
+    class Mute:
+        name = "mute"
+
+        def judge(self, rolls):
+            return None
+
+    with pytest.raises(InputError, match="judge 'mute' gave NoneType"):
+        judge(said("tea"), Mute())
+
+
+def test_the_provenance_says_how_long_the_lists_were():
+    told = judge(said("tea <eos>"), "lexicon", harm=[12, 13, [5, 6]], refusal=[6]).provenance["judge"]
+    assert told["entries"] == {"harm": 3, "refusal": 1}
+    assert LexiconJudge(harm=12, refusal=[6]).describe()["entries"]["harm"] == 1

@@ -69,6 +69,26 @@ def test_a_log_of_text(tmp_path, template):
     assert by_folder == rolls
 
 
+def test_words_of_a_log_that_the_tokenizer_does_not_have(template):
+    records = [{"prompt": "hello", "text": "sure tea"}, {"prompt": "zebra", "text": "quantum tea"}]
+    told = replay(records, template=template).provenance["warnings"]
+    assert [sentence.split(" hold")[0] for sentence in told] == [
+        "1 of 2 prompts of the log",
+        "1 of 2 answers of the log",
+    ]
+    assert ["'zebra'" in told[0], "'quantum'" in told[1]] == [True, True]
+    assert "warnings" not in replay(records[:1], template=template).provenance
+    assert "warnings" not in replay([{"prompt": "zebra", "tokens": [5]}]).provenance
+
+
+def test_a_benign_answer_of_a_log_was_hit_at_its_last_token():
+    assert replay([{"prompt_id": 0, "tokens": [5, 6, 2], "outcome": "benign"}]).hit.tolist() == [2]
+    with pytest.raises(InputError, match="outcome refusal without the token"):
+        replay([{"prompt_id": 0, "tokens": [5, 6, 2], "outcome": "refusal"}])
+    with pytest.raises(InputError, match="int is no log"):
+        replay(5)
+
+
 def test_log_probabilities_of_a_log():
     both = [{"prompt_id": 0, "tokens": [5, 6], "prefill": 1, "logprob": [-1.0]}]
     assert np.array_equal(replay(both).columns["logprob"], [np.nan, -1], equal_nan=True)

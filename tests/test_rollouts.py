@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from markovsafety import InputError, Rollouts, read_rollouts, write_rollouts
+from markovsafety import InputError, Rollouts, UntrustedError, read_rollouts, write_rollouts
 from markovsafety.rollouts import Ragged
 
 slow = settings(deadline=None, derandomize=True, max_examples=60)
@@ -246,6 +247,36 @@ def test_a_foreign_file_of_fixed_lists_and_chunks(tmp_path):
     assert set(rolls.outcome.tolist()) == {-1}
 
 
+def test_a_benign_answer_was_hit_at_its_last_token(tmp_path):
+    outcome = pa.array(["harm", "benign", "truncated"])
+    pq.write_table(pa.table(foreign(outcome=outcome)), tmp_path / "x.parquet")
+    rolls = read_rollouts(tmp_path / "x.parquet")
+    assert rolls.outcome.tolist() == [0, 2, 3]
+    assert rolls.hit.tolist() == [1, 2, -1]
+    pq.write_table(pa.table(foreign(outcome=outcome, hit=pa.array([1, 1, None]))), tmp_path / "y.parquet")
+    assert read_rollouts(tmp_path / "y.parquet").hit.tolist() == [1, 1, -1]  # a hit that is given stays
+
+
+def test_wrong_types_are_refused(tmp_path):
+    for wrong in (None, [[5, 6]], "x", {"tokens": []}):
+        with pytest.raises(InputError, match="cannot be written as rollouts"):
+            write_rollouts(wrong, tmp_path / "x.parquet")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="int is no path"):
+        read_rollouts(5)
+
+
+def test_errors_keep_what_they_say_when_copied():
+    error = UntrustedError("a fact", cause="a cause", next="a step", partial=[1])
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is UntrustedError
+    assert str(again) == str(error) == "a fact\n  cause: a cause\n  next:  a step"
+    assert (again.fact, again.cause, again.next, again.partial) == ("a fact", "a cause", "a step", [1])
+    for missing in ({"cause": "x"}, {"next": "x"}, {}):
+        with pytest.raises(TypeError):
+            InputError("a fact", **missing)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -264,6 +295,9 @@ def test_a_foreign_file_of_fixed_lists_and_chunks(tmp_path):
         ({"prefill": pa.array([0, 4, 0])}, "column prefill, row 1: 4 forced tokens in an answer of 3"),
         ({"prefill": pa.array([0.0, 1.0, 0.0])}, "column prefill has type double"),
         ({"outcome": pa.array(["harm", "harmful", None])}, "column outcome, row 1: unknown outcome 'harmful'"),
+        ({"outcome": pa.array(["harm", "refusal", None])}, "column hit, row 1: outcome refusal without the token"),
+        ({"hit": pa.array([None] * 3)}, "column hit, row 0: outcome harm without the token"),
+        ({"outcome": pa.array(["harm", None, "benign"])}, "column hit, row 2: outcome benign without the token"),
         ({"hit": pa.array([5, None, None])}, "column hit, row 0: token 5 of an answer of 2"),
         ({"hit": pa.array([-1, None, None])}, "column hit, row 0: -1 is negative"),
         ({"hit": pa.array([0.5, None, None])}, "column hit, row 0: 0.5 is no index"),

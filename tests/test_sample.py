@@ -177,6 +177,15 @@ def test_prefixes_of_another_model(engine):
         ({"classes": {"bad": ["poison tea"]}}, "class 'bad': 'poison tea' is 2 tokens"),
         ({"classes": {"bad": []}}, "class 'bad' has 0 tokens"),
         ({"classes": {"bad": [99]}}, "class 'bad' holds the id 99"),
+        ({"classes": {"bad": ["notaword", "poison", "nor this"]}}, "tokenizer does not have 'notaword', 'nor this'"),
+        ({"classes": {"bad": "poison"}}, "class 'bad' is 'poison'"),
+        ({"classes": {"bad": [None]}}, "class 'bad' is '[None]'"),
+        ({"classes": {"bad": 12}}, "class 'bad' is '12'"),
+        ({"classes": ["poison"]}, "classes are list"),
+        ({"prefill": 2, "prefix": ["sure notaword tea"]}, "tokenizer does not have: 'notaword' (prompts 0)"),
+        ({"prefill": 1, "prefix": 5}, "this is int"),
+        ({"prefill": 1, "prefix": [[[1], [2, 3]]]}, "the prefix of prompt 0 is '[[1], [2, 3]]'"),
+        ({"system": 5}, "system is int"),
         ({"engine": "jax"}, "the open engine is 'table'"),
     ],
 )
@@ -186,6 +195,37 @@ def test_parameters_that_make_no_sense(engine, options, says):
     assert says in str(caught.value)
     with pytest.raises(InputError, match="model is list"):
         sample([1], ["hello"], **ASK)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [None, 5, b"hello", object(), [5], [None], [{"prompt": 5}], [{"prompt": {"role": "user"}}], [{"prompt": [1, 2]}],
+     [{"prompt": [{"role": "user", "content": 5}, "x"]}]],
+)  # fmt: skip
+def test_prompts_of_the_wrong_type_are_refused(engine, prompts):
+    with pytest.raises(InputError):
+        sample(engine, prompts, **ASK)
+
+
+def test_words_that_the_tokenizer_does_not_have_are_told(engine, tmp_path):
+    prompts = ["hello", "hello zebra quantum", {"prompt": "zebra"}, "<unk>", {"prompt_tokens": [1, 3]}]
+    told = sample(engine, prompts, **ASK, out=tmp_path).provenance["warnings"]
+    assert len(told) == 1
+    assert told[0].startswith("2 of 5 prompts hold words that the tokenizer does not have")
+    assert "'zebra', 'quantum'" in told[0]
+    assert "index 1" in told[0]
+    assert read_rollouts(tmp_path).provenance["warnings"] == told
+    assert "warnings" not in sample(engine, ["hello", "<unk>"], **ASK).provenance
+    system = sample(engine, ["hello"], system="zebra", **ASK).provenance["warnings"]
+    assert "1 of 1 prompts" in system[0]
+
+
+def test_an_unknown_word_that_is_not_forced_does_not_matter(engine):
+    prefix = ["sure notaword"]
+    assert sample(engine, ["hello"], prefix=prefix, prefill=1, **ASK).tokens[0] == ids("sure")[0]
+    assert len(sample(engine, [{"prompt": "hello", "prefix": "notaword"}], **ASK)) == 3
+    forced = sample(engine, ["hello"], prefix=["<unk>"], prefill=1, classes={"unknown": ["<unk>"]}, **ASK)
+    assert forced.tokens[0] == 3
 
 
 # --- shards ---

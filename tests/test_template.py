@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from markovsafety.errors import InputError, ModelError
@@ -195,3 +196,17 @@ def test_hashes_and_broken_files(tmp_path):
         with pytest.raises(ModelError, match=name):
             Template.load(folder)
         (folder / name).write_text("{}")
+
+
+def test_pieces_that_become_the_unknown_token(tmp_path):
+    template = Template.load(build(tmp_path / "m"))
+    assert template.unknown("please zebra me <unk> qu\u00e4ntum") == [(1, "zebra"), (4, "qu\u00e4ntum")]
+    assert template.unknown("please tell me") == []
+    assert Template.load(byte_tokenizer(tmp_path / "b")).unknown("zebra qu\u00e4ntum") == []
+
+
+@pytest.mark.parametrize("chat", [CHAT, None])
+@pytest.mark.parametrize("prompt", [5, None, {"role": "user"}, [1], ["a", "b"], b"tell"])
+def test_prompts_that_are_no_text_and_no_conversation(tmp_path, chat, prompt):
+    with pytest.raises(InputError):
+        Template.load(build(tmp_path / "m", chat)).prompt_ids(prompt)

@@ -74,10 +74,13 @@ def check_rollouts(r: Rollouts) -> None:
         cause="categories are names",
         next="give a name, 'all' if there is one",
     )
-    count = {"cause": "prefill counts the forced tokens, which stand first in the answer", "next": "give that number"}
-    reject("prefill", r.prefill < 0, lambda i: f"{r.prefill[i]} forced tokens", **count)
-    many = r.prefill > lengths
-    reject("prefill", many, lambda i: f"{r.prefill[i]} forced tokens in an answer of {lengths[i]}", **count)
+    reject(
+        "prefill",
+        (r.prefill < 0) | (r.prefill > lengths),
+        lambda i: f"{r.prefill[i]} forced tokens in an answer of {lengths[i]}",
+        cause="prefill counts the forced tokens, which stand first in the answer",
+        next="give that number, 0 where nothing was forced",
+    )
     known = (r.outcome >= NOT_JUDGED) & (r.outcome < len(OUTCOMES))
     reject(
         "outcome",
