@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
 
-__all__ = ["REASONS", "Bound", "clopper_pearson", "clustered", "encode"]
+__all__ = ["REASONS", "Bound", "check_level", "clopper_pearson", "clustered", "effective_size", "encode"]
 
 REASONS = ("sampling", "judge", "lumping", "model", "truncation", "rounding")
 
@@ -109,12 +109,30 @@ class Bound:
             )
         return self.start
 
+    @property
+    def exact(self) -> Any:
+        """The value as `fractions.Fraction` (one, or a list by state; layered: a list of lists).
+
+        Raises
+        ------
+        InputError
+            If the number was not made in rational arithmetic.
+        """
+        if "exact" not in self.info:
+            raise InputError(
+                "This bound has no exact value.",
+                cause="It was computed in floating point, or is one entry of a larger bound.",
+                next='Call hitting_probability(..., method="exact") and read .exact or .at_start.exact.',
+            )
+        return self.info["exact"]
+
     def __getitem__(self, key: Any) -> Bound:
         """The bound of one entry or a slice; the start value does not travel along."""
         if self.shape == ():
             raise TypeError("this bound is a scalar and cannot be indexed")
         reasons = {k: w if w is None or np.shape(w) != self.shape else w[key] for k, w in self.reasons.items()}
-        return Bound(self.value[key], self.lower[key], self.upper[key], self.level, reasons, None, dict(self.info))
+        info = {k: v for k, v in self.info.items() if k != "exact"}
+        return Bound(self.value[key], self.lower[key], self.upper[key], self.level, reasons, None, info)
 
     def __float__(self) -> float:
         raise TypeError("a Bound is not a number: take .value, .lower or .upper, whichever you mean")
@@ -122,12 +140,20 @@ class Bound:
     def __str__(self) -> str:
         name = str(self.info.get("name", "value"))
         kind = "proven" if self.level == 1 else f"{100 * self.level:g} %"
+        bare = self.level == 1 and self.info.get("certified") is False
         if self.shape == ():
             value, lower, upper = _digits(self.value, self.lower, self.upper)
-            head = f"{name} = {value}   {kind} [{lower}, {upper}]"
+            # What does not exist, or is infinite by evidence that cannot be doubted a little, has no interval.
+            bare = (
+                bare or np.isnan(self.lower) or (self.level < 1 and np.isinf(self.value) and self.lower == self.upper)
+            )
+            ends = "not certified" if self.info.get("certified") is False else "no interval"
+            head = f"{name} = {value}   {ends if bare else f'{kind} [{lower}, {upper}]'}"
         else:
-            spread = f"{_span(self.value)}   {kind} within {_span(np.stack([self.lower, self.upper]))}"
-            head = f"{name}: {' x '.join(map(str, self.shape))} values in {spread}"
+            ends = "not certified" if bare else f"{kind} within {_span(np.stack([self.lower, self.upper]))}"
+            head = f"{name}: {' x '.join(map(str, self.shape))} values in {_span(self.value)}   {ends}"
+        if "note" in self.info:
+            head += f" ({self.info['note']})"
         known = ", ".join(f"{k} {_width(w)}" for k, w in self.reasons.items() if w is not None)
         missing = ", ".join(k for k, w in self.reasons.items() if w is None)
         because = "; ".join(part for part in (known, f"{missing} not assessed" if missing else "") if part)
@@ -232,7 +258,7 @@ def clopper_pearson(events: ArrayLike, total: ArrayLike, level: float = 0.95) ->
             cause="Events must be finite, non-negative and at most the number of trials.",
             next="Check the counts.",
         )
-    _check_level(level)
+    check_level(level)
     tail = (1 - level) / 2
     inner_low, inner_high = (x > 0), (x < n)
     # The dummies 1, 1 keep betaincinv off its undefined corner; np.where throws their results away.
@@ -243,10 +269,17 @@ def clopper_pearson(events: ArrayLike, total: ArrayLike, level: float = 0.95) ->
     return lower, upper
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
+def check_level(level: Any) -> None:
+    """Refuse what is no confidence level.
+
+    Raises
+    ------
+    InputError
+        If level is no number strictly between 0 and 1.
+    """
+    if isinstance(level, bool) or not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
         raise InputError(
-            f"level is {level}.",
+            f"level is {level!r}.",
             cause="A confidence level lies strictly between 0 and 1.",
             next="Pass e.g. level=0.95.",
         )
@@ -286,7 +319,7 @@ def clustered(events: ArrayLike, totals: ArrayLike, level: float = 0.95, name: s
     single prompt keeps its own rollouts as trials, and `info["note"]` says that the variance between prompts was not
     assessed.
     """
-    _check_level(level)
+    check_level(level)
     x, n = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (events, totals))
     if x.shape != n.shape or x.ndim != 1:
         raise InputError(
@@ -312,7 +345,7 @@ def clustered(events: ArrayLike, totals: ArrayLike, level: float = 0.95, name: s
         size, info["method"] = min(float(prompts), total), "Clopper-Pearson, one trial per prompt"
     else:
         info["deff"] = _design_effect(x, n, value)
-        size, info["method"] = _effective_size(total, prompts, info["deff"], level), "Korn-Graubard"
+        size, info["method"] = float(effective_size(total, prompts, info["deff"], level)), "Korn-Graubard"
     info["n_eff"] = size
     lower, upper = clopper_pearson(value * size, size, level)
     lower, upper = min(lower, value), max(upper, value)  # against rounding
@@ -327,9 +360,27 @@ def _design_effect(x: NDArray, n: NDArray, value: float) -> float:
     return float(between * max(total - 1, 1.0) / (value * (1 - value)))
 
 
-def _effective_size(total: float, prompts: int, deff: float, level: float) -> float:
+def effective_size(total: ArrayLike, prompts: ArrayLike, deff: ArrayLike, level: float = 0.95) -> NDArray[np.float64]:
+    """Number of independent trials that trials clustered by prompt are worth (Korn and Graubard, see `clustered`).
+
+    Parameters
+    ----------
+    total : float or array
+        Trials.
+    prompts : float or array
+        Prompts they belong to; two or more.
+    deff : float or array
+        Design effect; taken as at least 1.
+    level : float
+        Confidence level.
+
+    Returns
+    -------
+    array
+        At most `total`.
+    """
     from scipy.special import stdtrit
 
-    tail = (1 + level) / 2
-    ratio = stdtrit(max(total - 1, 1.0), tail) / stdtrit(prompts - 1.0, tail)
-    return float(min(total, total / max(deff, 1.0) * ratio**2))
+    n, K, tail = np.asarray(total, dtype=np.float64), np.asarray(prompts, dtype=np.float64), (1 + level) / 2
+    ratio = stdtrit(np.maximum(n - 1, 1.0), tail) / stdtrit(np.maximum(K - 1, 1.0), tail)
+    return np.minimum(n, n / np.maximum(deff, 1.0) * ratio**2)

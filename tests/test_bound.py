@@ -36,6 +36,23 @@ def test_prints_the_number_its_interval_and_the_reasons():
     assert "at start: value = 0.1 " in str(array)
 
 
+def test_what_is_not_certified_or_does_not_exist_is_not_called_proven():
+    bare = {"certified": False}
+    assert "= 0.25   not certified " in str(Bound(0.25, 0.25, 0.25, 1.0, info=bare))
+    assert "not certified" in str(Bound(np.ones(2), np.ones(2), np.ones(2), 1.0, info=bare))
+    assert "= inf   no interval (why) " in str(Bound(np.inf, np.inf, np.inf, info={"note": "why"}))
+    assert "= nan   no interval " in str(Bound(np.nan, np.nan, np.nan, 1.0))
+    assert "= nan   95 % [0, 1]" in str(clustered([], []))
+
+
+def test_exact_values_are_read_where_they_exist():
+    assert Bound(0.5, 0.5, 0.5, info={"exact": 7}).exact == 7
+    for without in (Bound(0.5, 0.5, 0.5), Bound([0.5], [0.5], [0.5], info={"exact": [7]})[0]):
+        with pytest.raises(InputError, match="no exact") as caught:
+            _ = without.exact
+        assert "exact" in caught.value.next
+
+
 def test_reasons_always_have_exactly_the_six_names():
     b = Bound(0.5, 0.4, 0.6, reasons={"sampling": 0.1})
     assert tuple(b.reasons) == REASONS

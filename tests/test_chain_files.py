@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -73,6 +74,27 @@ def test_equals_sees_every_part():
     ]
     assert chain.equals(chain3())
     assert not any(chain.equals(other) or other.equals(chain) for other in changed)
+
+
+def test_files_advise_nothing_unsafe_and_say_what_is_missing(tmp_path):
+    path = ms.write_chain(chain3(), tmp_path / "c.npz")
+    whole = content(path)
+    for write, says in (
+        (lambda: path.write_bytes(pickle.dumps([1])), "no .npz archive"),
+        (lambda: path.write_bytes(b"PAR1" + bytes(40)), "no .npz archive"),
+        (lambda: path.write_bytes(b""), "empty"),
+        (lambda: np.savez(path, **whole | {"meta": np.array([None], dtype=object)}), "Python objects"),
+        (
+            lambda: np.savez(path, **whole | {"meta": np.array('{"outcomes": {}, "states": null}')}),
+            "'version' is missing",
+        ),
+    ):
+        write()
+        with pytest.raises(ms.InputError) as caught:
+            ms.read_chain(path)
+        assert says in caught.value.cause
+        assert "unsafe" not in str(caught.value)
+        assert "pickle" not in str(caught.value)
 
 
 def foreign(path, **arrays):

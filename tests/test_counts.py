@@ -44,6 +44,19 @@ def test_counts_by_hand():
     assert "3 rollouts" in repr(counts)
 
 
+def test_a_rollout_passes_a_state_once_however_long_it_stays():
+    data = [([1, 1, 1, 9], HARM, 3, 0, 0), ([1, 1], TRUNCATED, -1, 0, 0), ([1, 1], TRUNCATED, -1, 0, 1)]
+    t = ms.count(make(data, weight=[1, 2, 5]), ms.KGram(1)).passages
+    assert np.column_stack([t.group, t.source, t.target, t.count]).tolist() == [
+        [0, 0, 2, 1],
+        [0, 0, 5, 2],
+        [0, 1, 2, 1],
+        [0, 1, 5, 2],
+        [1, 0, 5, 5],
+        [1, 1, 5, 5],
+    ]
+
+
 def test_one_prompt_is_one_cluster_whatever_the_prefill():
     tally = ms.count(make(BY_HAND), ms.KGram(1)).tally
     assert [x.tolist() for x in tally.clusters("harm", prefill=0)] == [[1, 0], [1, 1]]
@@ -53,13 +66,13 @@ def test_one_prompt_is_one_cluster_whatever_the_prefill():
         tally.clusters("sorrow")
 
 
-def test_a_hit_among_the_forced_tokens_enters_in_the_outcome():
-    counts = ms.count(make([([1, 2], HARM, 0, 1, 0), ([1, 2], BENIGN, 1, 0, 0)]), ms.KGram(1))
-    assert counts.entry[1].tolist() == [0, 0, 1, 0, 0, 0]
+def test_a_benign_answer_of_which_nothing_was_sampled_enters_in_the_outcome():
+    counts = ms.count(make([([1], BENIGN, -1, 1, 0), ([1, 2], BENIGN, 1, 0, 0)]), ms.KGram(1))
+    assert counts.entry[1].tolist() == [0, 0, 0, 0, 1, 0]
     chain = ms.estimate(counts)
-    assert chain.entry[1].tolist() == [0, 0, 1, 0, 0, 0]
-    assert chain.evidence.visits.tolist() == [1, 1, 1, 0, 1, 0]
-    only = ms.count(make([([1, 2, 3, 4], HARM, 0, 3, 0)]), ms.KGram(1))
+    assert chain.entry[1].tolist() == [0, 0, 0, 0, 1, 0]
+    assert chain.evidence.visits.tolist() == [1, 1, 0, 0, 2, 0]
+    only = ms.count(make([([1, 2, 3, 4], BENIGN, -1, 4, 0)]), ms.KGram(1))
     assert (only.states, ms.estimate(only).n_states) == ((), 4)
 
 
@@ -173,6 +186,8 @@ def test_a_weight_of_two_is_two_rollouts(data, draw):
         (make([([1], HARM, -1, 0, 0)]), "no hit"),
         (make([([1], HARM, 1, 0, 0)]), "behind"),
         (make([([1], TRUNCATED, 0, 0, 0)]), "truncated and has"),
+        (make([([1, 2], HARM, 0, 1, 0)]), "among the forced"),
+        ("x", "given a str"),
         (make([([1], BENIGN, 0, 2, 0)]), "forced"),
         (make([([-1], BENIGN, 0, 0, 0), ([1, -1], BENIGN, 1, 0, 0)]), "negative"),
         (make([([1], BENIGN, 0, 0, 0)], weight=[-1.0]), "weight"),

@@ -37,7 +37,9 @@ def test_a_file_that_is_no_counts_says_so(tmp_path):
         read_counts(tmp_path / "missing.npz")
 
 
-@pytest.mark.parametrize("key", ["transitions_group", "transitions_source", "transitions_target", "entries_source"])
+@pytest.mark.parametrize(
+    "key", ["transitions_group", "transitions_source", "transitions_target", "entries_source", "passages_target"]
+)
 def test_indices_out_of_range_are_refused(tmp_path, key):
     counts = ms.count(make([([1, 2], 0, 1, 0, 0)]), ms.KGram(1))
     write_counts(counts, tmp_path / "c.npz")

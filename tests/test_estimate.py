@@ -95,6 +95,9 @@ def test_smoothing_by_hand():
 
 
 def test_estimate_refuses_what_it_does_not_know():
+    with pytest.raises(ms.InputError, match="SimpleNamespace, not Counts") as caught:
+        ms.estimate(make(BY_HAND))  # pyright: ignore[reportArgumentType]
+    assert "count(" in caught.value.next
     counts = ms.count(make(BY_HAND), ms.KGram(1))
     for bad in ({"method": "guess"}, {"prior": 1.0}, {"method": "dirichlet", "prior": 0.0}, {"method": "mass"}):
         with pytest.raises(ms.InputError) as caught:

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given
+from made import BENIGN, HARM, REFUSAL, TRUNCATED, ended, make, quick, rows
 from scipy.stats import t as student
 
 import markovsafety as ms
@@ -23,7 +25,7 @@ def answers(n=600, prompts=12, prefill=0, seed=0):
     tokens, hits, ends, who = [], [], [], []
     for i in range(n):
         prompt = i % prompts
-        harm = 0.02 + 0.02 * prompt
+        harm = 0.02 + 0.02 * (prompt % 12)
         answer = rng.integers(3, size=prefill).tolist()
         while len(answer) < 25 + prefill:
             last = answer[-1] if answer else 0
@@ -82,15 +84,70 @@ def test_start_is_the_raw_fraction_with_its_clustered_interval(rolls, chain):
     assert ms.committor(chain, "refusal", "harm").at_start.lower == pytest.approx(raw.lower, abs=1e-12)
 
 
-def test_states_have_the_interval_of_their_visits(chain):
+def test_states_have_the_interval_of_what_their_rollouts_are_worth(chain):
     bound = ms.hitting_probability(chain, "harm")
-    n = chain.evidence.visits
+    n = chain.evidence.trials(0)
+    assert (n[:4] < chain.evidence.visits[:4]).all()
     lower, upper = clopper_pearson(bound.value[:4] * n[:4], n[:4])
     assert bound.lower[:4] == pytest.approx(lower, abs=1e-10)
     assert bound.upper[:4] == pytest.approx(upper, abs=1e-10)
     assert bound.value[-4:].tolist() == [1, 0, 0, 0]  # outcomes are what they are by definition
     assert bound.lower[-4:].tolist() == bound.upper[-4:].tolist() == [1, 0, 0, 0]
     assert "sampling" in bound.info
+
+
+def test_visits_are_no_trials():
+    """One rollout is one trial, however long it stays in a state."""
+    chain = ms.estimate(ms.count(make([([1] * 200 + [9], HARM, 200, 0, 0)]), ms.KGram(1)))
+    bound = ms.hitting_probability(chain, "harm")
+    stay = bound[chain.index((1,))]
+    assert stay.lower == pytest.approx(0.025, abs=1e-12)
+    assert (stay.lower, stay.upper) == pytest.approx((bound.at_start.lower, bound.at_start.upper), abs=1e-12)
+    assert "one prompt only" in str(stay)
+
+
+def test_rollouts_of_one_prompt_are_no_independent_trials(tmp_path):
+    data = [([1, 9], HARM, 1, 0, 0)] * 100 + [([1, 9], REFUSAL, 1, 0, 1)] * 100
+    chain = ms.estimate(ms.count(make(data), ms.KGram(1)))
+    back = ms.read_chain(ms.write_chain(chain, tmp_path / "c.npz"))
+    for known in (chain, back):
+        bound = ms.hitting_probability(known, "harm")
+        state = bound[known.index((1,))]
+        assert state.value == pytest.approx(0.5)
+        assert (state.lower, state.upper) == pytest.approx((bound.at_start.lower, bound.at_start.upper), abs=1e-9)
+        assert state.upper - state.lower > 1 - 1e-9
+        # 2 of 2 prompts never were benign
+        assert ms.hitting_probability(known, "benign").upper[0] == pytest.approx(clopper_pearson(0, 2)[1])
+        # a state where one prompt of two came by counts as one trial, not as its rollouts
+    alone = ms.estimate(ms.count(make([*data, *[([2, 9], HARM, 1, 0, 1)] * 50]), ms.KGram(1)))
+    assert ms.hitting_probability(alone, "harm").lower[alone.index((2,))] == pytest.approx(0.025)
+
+
+@quick
+@given(rows())
+def test_no_state_is_known_better_than_its_rollouts_allow(data):
+    if not ended(data):
+        return
+    chain = ms.estimate(ms.count(make(data), ms.KGram(1)))
+    bounds = [ms.hitting_probability(chain, name) for name in ms.OUTCOMES]
+    walks = []
+    for tokens, outcome, hit, forced, _ in data:
+        stop = len(tokens) if outcome == TRUNCATED else hit
+        walks.append({([-1, *tokens][i],) for i in range(forced, stop + 1)})
+    for i, label in enumerate(chain.states[:-4]):
+        rolls = [row for row, walk in zip(data, walks) if label in walk]
+        assert chain.evidence.through[i] == len(rolls)
+        prompts = sorted({row[4] for row in rolls})
+        totals = np.array([sum(row[4] == p for row in rolls) for p in prompts])
+        for code, bound in enumerate(bounds):
+            low, high = clopper_pearson(np.clip(bound.value[i], 0, 1) * len(rolls), len(rolls))
+            assert bound.lower[i] <= low + 1e-9
+            assert bound.upper[i] >= high - 1e-9
+            events = np.array([sum(row[4] == p and row[1] == code for row in rolls) for p in prompts])
+            worth = (
+                clustered(events, totals).info["n_eff"] if len({row[4] for row in data}) == 1 or len(prompts) > 1 else 1
+            )
+            assert chain.evidence.trials(code)[i] == pytest.approx(worth, rel=1e-9)
 
 
 def test_unseen_is_not_impossible(chain):
@@ -161,13 +218,43 @@ def test_expected_length_of_harmful_answers(rolls, chain):
     assert coarse.upper - coarse.lower > bound.upper - bound.lower
 
 
-def test_times_of_states_narrow_with_their_visits(rolls, chain):
+def test_times_of_states_narrow_with_their_prompts(rolls, chain):
     bound = ms.hitting_time(chain)
-    few = ms.hitting_time(ms.estimate(ms.count(answers(60), states=ms.KGram(1))))
+    many = answers(600, prompts=120)  # ten times the prompts
+    few, bound = bound, ms.hitting_time(ms.estimate(ms.count(many, states=ms.KGram(1))))
+    more = ms.hitting_time(ms.estimate(ms.count(answers(120, prompts=12), states=ms.KGram(1))))
+    assert more.upper[:4] - more.lower[:4] == pytest.approx(few.upper[:4] - few.lower[:4], rel=0.3)  # same prompts
     assert (bound.lower <= bound.value).all()
     width = (bound.upper - bound.lower)[:4] / (few.upper - few.lower)[:4]
-    assert (width < 0.6).all()  # ten times the rollouts: about 0.3
+    assert (width < 0.6).all()  # about 0.3
     assert (bound.lower[:4] > 0).all()
+
+
+def test_times_without_spread_are_not_certain():
+    data = [([1, 9], BENIGN, 1, 0, k) for k in range(3)]
+    chain = ms.estimate(ms.count(make(data), ms.KGram(1)))
+    bound = ms.hitting_time(chain)
+    share = 1 - clopper_pearson(0, 3)[1]
+    assert (bound.at_start.value, bound.at_start.lower) == pytest.approx((2, 2 * share))
+    assert bound.at_start.upper == np.inf
+    assert "no spread seen among 3 prompts" in str(bound.at_start)
+    assert bound.lower[:2] == pytest.approx([2 * share, share])
+    assert (bound.upper[:2] == np.inf).all()
+    seen = ms.visits(chain)
+    assert seen.lower[1] < seen.value[1] < seen.upper[1]
+    zero = ms.hitting_time(chain, reward=np.zeros(chain.n_states))
+    assert zero.at_start.upper < 1e-300  # by definition, up to underflow
+    assert zero.upper[0] < 1e-300
+
+
+def test_times_to_what_never_happened_are_not_called_proven():
+    chain = ms.estimate(ms.count(make([([1, 9], BENIGN, 1, 0, k) for k in range(3)]), ms.KGram(1)))
+    for given_hit, value in ((False, "inf"), (True, "nan")):
+        start = ms.hitting_time(chain, "harm", given=given_hit).at_start
+        assert str(start.value) == value
+        assert start.level == 0.95
+        assert "proven" not in str(start)
+        assert "no interval (" in str(start)
 
 
 def test_visits_are_mean_visits(rolls, chain):
@@ -195,6 +282,10 @@ def test_harm_by_category(rolls):
     assert time.lower < time.value < time.upper
 
 
+def named(states):
+    return ms.Chain(COIN.P, COIN.outcomes, 0, list(states))
+
+
 COIN = ms.Chain([[0, 0.5, 0.5], [0, 0, 0], [0, 0, 0]], {"harm": 1, "refusal": 2})
 
 
@@ -214,7 +305,15 @@ COIN = ms.Chain([[0, 0.5, 0.5], [0, 0, 0], [0, 0, 0]], {"harm": 1, "refusal": 2}
         (lambda: ms.attribute(COIN, COIN, "harm"), "needs a start"),
         (lambda: ms.hitting_probability(COIN, "harm").at_start, "no value at a start"),
         (lambda: ms.hitting_probability(ms.toy.ladder(), "harm", method="layered"), "has cycles"),
-        (lambda: ms.attribute(ms.toy.ladder(), ms.toy.ladder(7), "harm"), "different states"),
+        (lambda: ms.attribute(ms.toy.ladder(), ms.toy.ladder(7), "harm"), "different states: 7 and 8"),
+        (lambda: ms.attribute(named("abc"), named("abd"), "harm"), "only the first chain has 'c'"),
+        (lambda: ms.attribute(named("abc"), named("acb"), "harm"), "another order, state 1 is 'b' in the first"),
+        *((lambda f=f: f(COIN, level=1.5), "level is 1.5") for f in (ms.hitting_time, ms.visits)),
+        *((lambda f=f: f(COIN, "harm", level=1.0), "level is 1.0") for f in (ms.hitting_probability, ms.critical)),
+        (lambda: ms.committor(COIN, "refusal", "harm", level=0), "level is 0"),
+        *((lambda f=f: f(np.eye(2), "harm"), "given a ndarray") for f in (ms.hitting_probability, ms.hitting_time)),
+        (lambda: ms.visits(np.eye(2)), "given a ndarray"),
+        (lambda: ms.attribute(COIN, ms.count(make([([1], 0, 0, 0, 0)])), "harm"), "given a Counts"),
         (lambda: ms.attribute(ms.toy.ladder(), ms.Chain.layered([COIN.P], COIN.outcomes), "harm"), "layers"),
     ],
 )

@@ -18,40 +18,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .checks import as_csr, as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of, stochastic
-from .tally import Tally
+from .tally import Evidence
 
 __all__ = ["Chain", "Evidence"]
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What an estimated chain remembers of the rollouts it came from: enough for sampling intervals.
-
-    Parameters
-    ----------
-    visits : array, shape (n,)
-        Weighted number of times each state of the chain was visited (an outcome state: entered).
-    prompt_id, category, prefill : array, shape (rows,)
-        One row per prompt, category and prefill length.
-    outcomes : array, shape (rows, 4)
-        Weighted number of rollouts of that row by outcome, in the order of `markovsafety.OUTCOMES`.
-    """
-
-    visits: NDArray
-    prompt_id: NDArray
-    category: NDArray
-    prefill: NDArray
-    outcomes: NDArray
-
-    def __post_init__(self):
-        object.__setattr__(self, "visits", freeze(np.array(self.visits, dtype=np.float64)))
-        for name, column in vars(Tally(self.prompt_id, self.category, self.prefill, self.outcomes)).items():
-            object.__setattr__(self, name, column)
-
-    @property
-    def tally(self) -> Tally:
-        """The rollouts by prompt, category, prefill and outcome."""
-        return Tally(self.prompt_id, self.category, self.prefill, self.outcomes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -19,6 +19,7 @@ from .states import KGram, label_at, map_name
 __all__ = ["count"]
 
 _LAST = CODES["truncated"]
+_NEEDED = ("tokens", "offsets", "prompt_id", "category", "prefill", "outcome", "hit")
 
 
 def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
@@ -39,14 +40,15 @@ def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
     Raises
     ------
     InputError
-        If there are no rollouts, one is not judged, or a column contradicts another.
+        If `rolls` are no rollouts, there are none, one is not judged, or a column contradicts another.
 
     Notes
     -----
     Token i of a rollout is counted if it was sampled (i >= prefill) and stands no later than the hit; at the hit the
     transition goes to the outcome. A truncated rollout makes one last transition, from its last state to "truncated". A
-    benign rollout without a recorded hit ends at its last token. A hit inside the prefill makes no transition: the
-    rollout enters in the outcome itself. A state label that equals an outcome's name gets "after " in front, because
+    benign rollout without a recorded hit ends at its last token; if nothing was sampled, it enters in the outcome
+    itself, without a transition. A hit among the forced tokens is refused: the model did not choose them. A state
+    label that equals an outcome's name gets "after " in front, because
     that name belongs to the outcome.
     """
     r = _read(rolls)
@@ -70,8 +72,16 @@ def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
         tally,
         Table(rows[who], codes, target, {"count": weight}),
         Table(rows, entered, None, {"count": r["weight"]}),
+        _passages(r, rows, who, codes, len(names)),
         _masses(getattr(rolls, "columns", {}), r, who, at, last, codes, rows),
     )
+
+
+def _passages(r: dict[str, NDArray], rows: NDArray, who: NDArray, codes: NDArray, S: int) -> Table:
+    """Every rollout once for each state it passed through, with the outcome it ended in."""
+    once = np.unique(who * max(S, 1) + codes)
+    who, state = np.divmod(once, max(S, 1))
+    return Table(rows[who], state, S + r["outcome"][who], {"count": r["weight"][who]})
 
 
 def _states(states: Any, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, tuple[Any, ...]]:
@@ -119,6 +129,13 @@ def _masses(
 
 def _read(rolls: Any) -> dict[str, NDArray]:
     """The checked arrays of the rollouts with positive weight; `stop` is the index of the last visited state."""
+    lacks = [name for name in _NEEDED if not hasattr(rolls, name)]
+    if lacks:
+        raise InputError(
+            f"count() was given a {type(rolls).__name__}, not rollouts.",
+            cause=f"It has no {lacks[0]}.",
+            next="Pass Rollouts: from sample(...), read_rollouts(path), or judge(...) of these.",
+        )
     offsets = np.asarray(rolls.offsets, dtype=np.int64)
     columns = getattr(rolls, "columns", {})
     tokens, begin, length = np.asarray(rolls.tokens), offsets[:-1], np.diff(offsets)
@@ -138,6 +155,12 @@ def _read(rolls: Any) -> dict[str, NDArray]:
         ~np.isfinite(weight) | (weight < 0), "has a bad weight", "Weights are finite and >= 0.", "Correct the column."
     )
     cut = outcome == _LAST
+    _refuse(
+        ~cut & (hit >= 0) & (hit < prefill),
+        "has its hit among the forced tokens",
+        "The model did not choose these; only a sampled token can be a hit.",
+        "Judge the sampled tokens, or lower the prefill.",
+    )
     hit = np.where((outcome == CODES["benign"]) & (hit < 0), length - 1, hit)
     lost = ~cut & (hit < 0) & ~((outcome == CODES["benign"]) & (length == 0))
     _refuse(

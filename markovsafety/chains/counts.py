@@ -80,6 +80,10 @@ class Counts:
         Weighted counts by (group, source, target); targets S, S + 1, S + 2, S + 3 are harm, refusal, benign, truncated.
     entries : Table
         Weighted number of rollouts by (group, source) where source is the state after the forced tokens.
+    passages : Table
+        Weighted number of distinct rollouts by (group, source, target): those that passed through the state at least
+        once, and the outcome (S to S + 3) they ended in. A rollout that stays 200 tokens in a state is one trial of
+        what happens from there, not 200.
     mass : dict of str to Table
         By outcome with a recorded class mass, over (group, source): ``total`` (weighted sum of the probability of the
         class), ``steps`` (weighted number of tokens with a recorded mass), and, unweighted, ``surprise`` (hits minus
@@ -92,6 +96,7 @@ class Counts:
     tally: Tally
     transitions: Table
     entries: Table
+    passages: Table
     mass: dict[str, Table] = field(default_factory=dict)
 
     @cached_property
@@ -161,7 +166,8 @@ class Counts:
         numbers = np.concatenate([old_to_new, outcome]).astype(np.int64)
         move = lambda table: table.moved(groups, numbers)  # noqa: E731
         mass = {name: move(table) for name, table in self.mass.items()}
-        return Counts(self.kind, states, tally, move(self.transitions), move(self.entries), mass)
+        moved = (move(table) for table in (self.transitions, self.entries, self.passages))
+        return Counts(self.kind, states, tally, *moved, mass)
 
     def __add__(self, other: Counts) -> Counts:
         if not isinstance(other, Counts):
@@ -181,7 +187,8 @@ class Counts:
         )
         mass = dict(sorted((a.mass | b.mass).items()))
         mass |= {name: a.mass[name] + b.mass[name] for name in a.mass.keys() & b.mass.keys()}
-        return replace(a, transitions=a.transitions + b.transitions, entries=a.entries + b.entries, mass=mass)
+        tables = {name: getattr(a, name) + getattr(b, name) for name in ("transitions", "entries", "passages")}
+        return replace(a, **tables, mass=mass)
 
     def __radd__(self, other: Any) -> Counts:
         """Let ``sum(shards)`` work, which begins at 0."""
@@ -208,7 +215,7 @@ class Counts:
 
 def _arrays(counts: Counts) -> list[NDArray]:
     arrays = list(vars(counts.tally).values())
-    for table in (counts.transitions, counts.entries, *counts.mass.values()):
+    for table in (counts.transitions, counts.entries, counts.passages, *counts.mass.values()):
         arrays += [table.group, table.source, *([] if table.target is None else [table.target]), *table.values.values()]
     return arrays
 

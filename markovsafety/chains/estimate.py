@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..outcomes import CODES, OUTCOMES
 from .chain import Chain, Evidence
 from .counts import Counts, Table
+from .tally import collect
 
 __all__ = ["METHODS", "PRIOR", "estimate", "single_token_outcomes"]
 
@@ -52,8 +53,8 @@ def estimate(counts: Counts, method: str = "mle", prior: float | None = None, *,
     Raises
     ------
     InputError
-        If the method is unknown, every rollout was truncated, the prior is not positive, or class masses are missing
-        or do not fit the hits.
+        If `counts` are no Counts, the method is unknown, every rollout was truncated, the prior is not positive, or
+        class masses are missing or do not fit the hits.
 
     Notes
     -----
@@ -69,6 +70,12 @@ def estimate(counts: Counts, method: str = "mle", prior: float | None = None, *,
     sampled"; `single_token_outcomes` tests this. Harm must pass; the masses of refusal and benign are used if they
     pass and ignored otherwise.
     """
+    if not isinstance(counts, Counts):
+        raise InputError(
+            f"estimate() was given a {type(counts).__name__}, not Counts.",
+            cause="A chain is estimated from transition counts.",
+            next="Call estimate(count(rolls)), or read_counts(path) for a file of counts.",
+        )
     if method not in METHODS:
         raise InputError(f"There is no method {method!r}.", cause=f"Methods are {METHODS}.", next="Use one of these.")
     if prior is not None and not (method == "dirichlet" and np.isfinite(prior) and prior > 0):
@@ -226,7 +233,31 @@ def _assemble(
     out = t.target >= S
     np.add.at(arrived, column[t.group[out], t.target[out] - S], t.count[out])
     tally = counts.tally
+    through, prompts, deff = _trials(counts)
     evidence = Evidence(
-        np.concatenate([visits, arrived]), tally.prompt_id, tally.category, tally.prefill, tally.outcomes
+        np.concatenate([visits, arrived]),
+        *(tally.prompt_id, tally.category, tally.prefill, tally.outcomes),
+        np.concatenate([through, arrived]),
+        np.concatenate([prompts, np.zeros((k, 1 + len(OUTCOMES)))]),
+        np.concatenate([deff, np.zeros((k, len(OUTCOMES)))]),
     )
     return Chain(P, outcomes, entry.get(0), (*counts.states, *names), counts=counts, evidence=evidence, entry=entry)
+
+
+def _trials(counts: Counts) -> tuple[NDArray, NDArray, NDArray]:
+    """`through`, `prompts` and `deff` of `Evidence`, for the states that are no outcomes."""
+    t, S = counts.passages, len(counts.states)
+    assert t.target is not None
+    ends = np.zeros((len(t.source), len(OUTCOMES)))
+    ends[np.arange(len(t.source)), t.target - S] = t.count
+    (state, _), (x,) = collect([t.source, counts.tally.cluster[t.group]], [ends])
+    n = x.sum(axis=1)
+    add = lambda v: np.stack([np.bincount(state, column, S) for column in v.T], axis=1)  # noqa: E731
+    through, prompts = np.bincount(state, n, S), add(np.column_stack([n > 0, x > 0]))
+    total, K = np.maximum(through, 1e-300)[:, None], prompts[:, :1]
+    p = add(x) / total
+    # The linearised variance between prompts over that of independent trials, as in `markovsafety.bound.clustered`.
+    between = K / np.maximum(K - 1, 1) * add((x - p[state] * n[:, None]) ** 2) / total**2
+    mixed = (K >= 2) & (prompts[:, 1:] > 0) & (add(n[:, None] - x) > 0)
+    deff = between * np.maximum(total - 1, 1.0) / np.where(mixed, p * (1 - p), 1.0)
+    return through, prompts, np.where(mixed, np.maximum(deff, 1.0), 0.0)

@@ -28,6 +28,8 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error),
 )
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+_TRIALS = ("through", "prompts", "deff")
+_TABLES = ("transitions", "entries", "passages")
 _TALLY = ("prompt_id", "category", "prefill", "outcomes")
 
 
@@ -56,8 +58,8 @@ def write_chain(chain: Chain, path: str | os.PathLike[str]) -> Path:
     Keys: indptr, indices, data, shape (the CSR matrix; of a layered chain, the blocks stacked by row), layers (0 means
     homogeneous), start (all zeros: none), meta (JSON text with outcomes, states, version). Further keys exist only
     where there is something to keep: the entry laws (entry_k, entry_law), exact counts (count_indptr, count_indices,
-    count_data) and the evidence of an estimated chain (visits, tally_prompt_id, tally_category, tally_prefill,
-    tally_outcomes).
+    count_data) and the evidence of an estimated chain (visits, through, prompts, deff, tally_prompt_id, tally_category,
+    tally_prefill, tally_outcomes).
     """
     return _write(Path(path), _pack(chain))
 
@@ -112,7 +114,7 @@ def _pack(chain: Chain) -> dict[str, np.ndarray]:
     if chain.integer_counts is not None:
         arrays |= {f"count_{k}": getattr(chain.integer_counts, k) for k in ("indptr", "indices", "data")}
     if chain.evidence is not None:
-        arrays["visits"] = chain.evidence.visits
+        arrays |= {k: getattr(chain.evidence, k) for k in ("visits", *_TRIALS)}
         arrays |= {f"tally_{k}": getattr(chain.evidence, k) for k in _TALLY}
         arrays["tally_category"] = np.asarray(arrays["tally_category"], dtype=str)
     return arrays
@@ -159,7 +161,7 @@ def read_chain(path: str | os.PathLike[str]) -> Chain:
     except InputError as error:
         raise _foreign(path, f"{error.fact} {error.cause}", "chain") from None
     except _MALFORMED as error:
-        raise _foreign(path, f"Its arrays make no chain ({error}).", "chain") from None
+        raise _foreign(path, _why(error, "chain"), "chain") from None
 
 
 def _read(path: Path, keys: tuple[str, ...], kind: str) -> dict[str, np.ndarray]:
@@ -177,11 +179,37 @@ def _read(path: Path, keys: tuple[str, ...], kind: str) -> dict[str, np.ndarray]
             next=f"Check the path, or write the {kind} first.",
         ) from None
     except _UNREADABLE as error:
-        raise _foreign(path, f"It cannot be opened as .npz ({error}).", kind) from None
+        raise _foreign(path, _unopened(path, error), kind) from None
     missing = [key for key in keys if key not in arrays]
     if missing:
         raise _foreign(path, f"The key {missing[0]!r} is missing.", kind)
     return arrays
+
+
+def _unopened(path: Path, error: BaseException) -> str:
+    """Why a file is no .npz, in words that never advise to load Python objects from it, as numpy's own do."""
+    if path.is_dir():
+        return "It is a folder."
+    if isinstance(error, PermissionError):
+        return "It may not be read."
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(4)
+    except OSError:
+        return f"It cannot be read ({error})."
+    if not begin:
+        return "It is empty."
+    if begin[:2] != b"PK":
+        return "It is no .npz archive of arrays."
+    if "pickle" in str(error) or "Object arrays" in str(error):
+        return "It holds Python objects instead of plain arrays; they are never loaded."
+    return f"The .npz archive is damaged ({error})."
+
+
+def _why(error: BaseException, kind: str) -> str:
+    if isinstance(error, KeyError):
+        return f"The key {error} is missing."
+    return f"Its arrays make no {kind} ({error})."
 
 
 def _foreign(path: Path, cause: str, kind: str) -> InputError:
@@ -213,8 +241,8 @@ def write_counts(counts: Counts, path: str | os.PathLike[str]) -> Path:
 
     Notes
     -----
-    Keys: tally_* (raw rollouts by group), transitions_*, entries_*, mass_NAME_* (group, source, target and sums),
-    meta (JSON text with kind, states, masses, version).
+    Keys: tally_* (raw rollouts by group), transitions_*, entries_*, passages_*, mass_NAME_* (group, source, target and
+    sums), meta (JSON text with kind, states, masses, version).
     """
     meta = {
         "kind": counts.kind,
@@ -223,7 +251,7 @@ def write_counts(counts: Counts, path: str | os.PathLike[str]) -> Path:
         "version": VERSION,
     }
     arrays = {f"tally_{k}": getattr(counts.tally, k) for k in _TALLY} | {"meta": np.array(json.dumps(meta))}
-    tables = {"transitions": counts.transitions, "entries": counts.entries}
+    tables = {name: getattr(counts, name) for name in _TABLES}
     for name, table in {**tables, **{f"mass_{k}": v for k, v in counts.mass.items()}}.items():
         arrays |= {f"{name}_group": table.group, f"{name}_source": table.source}
         arrays |= {f"{name}_target": table.target} if table.target is not None else {}
@@ -250,7 +278,7 @@ def read_counts(path: str | os.PathLike[str]) -> Counts:
         If the file is missing, is no .npz, lacks a key, or holds arrays that make no counts.
     """
     path = Path(path)
-    arrays = _read(path, ("meta", "tally_outcomes", "transitions_group", "entries_group"), "counts")
+    arrays = _read(path, ("meta", "tally_outcomes", *(f"{name}_group" for name in _TABLES)), "counts")
     try:
         meta = json.loads(str(arrays["meta"][()]))
         if meta["version"] != VERSION:
@@ -258,12 +286,14 @@ def read_counts(path: str | os.PathLike[str]) -> Counts:
         states = tuple(_from_json(x) for x in meta["states"])
         tally = Tally(*(arrays[f"tally_{k}"] for k in _TALLY))
         mass = {str(name): _table(arrays, f"mass_{name}", len(tally), len(states)) for name in meta["mass"]}
-        transitions, entries = (_table(arrays, n, len(tally), len(states)) for n in ("transitions", "entries"))
-        return Counts(str(meta["kind"]), states, tally, transitions, entries, mass)
+        tables = {name: _table(arrays, name, len(tally), len(states)) for name in _TABLES}
+        if tables["passages"].target is None or (tables["passages"].target < len(states)).any():
+            raise ValueError("passages end in no outcome")
+        return Counts(str(meta["kind"]), states, tally, **tables, mass=mass)
     except InputError as error:
         raise _foreign(path, f"{error.fact} {error.cause}", "counts") from None
     except _MALFORMED as error:
-        raise _foreign(path, f"Its arrays make no counts ({error}).", "counts") from None
+        raise _foreign(path, _why(error, "counts"), "counts") from None
 
 
 def _table(arrays: dict[str, np.ndarray], name: str, groups: int, states: int) -> Table:
@@ -302,7 +332,9 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Chain:
     if "count_data" in arrays:
         extra["integer_counts"] = _csr(arrays, "count_", (n, n))
     if "visits" in arrays:
-        extra["evidence"] = Evidence(arrays["visits"], *(arrays[f"tally_{k}"] for k in _TALLY))
+        extra["evidence"] = Evidence(
+            arrays["visits"], *(arrays[f"tally_{k}"] for k in _TALLY), *(arrays.get(k) for k in _TRIALS)
+        )
     blocks = P if layers == 0 else [P[t * n : (t + 1) * n] for t in range(layers)]
     return Chain(blocks, meta["outcomes"], start, states, **extra)
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bound import effective_size
 from ..errors import InputError
 from ..outcomes import CODES, OUTCOMES
 from .checks import freeze
 
-__all__ = ["Tally", "collect"]
+__all__ = ["Evidence", "Tally", "collect"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,12 @@ class Tally:
     def __len__(self) -> int:
         return len(self.prompt_id)
 
+    @property
+    def cluster(self) -> NDArray:
+        """Number of the prompt (id and category) of every row, shape (rows,)."""
+        key = _codes(self.prompt_id) * (len(self) + 1) + _codes(self.category)
+        return _codes(key)
+
     def clusters(self, outcome: str = "harm", prefill: int | None = 0) -> tuple[NDArray, NDArray]:
         """Events and rollouts of every prompt: what `markovsafety.bound.clustered` takes.
 
@@ -64,7 +71,7 @@ class Tally:
                 next="Use one of these.",
             )
         rows = np.arange(len(self)) if prefill is None else np.flatnonzero(self.prefill == prefill)
-        (_, _), (sums,) = collect([_codes(self.prompt_id[rows]), _codes(self.category[rows])], [self.outcomes[rows]])
+        _, (sums,) = collect([self.cluster[rows]], [self.outcomes[rows]])
         return sums[:, CODES[outcome]], sums.sum(axis=1)
 
     def where(self, categories: Any = None, prefill: Any = None, prompts: Any = None) -> NDArray:
@@ -95,6 +102,98 @@ class Tally:
                 )
             mask &= np.isin(column, values)
         return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an estimated chain remembers of the rollouts it came from: enough for sampling intervals.
+
+    Parameters
+    ----------
+    visits : array, shape (n,)
+        Weighted number of times each state of the chain was visited (an outcome state: entered).
+    prompt_id, category, prefill : array, shape (rows,)
+        One row per prompt, category and prefill length.
+    outcomes : array, shape (rows, 4)
+        Weighted number of rollouts of that row by outcome, in the order of `markovsafety.OUTCOMES`.
+    through : array, shape (n,), optional
+        Weighted number of distinct rollouts through each state, whatever their prefill. If only the visits are known:
+        as many of them as there are rollouts, at most.
+    prompts : array, shape (n, 5), optional
+        Number of prompts with a rollout through the state; with one that ended in each outcome. If not known: one for
+        every visit, at most all.
+    deff : array, shape (n, 4), optional
+        Design effect of each outcome among the rollouts through the state (at least 1); 0 where it cannot be seen:
+        less than two prompts, no such rollout, or no other.
+    """
+
+    visits: NDArray
+    prompt_id: NDArray
+    category: NDArray
+    prefill: NDArray
+    outcomes: NDArray
+    through: Any = None
+    prompts: Any = None
+    deff: Any = None
+
+    def __post_init__(self):
+        put = lambda name, value: object.__setattr__(self, name, freeze(np.array(value, dtype=np.float64)))  # noqa: E731
+        tally = Tally(self.prompt_id, self.category, self.prefill, self.outcomes)
+        for name, column in vars(tally).items():
+            object.__setattr__(self, name, column)
+        put("visits", self.visits)
+        n, most = len(self.visits), tally.outcomes.sum()
+        put("through", np.minimum(self.visits, most) if self.through is None else self.through)
+        if self.prompts is None:
+            seen = np.minimum(np.asarray(self.through), len(np.unique(tally.cluster)))
+            put("prompts", np.tile(np.floor(seen)[:, None], 1 + len(OUTCOMES)))
+        else:
+            put("prompts", self.prompts)
+        put("deff", np.zeros((n, len(OUTCOMES))) if self.deff is None else self.deff)
+        shapes = {"through": (n,), "prompts": (n, 1 + len(OUTCOMES)), "deff": (n, len(OUTCOMES))}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape or not (getattr(self, name) >= 0).all():
+                raise InputError(
+                    f"The evidence has {name} of shape {getattr(self, name).shape}.",
+                    cause=f"For {n} states it is a non-negative array of shape {shape}.",
+                    next="Leave it out, or estimate the chain again.",
+                )
+
+    @property
+    def tally(self) -> Tally:
+        """The rollouts by prompt, category, prefill and outcome."""
+        return Tally(self.prompt_id, self.category, self.prefill, self.outcomes)
+
+    @property
+    def one_prompt(self) -> bool:
+        """Whether all rollouts answer one prompt, so that the variance between prompts cannot be assessed."""
+        return len(np.unique(self.tally.cluster)) < 2
+
+    def trials(self, code: int | None = None, level: float = 0.95) -> NDArray[np.float64]:
+        """Independent trials that the rollouts through each state are worth, for a probability from there on.
+
+        Parameters
+        ----------
+        code : int, optional
+            The outcome whose probability is asked for; None if it is none that rollouts record.
+        level : float
+            Confidence level of the interval to be made.
+
+        Returns
+        -------
+        array, shape (n,)
+            Korn and Graubard's effective size with the prompts as clusters (see `markovsafety.bound.clustered`), at
+            most the distinct rollouts through the state. Where the variance between prompts cannot be seen (no such
+            rollout, no other, a single prompt): the number of prompts. If all rollouts answer one prompt, they are
+            the trials.
+        """
+        if self.one_prompt:
+            return self.through
+        prompts = np.minimum(self.prompts[:, 0], self.through)
+        if code is None:
+            return prompts
+        deff = self.deff[:, code]
+        return np.where(deff > 0, effective_size(self.through, self.prompts[:, 0], deff, level), prompts)
 
 
 def _codes(column: NDArray) -> NDArray:

@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from ..bound import Bound
+from ..bound import Bound, check_level
 from ..chains import Chain
 from . import core, intervals, times
 from .critical import Critical, critical
@@ -58,16 +58,19 @@ def hitting_probability(
     Bound
         Probabilities in [0, 1], shape (n,), layered (L + 1, n). 1 on the target, exactly 0 where it cannot be reached.
         Without evidence [lower, upper] is the proven enclosure (level 1); on an estimated chain it also covers
-        sampling, and an event that was never seen is not impossible. `info`: name, method, why, certified, and with
-        ``method="exact"`` the fractions as ``exact``. ``at_start`` is the mean over the start law.
+        sampling, clustered by prompt: at a state, the trials are what the rollouts through it are worth, and an event
+        that was never seen is not impossible. `info`: name, method, why, certified, and with
+        ``method="exact"`` the fractions as ``exact`` (also `Bound.exact`). ``at_start`` is the mean over the start law.
 
     Raises
     ------
     InputError
-        If the target is unknown or empty, or the method does not exist or does not fit the chain.
+        If the target is unknown or empty, the method does not exist or does not fit the chain, or level is not in
+        (0, 1).
     UntrustedError
         If no enclosure could be proven; `partial` is the Bound.
     """
+    check_level(level)
     w = core.walk(chain, target)
     return intervals.bound_of(w, core.probability(w, method, certify), level)
 
@@ -95,6 +98,7 @@ def committor(
     InputError
         If a and b overlap, or one is unknown or empty.
     """
+    check_level(level)
     w = core.walk(chain, b, a)
     return intervals.bound_of(w, core.probability(w, method, certify), level)
 
@@ -121,7 +125,8 @@ def hitting_time(
     -------
     Bound
         Tokens, shape (n,), layered (L + 1, n); 0 on the target. On an estimated chain a state's interval is that of the
-        mean of as many times as the state was visited; at the start it is the variance between prompts, linearised.
+        mean of as many times as prompts had rollouts through it; at the start it is the variance between prompts,
+        linearised. Where no two times differ, nothing bounds their mean from above.
 
     Raises
     ------
@@ -130,6 +135,8 @@ def hitting_time(
     UntrustedError
         If no enclosure could be proven; `partial` is the Bound.
     """
+    check_level(level)
+    core.check_chain(chain)
     if target is None:
         every = (*chain.outcomes, *(["truncated"] if chain.is_layered and "truncated" not in chain.outcomes else []))
         w = core.walk(chain, every)
@@ -163,4 +170,6 @@ def visits(chain: Chain, *, level: float = 0.95) -> Bound:
     InputError
         If the chain has no start law.
     """
+    check_level(level)
+    core.check_chain(chain)
     return times.expected_visits(chain, level)

@@ -26,6 +26,7 @@ __all__ = [
     "Answer",
     "Occupation",
     "Walk",
+    "check_chain",
     "check_method",
     "duration",
     "given_hit",
@@ -95,6 +96,25 @@ class Answer:
     failed: tuple[int, ...] = ()
 
 
+def check_chain(chain: Any) -> None:
+    """Refuse what is no chain.
+
+    Raises
+    ------
+    InputError
+        If it is a matrix, counts, or anything else.
+    """
+    if isinstance(chain, Chain):
+        return
+    kind = type(chain).__name__
+    hint = {"Counts": "Call estimate(counts) first.", "Rollouts": "Call estimate(count(rolls)) first."}
+    raise InputError(
+        f"This was given a {kind}, not a Chain.",
+        cause="Probabilities, times and visits are properties of a chain with named outcomes.",
+        next=hint.get(kind, 'Build one: Chain(P, {"harm": ..., "refusal": ...}), or read_chain(path).'),
+    )
+
+
 def walk(chain: Chain, target: Any, avoid: Any = None) -> Walk:
     """Look up target and avoided states.
 
@@ -103,6 +123,7 @@ def walk(chain: Chain, target: Any, avoid: Any = None) -> Walk:
     InputError
         If a name is unknown, the target is empty, or the two overlap.
     """
+    check_chain(chain)
     hit, name, outcomes, tail = _states(chain, target, "target")
     nothing = np.zeros(chain.n_states, dtype=bool)
     away, away_name, _, away_tail = (nothing, "", None, 0.0) if avoid is None else _states(chain, avoid, "a")
@@ -124,8 +145,9 @@ def _states(chain: Chain, target: Any, what: str) -> tuple[NDArray, str, tuple[s
         hit = np.zeros(chain.n_states, dtype=bool)
         for x in names:
             hit |= chain.mask(x)
-        ordered = tuple(x for x in (*chain.outcomes, "truncated") if x in set(names))
-        return hit, " or ".join(dict.fromkeys(ordered)), ordered, float(any(_tail(chain, x) for x in names))
+        # "truncated" may be an outcome with states, or what the last layer leaves; it is named once.
+        ordered = tuple(x for x in dict.fromkeys((*chain.outcomes, "truncated")) if x in set(names))
+        return hit, " or ".join(ordered), ordered, float(any(_tail(chain, x) for x in names))
     hit = chain.mask(target)
     if not hit.any():
         raise InputError(

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse import csgraph
 
-from ..bound import Bound, clopper_pearson
+from ..bound import Bound, check_level, clopper_pearson
 from ..chains import Chain
 from ..errors import InputError
 from .certify import gamma
@@ -188,6 +188,7 @@ def critical(chain: Chain, target: Any = "harm", top: int = 20, *, level: float 
     else."""
     if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
         raise InputError(f"top is {top!r}.", cause="It is how many to return.", next="Pass a positive whole number.")
+    check_level(level)
     w = walk(chain, target)
     if chain.start is None:
         raise without_start("A ranking by visits")
@@ -351,7 +352,9 @@ def _road(a: _Arrows, way: tuple[int, ...], level: float) -> Bound:
         upper = min(1.0, upper)
         return Bound(value, min(lower, value), max(upper, value), 1.0, {"rounding": (upper - lower) / 2}, None, info)
     stay = np.array([_stays(a, i) for i in way[:-1]])
-    trials = np.concatenate([[_started(chain)], chain.evidence.visits[list(way[:-1])] * (1 - stay)])
+    inner = list(way[:-1])
+    moves = chain.evidence.visits[inner] * (1 - stay)  # moves of one rollout, or one prompt, are not independent
+    trials = np.concatenate([[_started(chain)], np.minimum(moves, chain.evidence.trials()[inner])])
     each = 1 - (1 - level) / len(chance)
     lower, upper = clopper_pearson(chance * trials, trials, each)
     lower, upper = min(float(np.prod(lower)), value), max(float(np.prod(upper)), value)
@@ -364,4 +367,6 @@ def _stays(a: _Arrows, i: int) -> float:
 
 def _started(chain: Chain) -> float:
     tally = prompt_tally(chain)
-    return 0.0 if tally is None else float(tally[0].sum())
+    if tally is None:
+        return 0.0
+    return float(tally[0].sum()) if chain.evidence is not None and chain.evidence.one_prompt else float(len(tally[0]))

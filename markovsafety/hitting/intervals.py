@@ -1,8 +1,9 @@
 """From columns to a `Bound`: a proven enclosure, or for an estimated chain an interval that also covers sampling.
 
-At the start the raw rollouts speak: their outcomes, clustered by prompt. Elsewhere a state that n rollouts passed
-through has n trials, so a probability h has the Clopper-Pearson interval of ``n h`` events in n, and a mean time the
-standard error of n rollouts' times."""
+At the start the raw rollouts speak: their outcomes, clustered by prompt. Elsewhere the rollouts that passed through a
+state are worth n independent trials (`markovsafety.chains.Evidence.trials`: a rollout counts once however often it
+came by, and those of one prompt resemble each other), so a probability h has the Clopper-Pearson interval of ``n h``
+events in n."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from ..errors import UntrustedError
 from ..outcomes import CODES
 from .core import Answer, Walk, law_mean
 
-__all__ = ["bound_of", "half_width", "prompt_tally", "proven", "refuse_unproven"]
+__all__ = ["ONE_PROMPT", "bound_of", "half_width", "prompt_tally", "proven", "recorded", "refuse_unproven"]
+
+ONE_PROMPT = "one prompt only: the variance between prompts is not assessed"
 
 
 def half_width(lower: Any, upper: Any) -> Any:
@@ -76,20 +79,30 @@ def bound_of(w: Walk, answer: Answer, level: float) -> Bound:
         start = _sampled_start(w, mean, X, level, about) if sampled else proven(mean, about)
     if chain.evidence is None or chain.is_layered:
         return refuse_unproven(answer, proven(X, info, start))
-    lower, upper = _by_visits(w, X, level)
+    lower, upper = _by_trials(w, X, level)
     reasons = {"sampling": half_width(lower, upper)}
     if X.shape[-1] == 3:
         reasons["rounding"] = half_width(X[..., 1], X[..., 2])
     info["certified"] = X.shape[-1] == 3
-    info["sampling"] = "Clopper-Pearson at the visits of each state; at the start clustered by prompt"
+    info["sampling"] = "Clopper-Pearson at the rollouts through each state, clustered by prompt"
+    if chain.evidence.one_prompt:
+        info["note"] = ONE_PROMPT
     return refuse_unproven(answer, Bound(X[..., 0], lower, upper, level, reasons, start, info))
 
 
-def _by_visits(w: Walk, X: NDArray, level: float) -> tuple[NDArray, NDArray]:
-    """Clopper-Pearson at every state's visits; outcome states and targets are what they are by definition."""
-    evidence = w.chain.evidence
+def recorded(w: Walk) -> list[int] | None:
+    """Codes of the outcomes that make up the target; None if rollouts do not record whether they hit it."""
+    known = w.outcomes is not None and all(name in CODES for name in w.outcomes)
+    if not known or (w.avoid & ~w.chain.outcome_mask).any():  # an avoided state may come before a recorded hit
+        return None
+    return [CODES[name] for name in w.outcomes or ()]
+
+
+def _by_trials(w: Walk, X: NDArray, level: float) -> tuple[NDArray, NDArray]:
+    """Clopper-Pearson at every state's trials; outcome states and targets are what they are by definition."""
+    evidence, codes = w.chain.evidence, recorded(w)
     assert evidence is not None
-    n = np.asarray(evidence.visits, dtype=np.float64)
+    n = evidence.trials(codes[0] if codes and len(codes) == 1 else None, level)
     fixed = ~w.moving | w.chain.outcome_mask
     lower, upper = (
         np.where(fixed, X[:, side], clopper_pearson(np.clip(X[:, side], 0, 1) * n, n, level)[end])
@@ -110,30 +123,30 @@ def prompt_tally(chain: Chain) -> tuple[NDArray, NDArray] | None:
     rows = np.isin(evidence.prefill, laws[:1]) if laws else np.zeros(len(evidence.prefill), dtype=bool)
     if not rows.any():
         return None
-    keys = np.stack([np.unique(x, return_inverse=True)[1].ravel() for x in (evidence.prompt_id, evidence.category)])
-    _, cluster = np.unique(keys[:, rows], axis=1, return_inverse=True)
+    cluster = np.unique(evidence.tally.cluster[rows], return_inverse=True)[1].ravel()
     counts = np.zeros((int(cluster.max()) + 1, 4))
-    np.add.at(counts, cluster.ravel(), evidence.outcomes[rows])
+    np.add.at(counts, cluster, evidence.outcomes[rows])
     return counts, np.asarray(laws[:1])
 
 
 def _sampled_start(w: Walk, mean: NDArray, X: NDArray, level: float, info: dict[str, Any]) -> Bound:
     """Interval at the start: what the rollouts themselves did, widened to contain the chain's value."""
     value, ends = float(mean[0]), mean[[min(1, len(mean) - 1), -1]]
-    tally = prompt_tally(w.chain)
+    tally, codes = prompt_tally(w.chain), recorded(w)
     if tally is None:
-        lower, upper = (float(w.chain.start @ x) for x in _by_visits(w, X, level))
+        lower, upper = (float(w.chain.start @ x) for x in _by_trials(w, X, level))
         info = {**info, "sampling": "mean of the states' intervals: no rollouts were started in this law"}
-    elif w.outcomes is None or not all(name in CODES for name in w.outcomes):
+    elif codes is None:
         size = float((tally[0].sum(axis=1) > 0).sum())
         lower, upper = clopper_pearson(np.clip(ends, 0, 1) * size, size, level)
         lower, upper = float(lower[0]), float(upper[1])
         info = {**info, "sampling": "Clopper-Pearson, one trial per prompt: the rollouts do not record this target"}
     else:
-        events = tally[0][:, [CODES[name] for name in w.outcomes]].sum(axis=1)
+        events = tally[0][:, codes].sum(axis=1)
         raw = clustered(events, tally[0].sum(axis=1), level)
         lower, upper = raw.lower, raw.upper
         info = {**info, "sampling": raw.info | {"raw": raw.value, "prefill": int(tally[1][0])}}
+        info |= {"note": ONE_PROMPT} if len(events) < 2 else {}
     lower, upper = min(lower, *ends.tolist(), value), max(upper, *ends.tolist(), value)
     reasons: dict[str, Any] = {"sampling": (upper - lower) / 2}
     if len(mean) == 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,13 @@ def attribute(before: Chain, after: Chain, target: Any) -> NDArray[np.float64]:
     InputError
         If the chains do not have the same states or targets, or one has no start law.
 
-    Notes ----- With the change dP of the rows, visits N and probabilities h before, N' and h' after, ``h' - h = N' dP h
-    = N dP h'`` holds exactly (the resolvent identity); the attribution is the mean of both, so it does not prefer one
-    chain. A state that can no longer hit is taken as an end of value 0: what arrives there loses the h it had (and
-    gains, the other way round). A changed start law adds its difference times the mean of h and h'."""
+    Notes
+    -----
+    With the change dP of the rows, visits N and probabilities h before, N' and h' after, ``h' - h = N' dP h = N dP h'``
+    holds exactly (the resolvent identity); the attribution is the mean of both, so it does not prefer one chain. A
+    state that can no longer hit is taken as an end of value 0: what arrives there loses the h it had (and gains, the
+    other way round). A changed start law adds its difference times the mean of h and h'.
+    """
     a, b = walk(before, target), walk(after, target)
     _same_states(before, after, a, b)
     if before.start is None or after.start is None:
@@ -138,6 +142,17 @@ def _layered_share(a: Walk, b: Walk, h: NDArray, g: NDArray, start: NDArray) -> 
     return share
 
 
+def _difference(a: Sequence[Any], b: Sequence[Any]) -> str:
+    """What tells two sequences of labels apart, in words."""
+    for mine, other, which in ((a, set(b), "only the first chain has"), (b, set(a), "only the second chain has")):
+        extra = [x for x in mine if x not in other]
+        if extra:
+            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+            return f"{len(a)} and {len(b)} of them, {which} {extra[0]!r}{more}"
+    i = next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
+    return f"the same labels in another order, state {i} is {a[i]!r} in the first and {b[i]!r} in the second"
+
+
 def _same_states(before: Chain, after: Chain, a: Walk, b: Walk) -> None:
     if before.n_layers != after.n_layers:
         raise InputError(
@@ -147,7 +162,7 @@ def _same_states(before: Chain, after: Chain, a: Walk, b: Walk) -> None:
         )
     if tuple(before.states) != tuple(after.states):
         raise InputError(
-            f"The chains have different states ({before.n_states} and {after.n_states}).",
+            f"The chains have different states: {_difference(before.states, after.states)}.",
             cause="Attribution compares the chains row by row.",
             next="Give both chains the same states in the same order, seen or not.",
         )

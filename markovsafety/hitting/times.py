@@ -13,10 +13,12 @@ from ..errors import InputError
 from ..outcomes import CODES
 from . import graph, layered
 from .core import Answer, Walk, duration, given_hit, law_mean, occupation, probability, without_start
-from .intervals import half_width, prompt_tally, proven, refuse_unproven
+from .intervals import half_width, prompt_tally, proven, recorded, refuse_unproven
 from .rates import rates_of
 
 __all__ = ["expected_time", "expected_visits"]
+
+SAME = 1e-9  # relative spread below which values are equal up to rounding
 
 
 def expected_time(w: Walk, reward: Any, given: bool, level: float) -> Bound:
@@ -42,12 +44,13 @@ def expected_time(w: Walk, reward: Any, given: bool, level: float) -> Bound:
         if given:
             mean = _ratio(mean, law_mean(chain.start, first(h.X))[0])
         start = proven(mean, info)
-        if chain.evidence is not None and not chain.is_layered:
+        begun = r.any() and not w.hit[chain.start > 0].all()  # else it is 0 by definition
+        if chain.evidence is not None and not chain.is_layered and begun:
             start = _sampled_start(w, r, mean, (u.X[:, 0], h.X[:, 0]), given, level, info)
     failed = Answer(u.X, u.method, u.why, None, (*u.failed, *h.failed))
     if chain.evidence is None or chain.is_layered:
         return refuse_unproven(failed, proven(X, info, start))
-    lower, upper = _by_visits(w, r, X, (u.X[:, 0], h.X[:, 0]), given, level)
+    lower, upper = _by_trials(w, r, X, (u.X[:, 0], h.X[:, 0]), given, level)
     reasons = {"sampling": half_width(lower, upper), "rounding": half_width(X[..., 1], X[..., 2])}
     lower, upper = np.fmin(lower, X[:, 1]), np.fmax(upper, X[:, 2])
     return refuse_unproven(failed, Bound(X[:, 0], lower, upper, level, reasons, start, {**info, "certified": True}))
@@ -117,19 +120,37 @@ def _student(size: NDArray, level: float) -> NDArray:
     return np.where(size >= 2, stdtrit(np.maximum(size, 2) - 1, (1 + level) / 2), np.inf)
 
 
-def _by_visits(
+def _few(prompts: Any, level: float) -> NDArray:
+    """Share of prompts that may behave otherwise although none of so many did (Clopper-Pearson at zero events)."""
+    K = np.maximum(np.asarray(prompts, dtype=np.float64), 0.0)
+    return np.asarray(clopper_pearson(np.zeros_like(K), K, level)[1])
+
+
+def _by_trials(
     w: Walk, r: NDArray, X: NDArray, uh: tuple[NDArray, NDArray], given: bool, level: float
 ) -> tuple[NDArray, NDArray]:
-    """Mean of n times, n the visits of the state that hit."""
-    evidence = w.chain.evidence
+    """Mean of n independent times, n the prompts whose rollouts went from the state to the hit.
+
+    The rollouts of one prompt resemble each other and later visits repeat earlier ones, so neither adds trials; where
+    all rollouts answer one prompt, each of them is one. Times without any spread bound no mean from above.
+    """
+    evidence, codes = w.chain.evidence, recorded(w)
     assert evidence is not None
-    n = evidence.visits * uh[1]
+    if given and codes is not None and len(codes) == 1 and not evidence.one_prompt:
+        n = np.minimum(evidence.prompts[:, 1 + codes[0]], evidence.through)
+    else:
+        n = evidence.trials(None, level) * uh[1]
+    variance = _variance(w, r, *uh, given)
     with np.errstate(invalid="ignore", divide="ignore"):
-        reach = _student(n, level) * np.sqrt(_variance(w, r, *uh, given) / n)
+        reach = _student(n, level) * np.sqrt(variance / n)
         reach = np.where(np.isnan(reach), np.inf, reach)
         lower, upper = X[:, 0] - reach, X[:, 0] + reach
-    known = w.hit | ~np.isfinite(X[:, 0])
+        flat = variance <= (SAME * X[:, 0]) ** 2
+        share = (1 - _few(n, level)) * X[:, 0]
     least = 0.0 if (r >= 0).all() else -np.inf
+    lower = np.where(flat, share if least == 0.0 else least, lower)
+    upper = np.where(flat, np.inf, upper)
+    known = w.hit | ~np.isfinite(X[:, 0]) | (not r.any())
     return np.where(known, X[:, 0], np.fmax(lower, least)), np.where(known, X[:, 0], upper)
 
 
@@ -138,12 +159,14 @@ def _sampled_start(
 ) -> Bound:
     """Interval at the start: linearised variance between prompts of the estimated value (delta method)."""
     if not np.isfinite(mean[0]):
-        return proven(mean, info)
+        why = "no hit was seen" if np.isnan(mean[0]) else "a hit is not certain"
+        return Bound(mean[0], mean[0], mean[0], level, {}, None, {**info, "note": why})
     tally, z = prompt_tally(w.chain), None
+    least = 0.0 if (r >= 0).all() else -np.inf
     if tally is not None and w.chain.counts is not None:
         z = _influence(w, r, float(mean[0]), uh, int(tally[1][0]))
-    if z is not None and np.count_nonzero(z) >= 2:
-        size = np.count_nonzero(z)
+    if z is not None and len(z) >= 2:
+        size = len(z)
         reach = float(_student(np.asarray(size), level)) * float(np.sqrt(size / (size - 1) * np.sum(z**2)))
         how = f"variance between {size} prompts, linearised"
     else:
@@ -153,8 +176,12 @@ def _sampled_start(
             spread = float(np.nansum(np.where(law > 0, law * _variance(w, r, *uh, given), 0.0)))
         reach = float(_student(np.asarray(size), level)) * float(np.sqrt(spread / size)) if size >= 2 else np.inf
         how = "every prompt counted as one rollout"
-    least = 0.0 if (r >= 0).all() else -np.inf
-    lower, upper = min(max(mean[0] - reach, least), mean[1]), max(mean[0] + reach, mean[2])
+    lower, upper = mean[0] - reach, mean[0] + reach
+    if reach <= SAME * abs(mean[0]):
+        # A sample without spread bounds no mean from above, and from below only by the share that may be otherwise.
+        lower, upper = (1 - float(_few(size, level))) * mean[0] if least == 0.0 else least, np.inf
+        info = {**info, "note": f"no spread seen among {size:g} prompt{'s' if size != 1 else ''}"}
+    lower, upper = min(max(lower, least), mean[1]), max(upper, mean[2])
     reasons = {"sampling": half_width(lower, upper), "rounding": half_width(mean[1], mean[2])}
     return Bound(mean[0], lower, upper, level, reasons, None, {**info, "certified": True, "sampling": how})
 
@@ -185,9 +212,7 @@ def _influence(w: Walk, r: NDArray, value: float, uh: tuple[NDArray, NDArray], p
     first = np.where(begun, e.count, 0.0)
     z += np.bincount(e.group, first * (phi[source] - float(chain.start @ phi)), len(counts.tally)) / first.sum()
     tally = counts.tally
-    keys = np.stack([np.unique(x, return_inverse=True)[1].ravel() for x in (tally.prompt_id, tally.category)])
-    cluster = np.unique(keys, axis=1, return_inverse=True)[1].ravel()
-    return np.bincount(cluster, z) / total
+    return np.bincount(tally.cluster, z) / total
 
 
 def _place(chain: Chain) -> NDArray:
@@ -251,12 +276,15 @@ def _sampled_visits(chain: Chain, Z: NDArray, stay: NDArray, level: float) -> tu
     raw = n.sum(axis=1) / R.sum()
     error = np.sqrt(K / max(K - 1, 1) * np.sum((n - raw[:, None] * R) ** 2, axis=1)) / R.sum()
     reach = float(_student(np.asarray(float(K)), level)) * error
-    unseen = clopper_pearson(0.0, float(max(K, 1)), level)[1]
+    unseen = float(_few(K, level))
+    flat = (error <= SAME * raw) & (chain.start[:S] < 1)  # in the start state one visit is certain
     lower, upper = Z[:, 0].copy(), Z[:, 0].copy()
     with np.errstate(invalid="ignore"):
         reach = np.where(np.isnan(reach), np.inf, reach)
     lower[:S] = np.clip(np.minimum(Z[:S, 0], raw) - reach, 0.0, None)
     upper[:S] = np.where(raw > 0, np.maximum(Z[:S, 0], raw) + reach, np.maximum(Z[:S, 0], unseen * stay[:S]))
+    lower[:S] = np.where(flat & (raw > 0), (1 - unseen) * Z[:S, 0], lower[:S])
+    upper[:S] = np.where(flat & (raw > 0), Z[:S, 0] + unseen * stay[:S], upper[:S])
     for name, index in chain.outcomes.items():
         for state in index:
             events = per_prompt[:, CODES[name]]
