@@ -77,8 +77,8 @@ def krylov(inside: sp.csr_array, out: NDArray, flow: bool = False) -> Solver:
     return solve
 
 
-def _dot(a: NDArray, b: NDArray) -> float:
-    return float(np.einsum("i,i->", a, b))  # BLAS would start threads, which cost more than they bring
+def _dot(a: NDArray, b: NDArray) -> np.float64:
+    return np.float64(np.einsum("i,i->", a, b))  # BLAS would start threads, which cost more than they bring
 
 
 def _bicgstab(A: sp.csr_array, b: NDArray, x: NDArray, scale: NDArray) -> NDArray:
@@ -88,10 +88,13 @@ def _bicgstab(A: sp.csr_array, b: NDArray, x: NDArray, scale: NDArray) -> NDArra
     relative to the sizes of the vectors, so that the answer to ``c b`` is c times the answer to b."""
     r = b - A @ x
     goal, fresh = RTOL**2 * _dot(b, b), True
-    shadow, p, v, rho, alpha, omega, length = r, r, r, 1.0, 1.0, 1.0, 1.0
+    best, least = x, np.inf
+    shadow, p, v, rho, alpha, omega, length = r, r, r, np.float64(1), np.float64(1), np.float64(1), np.float64(1)
     for _ in range(INNER):
         size = _dot(r, r)
-        if not size > goal:
+        if size < least:
+            best, least = x, size
+        if not goal < size < np.inf:
             break
         now = size if fresh else _dot(shadow, r)
         if fresh or not now * now > U * length * size * U:
@@ -105,11 +108,11 @@ def _bicgstab(A: sp.csr_array, b: NDArray, x: NDArray, scale: NDArray) -> NDArra
         second = scale * s
         t = A @ second
         norm = _dot(t, t)
-        omega = _dot(t, s) / norm if norm > 0 else 0.0
+        omega = _dot(t, s) / norm if norm > 0 else np.float64(0)
         x = x + alpha * direction + omega * second
         r = s - omega * t
         fresh = omega == 0
-    return x
+    return best
 
 
 def refined(
