@@ -166,8 +166,8 @@ class Counts:
         numbers = np.concatenate([old_to_new, outcome]).astype(np.int64)
         move = lambda table: table.moved(groups, numbers)  # noqa: E731
         mass = {name: move(table) for name, table in self.mass.items()}
-        moved = (move(table) for table in (self.transitions, self.entries, self.passages))
-        return Counts(self.kind, states, tally, *moved, mass)
+        tables = move(self.transitions), move(self.entries), move(self.passages)
+        return Counts(self.kind, states, tally, *tables, mass)
 
     def __add__(self, other: Counts) -> Counts:
         if not isinstance(other, Counts):
