@@ -168,6 +168,8 @@ def test_a_target_the_rollouts_do_not_record_counts_prompts(chain):
     low, high = clopper_pearson(bound.value * 12, 12)
     assert (bound.lower, bound.upper) == pytest.approx((low, high), abs=1e-9)
     assert "prompt" in bound.info["sampling"]
+    before = ms.committor(chain, [(2,)], "harm").at_start  # harm is recorded, harm before a state is not
+    assert before.upper == pytest.approx(clopper_pearson(before.value * 12, 12)[1], abs=1e-9)
 
 
 def test_other_starts_use_their_own_rollouts(rolls, chain):
