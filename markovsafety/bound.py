@@ -131,7 +131,7 @@ class Bound:
         if self.shape == ():
             raise TypeError("this bound is a scalar and cannot be indexed")
         reasons = {k: w if w is None or np.shape(w) != self.shape else w[key] for k, w in self.reasons.items()}
-        info = {k: v for k, v in self.info.items() if k != "exact"}
+        info = {k: v for k, v in self.info.items() if k not in ("exact", "expression")}
         return Bound(self.value[key], self.lower[key], self.upper[key], self.level, reasons, None, info)
 
     def __float__(self) -> float:

@@ -44,10 +44,11 @@ def hitting_probability(
     target : str, label, int, collection of these, or bool array of shape (n,)
         An outcome name, several of them, states, or a mask. "truncated" on a layered chain is the mass that is in no
         outcome after the last layer.
-    method : {"auto", "layered", "elimination", "sparse", "exact"}
+    method : {"auto", "layered", "elimination", "sparse", "exact", "symbolic"}
         What to do with states that lie on cycles; "auto" eliminates small classes without subtraction and factors large
         ones, falling back to elimination if the proof fails. "layered" insists that there is no cycle. "exact" computes
-        with rationals. A layered chain has no cycles and is always done by recursion, unless "exact".
+        with rationals, "symbolic" by the elimination that `symbolic.rational` uses for formulas in named parameters. A
+        layered chain has no cycles and is always done by recursion, unless "exact"; it is never "symbolic".
     certify : bool
         Prove an enclosure of every value (rounding included).
     level : float
@@ -60,7 +61,8 @@ def hitting_probability(
         Without evidence [lower, upper] is the proven enclosure (level 1); on an estimated chain it also covers
         sampling, clustered by prompt: at a state, the trials are what the rollouts through it are worth, and an event
         that was never seen is not impossible. `info`: name, method, why, certified, and with
-        ``method="exact"`` the fractions as ``exact`` (also `Bound.exact`). ``at_start`` is the mean over the start law.
+        ``method="exact"`` or "symbolic" the fractions as ``exact`` (also `Bound.exact`), with "symbolic" also sympy
+        numbers as ``expression``. ``at_start`` is the mean over the start law.
 
     Raises
     ------

@@ -37,8 +37,8 @@ __all__ = [
     "without_start",
 ]
 
-METHODS = ("auto", "layered", "elimination", "sparse", "exact")
-LATER = ("device", "symbolic")
+METHODS = ("auto", "layered", "elimination", "sparse", "exact", "symbolic")
+LATER = ("device",)
 RECURSION = "one matrix per position: backward recursion, no linear solve"
 
 
@@ -85,6 +85,7 @@ class Answer:
     X : array, shape (n, c) or (L + 1, n, c)
         Columns value, lower, upper, or the value alone.
     exact : list of Fraction (layered: of lists), or None
+    expression : list of sympy numbers, or None
     failed : list of int
         Sizes of classes without proof.
     """
@@ -94,6 +95,7 @@ class Answer:
     why: str
     exact: Any = None
     failed: tuple[int, ...] = ()
+    expression: Any = None
 
 
 def check_chain(chain: Any) -> None:
@@ -192,16 +194,24 @@ def probability(w: Walk, method: str = "auto", certify: bool = True) -> Answer:
     sure = can & w.moving & ~graph.reaching(rates.W, ~can, w.moving)
     free = can & w.moving & ~sure
     one = w.hit | sure
-    if method == "exact":
-        fractions = rational.probability(w.chain, rates, free, one)
+    if method in ("exact", "symbolic"):
         source = "the floats as given" if w.chain.integer_counts is None else "integer counts"
-        return Answer(
-            rational.to_columns(fractions)[:, : _sides(certify)], "exact", f"rational, from {source}", fractions
-        )
+        fractions, expression = _in_rationals(w.chain, rates, free, one, method)
+        X = rational.to_columns(fractions)[:, : _sides(certify)]
+        return Answer(X, method, f"rational, from {source}", fractions, (), expression)
     known = np.repeat(one.astype(np.float64)[:, None], _sides(certify), axis=1)
     how = "recursion" if method == "layered" else method
     X, report = potential(rates, free, known, None, how, 1.0)
     return Answer(X, report.method, _graph_note(can, sure) + report.why(), None, tuple(report.failed))
+
+
+def _in_rationals(chain: Chain, rates: Rates, free: NDArray, one: NDArray, method: str) -> tuple[Any, Any]:
+    """Fractions, and the same as sympy numbers if the method is symbolic."""
+    if method == "exact":
+        return rational.probability(chain, rates, free, one), None
+    from . import symbolic
+
+    return symbolic.fractions(rational.rows_of(chain)[0], rates.W, free, one)
 
 
 def _graph_note(can: NDArray, sure: NDArray) -> str:
@@ -210,6 +220,12 @@ def _graph_note(can: NDArray, sure: NDArray) -> str:
 
 
 def _layered_probability(w: Walk, method: str, certify: bool) -> Answer:
+    if method == "symbolic":
+        raise InputError(
+            "The symbolic method is for chains with one matrix.",
+            cause=f"This chain has {w.chain.n_layers} layers; backward recursion needs no elimination.",
+            next='Use method="exact".',
+        )
     layers = w.chain.layers
     known = w.hit.astype(np.float64)
     if method == "exact":

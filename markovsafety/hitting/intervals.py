@@ -77,6 +77,8 @@ def bound_of(w: Walk, answer: Answer, level: float) -> Bound:
         about = info if fraction is None else {**info, "exact": fraction}
         sampled = chain.evidence is not None and not chain.is_layered
         start = _sampled_start(w, mean, X, level, about) if sampled else proven(mean, about)
+    if answer.expression is not None:
+        info["expression"] = answer.expression
     if chain.evidence is None or chain.is_layered:
         return refuse_unproven(answer, proven(X, info, start))
     lower, upper = _by_trials(w, X, level)
