@@ -103,6 +103,23 @@ def test_products_that_underflow_are_not_impossible():
     assert 0 < ms.visits(flat).upper[3] < 1e-300
 
 
+def test_underflow_of_many_small_exits_adds_up():
+    """A cyclic class of two states; one has N exits whose products with what lies behind them are all lost."""
+    N = 40_000
+    away, z, o = np.arange(4, N + 4), np.zeros(N, int), np.ones(N, int)
+    entries = [(2, 3, 0.5), (3, 2, 0.5), (3, 1, 0.25)]
+    rows, columns, values = (np.array(x) for x in zip(*entries))
+    rows = np.concatenate([rows, 2 * o, away, away])
+    columns = np.concatenate([columns, away, z, o])
+    values = np.concatenate([values, np.full(N, 2e-154), np.full(N, 1e-170), np.full(N, 1.0)])
+    rows, columns, values = np.append(rows, [2, 3]), np.append(columns, [2, 3]), np.append(values, [0.5, 0.25])
+    chain = ms.Chain(sp.csr_array((values, (rows, columns)), shape=(N + 4, N + 4)), {"harm": 0, "refusal": 1})
+    known = ms.hitting_probability(chain, "harm", method="exact").info["exact"]
+    bound = ms.hitting_probability(chain, "harm")
+    assert all(inside(bound.lower[i], known[i], bound.upper[i]) for i in (2, 3, 4))
+    assert bound.upper[2] < 1e-300
+
+
 @quick
 @given(seed=SEEDS)
 def test_times_and_visits_hold_the_rational_answer(seed):

@@ -135,16 +135,16 @@ def enclosed_solve(eliminated: Eliminated, gain: NDArray, errors: float) -> tupl
     x : array, shape (m, r)
     relative : float
     absolute : array, shape (m, 1)
-        What underflow can have cost. With the least pivot d, a lost ``TINY`` moves a redirected rate by at most ``4 m
-        PANEL TINY / d``; over m rates of a row and m removals, times the time T spent in the class and the spread of x,
-        that stays below ``64 m^3 TINY (1 + max x) T / d``.
+        What underflow can have cost. With the least pivot d, the products lost inside the class cost at most ``64 m^3
+        TINY (1 + max x) T / d``, T the time spent in the class, and those lost in forming a gain, of which there are no
+        more than `errors`, at most ``errors TINY T`` (papers/markovsafety/certificates.md, theorem 5).
     """
     m = len(eliminated.pivots)
     both = solve(eliminated, np.column_stack([gain, np.ones(m)]))
     x, time = both[:, :-1], both[:, -1:]
     relative = float(gamma(roundings(m) + 2 * m * errors))
     with np.errstate(over="ignore"):
-        scale = TINY * 64.0 * m**3 / min(1.0, float(eliminated.pivots.min()))
+        scale = TINY * (64.0 * m**3 + errors) / min(1.0, float(eliminated.pivots.min()))
         absolute = scale * (1 + x.max(initial=0.0)) * time * 2
     return x, relative, absolute
 
