@@ -81,10 +81,10 @@ def test_training_killed_at_random_moments_yields_the_same_weights(tmp_path):
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     killed = 0
     for i in range(4):
-        killed += until_done(TRAIN, tmp_path / f"run{i}", rng, 8, 16.0)
+        killed += until_done(TRAIN, tmp_path / f"run{i}", rng, 8, 8.0)
         again = load_file(tmp_path / f"run{i}" / "model.safetensors")
         assert all(np.array_equal(again[name], whole[name]) for name in whole)
-    assert killed >= 8
+    assert killed >= 4
 
 
 def damaged(raw, rng):

@@ -394,3 +394,20 @@ def test_a_log_is_cut_to_what_was_asked(whole, tmp_path):
     assert read_rollouts(tmp_path) == rolls
     with pytest.raises(InputError, match="a log brings its own prompts"):
         sample(judged, ["hello"], engine="replay", n=4, max_tokens=2)
+
+
+def test_leftovers_of_killed_runs_are_cleared_and_those_of_living_ones_stay(tmp_path):
+    import subprocess
+    import sys
+
+    from markovsafety.rollouts.files import clear_leftovers
+
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    names = {"dead": f".part-00001.parquet.{done.pid}.tmp", "alive": f".part-00002.parquet.{living.pid}.tmp"}
+    for name in (*names.values(), "part-00000.parquet", ".notes.tmp"):
+        (tmp_path / name).write_bytes(b"x")
+    clear_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([names["alive"], "part-00000.parquet", ".notes.tmp"])
+    living.communicate(b"\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 
-__all__ = ["atomic"]
+__all__ = ["atomic", "clear_leftovers"]
 
 
 @contextmanager
@@ -37,3 +37,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files of runs that were killed; those of a process that is still there stay."""
+    for part in Path(folder).glob(".*.tmp"):
+        process = part.name.split(".")[-2]
+        if process.isdigit() and not _alive(int(process)):
+            with suppress(OSError):
+                part.unlink()
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)  # signal 0 asks, and does nothing
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

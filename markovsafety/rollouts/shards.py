@@ -22,7 +22,7 @@ from ..errors import InputError, MarkovsafetyError
 from ..outcomes import NOT_JUDGED
 from .asked import Asked
 from .engines import Engine, Job, Output, Progress, rollout_keys
-from .files import atomic
+from .files import atomic, clear_leftovers
 from .parquet import MANIFEST, read_parquet, read_rollouts, write_rollouts
 from .rollouts import Ragged, Rollouts
 
@@ -122,6 +122,7 @@ def run(
     folder = None if out is None else Path(out)
     if folder is not None:
         _begin(plan, folder)
+        clear_leftovers(folder)
     blocks = [np.arange(a, min(a + plan.shard_size, len(plan))) for a in range(0, len(plan), plan.shard_size)]
     paths = [None if folder is None else folder / f"part-{i:05d}.parquet" for i in range(len(blocks))]
     parts: list[Rollouts] = []
