@@ -30,7 +30,7 @@ from .symbolic_entries import number, read
 
 __all__ = ["Rational", "fractions", "rational"]
 
-FACTOR_LIMIT = 400  # terms; below it a formula is factored, above it only cancelled
+FACTOR_LIMIT = 100  # terms; below it a formula is factored, above it only cancelled
 
 
 @dataclass(frozen=True, eq=False, repr=False)

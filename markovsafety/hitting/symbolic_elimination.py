@@ -81,7 +81,7 @@ def _solve_class(rows: list[dict[int, Any]], own: list[int], x: list[Pair], doma
         top = line.gain * scale
         for j, w in line.to.items():
             top += w * x[j][0] * domain.exquo(scale, x[j][1])
-        x[k] = _lowest(top, line.total() * scale, domain)
+        x[k] = _lowest(top, line.total(), scale, domain)
 
 
 def _line(row: dict[int, Any], inside: set[int], x: list[Pair], domain: Any) -> _Line:
@@ -123,12 +123,16 @@ def _without(i: int, other: _Line, k: int, line: _Line, total: Any, domain: Any)
     return _Line({j: cut(v) for j, v in to.items()}, cut(known), cut(gain))
 
 
-def _lowest(top: Any, bottom: Any, domain: Any) -> Pair:
-    if not bottom:
+def _lowest(top: Any, total: Any, scale: Any, domain: Any) -> Pair:
+    """``top / (total * scale)`` in lowest terms."""
+    if not total:
         raise InputError(
             "The rates out of a state cancel identically.",
             cause="Entries such as a and -a cannot both be probabilities.",
             next="Correct the entries.",
         )
+    # By Cramer's rule the total mostly divides, and then what is left for the greatest common divisor is small.
+    quotient, rest = domain.div(top, total)
+    top, bottom = (quotient, scale) if not rest else (top, total * scale)
     common = domain.gcd(top, bottom)
     return domain.exquo(top, common), domain.exquo(bottom, common)
