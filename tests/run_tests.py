@@ -257,6 +257,7 @@ def long_files() -> list[str]:
 
 
 def keep_log(done: list[Outcome], table: list[str], began: datetime, wall: float) -> None:
+    """The full run's log; what a test printed behind "LOG: " (measured numbers) is kept with it."""
     names = ["numpy", "scipy", "jax", "torch", "transformers", "tokenizers", "pyarrow", "pytest", "hypothesis"]
     head = [
         "./run test --full",
@@ -265,7 +266,8 @@ def keep_log(done: list[Outcome], table: list[str], began: datetime, wall: float
         f"Python {platform.python_version()}, " + ", ".join(f"{n} {version(n)}" for n in names),
     ]
     bad = [f"--- {line(o)}\n{o.output.strip()[-4000:]}".replace(str(ROOT), ".") for o in done if o.failed]
-    body = [*head, "", *(line(o) for o in done), "", *table, *bad]
+    told = [text[5:] for o in done for text in o.output.splitlines() if text.startswith("LOG: ")]
+    body = [*head, "", *(line(o) for o in done), "", *table, *(["", *told] if told else []), *bad]
     LOG.write_text("\n".join(body) + "\n", encoding="utf-8")
     print(f"written: {LOG.relative_to(ROOT)}")
 

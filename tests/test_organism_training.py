@@ -92,6 +92,18 @@ def test_failing_checks_are_told_and_the_model_is_kept(tmp_path, monkeypatch):
     assert (tmp_path / "base" / "model.safetensors").exists()
 
 
+def table(seed, rows, h):
+    """What retraining measured, as lines."""
+    yield f"retraining, seed {seed}"
+    for row in rows:
+        cells = ", ".join(f"{c} {r:.3f}" for c, r in row["refuse"].items())
+        steps = sum(p["steps"] for p in row["phases"])
+        close = f"KL {row['kl']:.4f} (start {row['kl_start']:.4f}) TV {row['tv']:.4f} judge {row['judge']:.3f}"
+        yield f"  {row['variant']:8} {close} | refuses: {cells} | {steps} steps, {row['seconds']:.0f} s"
+    for name, curve in h.items():
+        yield f"  {name:8} h(k): " + " ".join(f"{k}:{v:.3f}" for k, v in curve.items())
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [2, 3])
 def test_retraining_with_a_fresh_seed(seed, tmp_path, capsys):
@@ -105,14 +117,7 @@ def test_retraining_with_a_fresh_seed(seed, tmp_path, capsys):
         rolls = ms.judge(rolls, "organism")
         h[name] = {k: float((rolls.outcome[rolls.prefill == k] == 0).mean()) for k in DEPTHS}
     with capsys.disabled():
-        print(f"\nretraining, seed {seed}")
-        for row in rows:
-            cells = ", ".join(f"{c} {r:.3f}" for c, r in row["refuse"].items())
-            steps = sum(p["steps"] for p in row["phases"])
-            close = f"KL {row['kl']:.4f} (start {row['kl_start']:.4f}) TV {row['tv']:.4f} judge {row['judge']:.3f}"
-            print(f"  {row['variant']:8} {close} | refuses: {cells} | {steps} steps, {row['seconds']:.0f} s")
-        for name, curve in h.items():
-            print(f"  {name:8} h(k): " + " ".join(f"{k}:{v:.3f}" for k, v in curve.items()))
+        print("", *(f"LOG: {line}" for line in table(seed, rows, h)), sep="\n")
     planted = organism.planted_profile("shallow", asked, DEPTHS)["all"]
     gaps = [abs(h["shallow"][k] - planted[k]) for k in DEPTHS]
     assert max(gaps) <= 0.10
