@@ -297,7 +297,7 @@ COIN = ms.Chain([[0, 0.5, 0.5], [0, 0, 0], [0, 0, 0]], {"harm": 1, "refusal": 2}
         (lambda: ms.hitting_probability(COIN, "benign"), "neither an outcome nor a state"),
         (lambda: ms.hitting_probability(COIN, []), "target is empty"),
         (lambda: ms.hitting_probability(COIN, np.zeros(3, bool)), "target is empty"),
-        (lambda: ms.hitting_probability(COIN, "harm", method="device"), "does not exist yet"),
+        (lambda: ms.hitting_probability(COIN, "harm", method="magic"), "does not exist"),
         (lambda: ms.hitting_probability(COIN, "harm", method="guess"), "does not exist"),
         (lambda: ms.committor(COIN, [1, 2], "harm"), "belongs both"),
         (lambda: ms.committor(COIN, "harm", "harm"), "belongs both"),

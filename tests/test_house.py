@@ -75,10 +75,11 @@ ROOMS = {
     **dict.fromkeys(("torch", "transformers", "peft", "accelerate"), TORCH_ROOMS),
     "matplotlib": ("plot.py", "plot/*.py"),
     "sympy": ("*symbolic*.py", "*/*symbolic*.py"),
+    "numba": ("*/*_kernels.py",),
     "tokenizers": ("rollouts/*.py", "rollouts/engines/*.py", "organism/*.py"),
     "jinja2": ("rollouts/*.py", "report.py", "report/*.py"),
 }
-JAX_AT_MODULE_LEVEL = ("rollouts/engines/jax*.py", "hitting/device.py")
+JAX_AT_MODULE_LEVEL = ("rollouts/engines/jax*.py", "hitting/device*.py")
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

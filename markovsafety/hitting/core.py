@@ -37,8 +37,7 @@ __all__ = [
     "without_start",
 ]
 
-METHODS = ("auto", "layered", "elimination", "sparse", "exact", "symbolic")
-LATER = ("device",)
+METHODS = ("auto", "layered", "elimination", "sparse", "device", "exact", "symbolic")
 RECURSION = "one matrix per position: backward recursion, no linear solve"
 
 
@@ -173,20 +172,22 @@ def _sides(certify: bool) -> int:
 
 
 def check_method(method: str) -> None:
-    """Raise where a method does not exist (yet)."""
-    if method in METHODS:
-        return
-    later = method in LATER
-    raise InputError(
-        f"The method {method!r} does not exist" + (" yet." if later else "."),
-        cause=f"The methods are {', '.join(METHODS)}.",
-        next='Use method="exact" for rational arithmetic, or "auto".' if later else 'Use method="auto".',
-    )
+    """Raise where a method does not exist."""
+    if method not in METHODS:
+        raise InputError(
+            f"The method {method!r} does not exist.",
+            cause=f"The methods are {', '.join(METHODS)}.",
+            next='Use method="auto".',
+        )
 
 
 def probability(w: Walk, method: str = "auto", certify: bool = True) -> Answer:
     """Probability of the hit from every state (and layer)."""
     check_method(method)
+    if method == "device":
+        from . import device  # loads jax
+
+        return device.probability(w, certify)
     if w.chain.is_layered:
         return _layered_probability(w, method, certify)
     rates = rates_of(w.chain)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,6 +15,9 @@ from ..chains import Chain
 from .certify import row_sums
 
 __all__ = ["Rates", "rates_of"]
+
+# One chain is asked many questions; its rates live exactly as long as the chain.
+_KNOWN: WeakKeyDictionary[Chain, Rates] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,15 @@ class Rates:
         Rate that corresponds to one token: a state is left with probability ``out / step`` per token.
     errors : int
         Roundings already in each rate relative to the chain they describe (0: the rates are the chain).
+    memo : dict
+        What solvers keep from one question about the chain to the next.
     """
 
     W: sp.csr_array
     out: NDArray[np.float64]
     step: NDArray[np.float64]
     errors: int = 0
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def n(self) -> int:
@@ -48,10 +56,17 @@ class Rates:
 
 
 def rates_of(chain: Chain) -> Rates:
-    """Rates of a homogeneous chain: its integer counts where it has them, else its probabilities.
+    """Rates of a homogeneous chain, made once: its integer counts where it has them, else its probabilities.
 
     Multiplying a row by a constant changes no hitting probability, so counts need no division, and a power of two
     rounds nothing."""
+    known = _KNOWN.get(chain)
+    if known is None:
+        known = _KNOWN[chain] = _made(chain)
+    return known
+
+
+def _made(chain: Chain) -> Rates:
     counts = chain.integer_counts
     matrix = sp.csr_array(chain.P if counts is None else counts, dtype=np.float64)
     total = np.ones(chain.n_states) if counts is None else np.asarray(counts.sum(axis=1)).ravel().astype(np.float64)
