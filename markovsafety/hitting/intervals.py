@@ -113,12 +113,13 @@ def _by_trials(w: Walk, X: NDArray, level: float) -> tuple[NDArray, NDArray]:
     return np.minimum(lower, X[:, 0]), np.maximum(upper, X[:, 0])
 
 
-def prompt_tally(chain: Chain) -> tuple[NDArray, NDArray] | None:
-    """Outcomes of every prompt's rollouts that began in the chain's start law: (prompts, 4) and which prefill.
+def prompt_tally(chain: Chain, law: NDArray | None = None) -> tuple[NDArray, NDArray] | None:
+    """Outcomes of every prompt's rollouts that began in a start law, the chain's own if none is given: (prompts, 4) and
+    which prefill.
 
     None if the start is no law that was measured: neither that of the rollouts without prefill nor an entry law.
     """
-    evidence, start = chain.evidence, chain.start
+    evidence, start = chain.evidence, chain.start if law is None else law
     if evidence is None or start is None:
         return None
     laws = [k for k, law in chain.entry.items() if np.allclose(law, start, rtol=0, atol=1e-12)]
