@@ -233,9 +233,7 @@ def _layered_probability(w: Walk, method: str, certify: bool) -> Answer:
         fractions = rational.backward(layers, ~w.moving, known, w.last(1)[:, 0])
         X = np.stack([rational.to_columns(row) for row in fractions])
         return Answer(X[..., : _sides(certify)], "exact", "rational, from the floats as given", fractions)
-    last = w.last(_sides(certify))
-    live = layered.reaching_layers(layers, w.hit, w.avoid, last[:, 0] > 0)
-    X = layered.backward(layers, ~w.moving, np.repeat(known[:, None], last.shape[1], axis=1), last, live, None, 1.0)
+    X = layered.hitting(layers, w.hit, w.avoid, w.last(1)[:, 0], _sides(certify))
     return Answer(X, "layered", RECURSION)
 
 

@@ -1,7 +1,8 @@
 """Chains with one matrix per position: backward recursion for values, forward for occupation; no linear solve.
 
 ``x_t = c_t + P_t x_(t+1)``, with every entry of P_t taken as given. All operations are additions and multiplications of
-non-negative numbers, so a row with k entries adds k + 1 roundings to what the layer behind it has, and nothing cancels.
+non-negative numbers, so nothing cancels: for probabilities the roundings behind every layer are counted, and the ends
+follow from the value alone; with gains, which have ends of their own, three columns go through the same steps.
 """
 
 from __future__ import annotations
@@ -12,11 +13,26 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from .certify import TINY, gamma, widen
+from . import level_kernels as kernels
 
-__all__ = ["backward", "forward", "reaching_layers", "staying", "sure_layers"]
+__all__ = ["backward", "forward", "hitting", "reaching_layers", "staying", "sure_layers"]
 
 Layers = Sequence[sp.csr_array]
+
+
+def _parts(P: sp.csr_array) -> tuple[NDArray, NDArray, NDArray]:
+    """What the kernels read, without a copy."""
+    return P.indptr, P.indices, P.data
+
+
+def _columns(layers: Layers, n: int, columns: int) -> NDArray[np.float64]:
+    """Room for an answer, every column contiguous: shape (columns, L + 1, n)."""
+    return np.empty((columns, len(layers) + 1, n))
+
+
+def _seen(planes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same memory as shape (L + 1, n, columns)."""
+    return planes.transpose(1, 2, 0)
 
 
 def reaching_layers(layers: Layers, target: NDArray, avoid: NDArray, last: NDArray) -> NDArray[np.bool_]:
@@ -31,37 +47,60 @@ def reaching_layers(layers: Layers, target: NDArray, avoid: NDArray, last: NDArr
         States that count as a hit after the last layer.
     """
     can = np.empty((len(layers) + 1, len(target)), dtype=bool)
-    can[-1] = (last | target) & ~avoid
-    for t in range(len(layers) - 1, -1, -1):
-        step = _pattern(layers[t]) @ can[t + 1].astype(np.float64) > 0
-        can[t] = target | (step & ~avoid)
-    return can
+    can[:] = target
+    can[-1] |= last & ~avoid
+    return _marked(layers, target | avoid, can)
 
 
 def sure_layers(layers: Layers, target: NDArray, last: NDArray) -> NDArray[np.bool_]:
     """Whether every walk from each state of each layer hits the target, shape (L + 1, n)."""
-    sure = np.empty((len(layers) + 1, len(target)), dtype=bool)
-    sure[-1] = last | target
+    miss = np.zeros((len(layers) + 1, len(target)), dtype=bool)
+    miss[-1] = ~(last | target)
+    return ~_marked(layers, target, miss)
+
+
+def _marked(layers: Layers, fixed: NDArray, marked: NDArray) -> NDArray[np.bool_]:
     for t in range(len(layers) - 1, -1, -1):
-        miss = _pattern(layers[t]) @ (~sure[t + 1]).astype(np.float64) > 0
-        sure[t] = target | ~miss
-    return sure
+        kernels.some_back(*_parts(layers[t]), fixed, t, marked)
+    return marked
 
 
-def _pattern(P: sp.csr_array) -> sp.csr_array:
-    return sp.csr_array(((P.data > 0).astype(np.float64), P.indices, P.indptr), shape=P.shape)
+def hitting(layers: Layers, hit: NDArray, avoid: NDArray, last: NDArray, columns: int) -> NDArray[np.float64]:
+    """Hitting probabilities; exactly 0 where the graph says so.
+
+    Parameters
+    ----------
+    layers : L csr arrays of shape (n, n)
+        Rows sum to at most 1 + 1e-9.
+    hit, avoid : bool array, shape (n,)
+        Where a walk ends with 1 and with 0, at any layer.
+    last : array, shape (n,)
+        Values after the last layer, 0 or 1.
+    columns : {1, 3}
+        3 for value, lower, upper.
+
+    Returns
+    -------
+    array, shape (L + 1, n, columns)
+    """
+    fixed = hit | avoid
+    X = _columns(layers, len(hit), columns)
+    X[:, :-1, fixed] = hit[fixed]
+    X[:, -1] = last
+    live = np.zeros((len(layers) + 1, len(hit)), dtype=bool)
+    live[:, hit] = True
+    live[-1] = last > 0
+    error = np.zeros(2)
+    for t in range(len(layers) - 1, -1, -1):
+        P = layers[t]
+        kernels.hit_back(P.indptr, P.indices, P.data, fixed, t, X, live, error)
+    return _seen(X)
 
 
 def backward(
-    layers: Layers,
-    fixed: NDArray,
-    known: NDArray,
-    last: NDArray,
-    live: NDArray,
-    gain: NDArray | None = None,
-    ceiling: float = np.inf,
+    layers: Layers, fixed: NDArray, known: NDArray, last: NDArray, live: NDArray, gain: NDArray
 ) -> NDArray[np.float64]:
-    """The recursion.
+    """The recursion with gains.
 
     Parameters
     ----------
@@ -74,36 +113,26 @@ def backward(
         Values of all states after the last layer.
     live : bool array, shape (L + 1, n)
         States whose value is not zero by the graph alone.
-    gain : array, shape (L, n, c), optional
+    gain : array, shape (L, n, c)
         What a step from each state adds.
-    ceiling : float
-        A known upper bound of the answer; 1 for probabilities, whose rows may sum to 1 + 1e-9.
 
     Returns
     -------
     array, shape (L + 1, n, c)
     """
-    X = np.empty((len(layers) + 1, *known.shape))
-    X[-1] = np.where(fixed[:, None], known, last)
+    X = _columns(layers, len(fixed), known.shape[1])
+    X[:, :-1, fixed] = known[fixed].T[:, None]
+    X[:, -1] = np.where(fixed[:, None], known, last).T
     for t in range(len(layers) - 1, -1, -1):
-        P = layers[t]
-        k = np.diff(P.indptr)
-        x = P @ X[t + 1]
-        if gain is not None:
-            x += gain[t]
-        # 2 TINY for every product, on both ends: what underflow can cost where a value is not exactly zero.
-        widen(x, gamma(k + 2), 2 * (k + 1) * TINY, ceiling)
-        X[t] = np.where(fixed[:, None], known, np.where(live[t][:, None], np.minimum(x, ceiling), 0.0))
-    return X
+        kernels.gain_back(*_parts(layers[t]), fixed, live, t, X, gain[t])
+    return _seen(X)
 
 
 def staying(layers: Layers) -> NDArray[np.bool_]:
     """States that no layer ever leaves, shape (n,)."""
-    n = len(layers[0].indptr) - 1
-    stay = np.ones(n, dtype=bool)
+    stay = np.ones(layers[0].shape[0], dtype=bool)
     for P in layers:
-        row = np.repeat(np.arange(n), np.diff(P.indptr))
-        stay[row[(P.indices != row) & (P.data > 0)]] = False
+        kernels.leave(*_parts(P), stay)
     return stay
 
 
@@ -112,21 +141,22 @@ def forward(layers: Layers, moving: NDArray, start: NDArray) -> NDArray[np.float
 
     Parameters
     ----------
+    layers : L csr arrays of shape (n, n)
+        Rows sum to at most 1 + 1e-9.
     moving : bool array, shape (n,)
     start : array, shape (n, c)
+        Exact: all columns are the same; c is 1, or 3 for value, lower, upper.
 
     Returns
     -------
     array, shape (L + 1, n, c)
     """
-    Z = np.empty((len(layers) + 1, *start.shape))
-    Z[0] = start
+    n, columns = start.shape
+    Z = np.zeros((columns, len(layers) + 1, n))
+    Z[:, 0] = start.T
+    count = np.zeros((2, n), dtype=np.int64)
+    count[0] = np.where(start[:, -1] > 0, 0, -1)
+    lost = 0.0
     for t, P in enumerate(layers):
-        here = np.where(moving[:, None], Z[t], 0.0)
-        into = sp.csr_array(P.T.tocsr())
-        k = np.diff(into.indptr)
-        z = into @ here
-        reached = _pattern(into) @ (here[:, -1] > 0).astype(np.float64) > 0
-        widen(z, gamma(k + 1), np.where(reached, 2 * (k + 1) * TINY, 0.0))
-        Z[t + 1] = z
-    return Z
+        lost = kernels.push(*_parts(P), moving, t, Z, count, lost)
+    return _seen(Z)

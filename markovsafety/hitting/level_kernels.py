@@ -1,0 +1,186 @@
+"""Compiled passes over one layer of a layered chain, backward and forward.
+
+Every kernel only adds and multiplies non-negative numbers in the order written here; the counts of roundings that it
+reports are theorems about this order (multiply-adds that the compiler fuses lower them). Sums run in four interleaved
+parts, which is faster and rounds less: a row of k terms costs `_row_count` roundings per term instead of k.
+Unsigned positions keep the compiler from testing every index for a negative sign.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+U = 2.0**-53
+HUGE = 1.7e308
+ONE, TWO, THREE, FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+
+
+@njit(cache=True, error_model="numpy")
+def room(n):
+    """``gamma(n)`` and what applying it rounds, as `certify.gamma` and `certify.widen` have it."""
+    x = n * (U * (1 + 4 * U))
+    if not x < 0.5:
+        return np.inf
+    return x / (1 - x) * (1 + 8 * U) * (1 + 8 * U) + 8 * U
+
+
+@njit(cache=True, error_model="numpy")
+def below(x, error, slack):
+    """A lower end; never above 1.7e308, so that an overflow of the value stays enclosed."""
+    low = x * max(1 - error, 0.0) - slack
+    return min(low, HUGE) if low > 0 else 0.0
+
+
+@njit(cache=True, error_model="numpy")
+def above(x, error, slack, ceiling):
+    """An upper end, at most the ceiling."""
+    high = x * (1 + error) + slack
+    return high if high < ceiling else ceiling
+
+
+@njit(cache=True, error_model="numpy")
+def _row_count(k):
+    """Roundings of a term in `_dot`: its product, the additions of its part (the first adds to 0), two that join."""
+    return k if k < 4 else k // 4 + k % 4 + 2
+
+
+@njit(cache=True, error_model="numpy")
+def _dot(start, end, indices, data, x):
+    """``sum_k data_k x[indices_k]`` over the positions start to end of a row."""
+    whole = start + ((end - start) & ~3)
+    a = b = c = d = 0.0
+    for k in range(np.uint64(start), np.uint64(whole), FOUR):
+        a += data[k] * x[np.uint64(indices[k])]
+        b += data[k + ONE] * x[np.uint64(indices[k + ONE])]
+        c += data[k + TWO] * x[np.uint64(indices[k + TWO])]
+        d += data[k + THREE] * x[np.uint64(indices[k + THREE])]
+    for k in range(np.uint64(whole), np.uint64(end)):
+        a += data[k] * x[np.uint64(indices[k])]
+    return (a + b) + (c + d)
+
+
+@njit(cache=True, error_model="numpy")
+def _any(start, end, indices, data, marked):
+    for k in range(np.uint64(start), np.uint64(end)):  # noqa: SIM110 (a generator would not compile)
+        if marked[np.uint64(indices[k])] and data[k] > 0:
+            return True
+    return False
+
+
+@njit(cache=True, error_model="numpy")
+def hit_back(indptr, indices, data, fixed, t, X, live, error):
+    """One layer of ``x_t = min(1, P_t x_(t+1))``: value, whether it is zero by the graph, and the enclosure.
+
+    Parameters
+    ----------
+    fixed : bool array, shape (n,)
+        States whose value is the same at every layer; ``X[:, t]`` and ``live[t]`` hold it already.
+    X : array, shape (c, L + 1, n)
+        Value, or value, lower, upper; rows behind t are done.
+    live : bool array, shape (L + 1, n)
+    error : array, shape (2,)
+        Roundings in, and units of 2^-1074 lost by, the values behind t; moved on to t.
+    """
+    x, behind, alive, last = X[0, t], X[0, t + 1], live[t + 1], live[t]
+    most, longest = 0, 0
+    for i in range(len(fixed)):
+        if fixed[i]:
+            continue
+        start, end = np.intp(indptr[i]), np.intp(indptr[i + 1])
+        value = _dot(start, end, indices, data, behind)
+        # A positive sum is proof of a path; a zero may be a product that was lost.
+        last[i] = value > 0 or _any(start, end, indices, data, alive)
+        x[i] = value if value < 1 else 1.0
+        most, longest = max(most, _row_count(end - start)), max(longest, end - start)
+    error[0] += most
+    # Rows sum to at most 1 + 1e-9, a product loses at most half a unit: (1 + 2^-20) covers both and what rounds them.
+    error[1] = error[1] * (1 + 2.0**-20) + longest
+    if len(X) == 3:
+        gap, slack = room(error[0]), 2 * np.ceil(error[1]) * 2.0**-1074
+        for i in range(len(fixed)):
+            if not fixed[i]:
+                X[1, t, i] = below(x[i], gap, slack)
+                X[2, t, i] = above(x[i], gap, slack, 1.0) if last[i] else 0.0
+
+
+@njit(cache=True, error_model="numpy")
+def gain_back(indptr, indices, data, fixed, live, t, X, gain):
+    """One layer of ``x_t = P_t x_(t+1) + c_t`` where live, 0 elsewhere; every column has its own gain.
+
+    A term costs what it costs in `_dot` and the addition of the gain; the ends are moved outward by this at every layer,
+    with 2 units of underflow for every product.
+    """
+    for i in range(len(fixed)):
+        if fixed[i]:
+            continue
+        if not live[t, i]:
+            X[:, t, i] = 0.0
+            continue
+        start, end = np.intp(indptr[i]), np.intp(indptr[i + 1])
+        for c in range(len(X)):
+            X[c, t, i] = _dot(start, end, indices, data, X[c, t + 1]) + gain[i, c]
+        if len(X) == 3:
+            k = end - start
+            gap, slack = room(_row_count(k) + 1), 2 * (k + 1) * 2.0**-1074
+            X[1, t, i] = below(X[1, t, i], gap, slack)
+            X[2, t, i] = above(X[2, t, i], gap, slack, np.inf)
+            X[0, t, i] = min(max(X[0, t, i], X[1, t, i]), X[2, t, i])
+
+
+@njit(cache=True, error_model="numpy")
+def some_back(indptr, indices, data, fixed, t, marked):
+    """``marked[t]``: which rows have a positive entry to a state marked behind; fixed states are left alone."""
+    for i in range(len(fixed)):
+        if not fixed[i]:
+            marked[t, i] = _any(np.intp(indptr[i]), np.intp(indptr[i + 1]), indices, data, marked[t + 1])
+
+
+@njit(cache=True, error_model="numpy")
+def leave(indptr, indices, data, stay):
+    """Clear `stay` where a row has a positive entry off the diagonal."""
+    for i in range(len(stay)):
+        for k in range(indptr[i], indptr[i + 1]):
+            if indices[k] != i and data[k] > 0:
+                stay[i] = False
+
+
+@njit(cache=True, error_model="numpy")
+def push(indptr, indices, data, moving, t, Z, count, lost):
+    """One layer of ``z_(t+1) = z_t P_t``, scattered row by row, with enclosure.
+
+    Parameters
+    ----------
+    Z : array, shape (c, L + 1, n)
+        Value, or value, lower, upper; zero behind t.
+    count : int array, shape (2, n)
+        Roundings in every value at t, -1 where the graph says it is zero; moved on to t + 1. The second row is room.
+    lost : float
+        Units of 2^-1074 that all values at t together may have lost.
+
+    Returns
+    -------
+    float
+        `lost` at t + 1.
+    """
+    here, z, top, terms = Z[0, t], Z[0, t + 1], count[1], np.zeros(len(moving), dtype=np.int64)
+    top[:] = -1
+    moved = 0
+    for i in range(len(moving)):
+        if not moving[i] or count[0, i] < 0:
+            continue
+        moved += indptr[i + 1] - indptr[i]
+        for k in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+            j = np.uint64(indices[k])
+            z[j] += here[i] * data[k]
+            terms[j] += 1
+            top[j] = max(top[j], count[0, i])
+    lost = np.ceil(lost * (1 + 2.0**-20)) + moved
+    for j in range(len(moving)):
+        # A sum of m products: one rounding each and m - 1 additions, the first being to 0.
+        count[0, j] = top[j] + terms[j] if terms[j] else -1
+        if len(Z) == 3 and terms[j]:
+            gap, slack = room(count[0, j]), 2 * lost * 2.0**-1074
+            Z[1, t + 1, j] = below(z[j], gap, slack)
+            Z[2, t + 1, j] = above(z[j], gap, slack, np.inf)
+    return lost
