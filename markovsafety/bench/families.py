@@ -182,7 +182,7 @@ def kgram(vocabulary: int = 64, order: int = 2, successors: int = 12, leak: floa
 
     Notes
     -----
-    Expander-like: direct solvers fill in. With a small leak the matrix is nearly singular, its condition about 1 / leak.
+    Expander-like: direct solvers fill in. With a small leak the matrix is nearly singular, its condition 1 / leak.
     A word of one token repeated moves to itself; that move is left out and its mass given to the others.
     """
     rng = np.random.default_rng(seed)
