@@ -7,6 +7,7 @@ from .estimate import estimate, single_token_outcomes
 from .states import JudgedPrefix, KGram, Position, Product, StateMap
 from .storage import read_chain, read_counts, write_chain, write_counts
 from .tally import Tally
+from .transitions import Transitions, count_transitions
 
 __all__ = [
     "Chain",
@@ -18,7 +19,9 @@ __all__ = [
     "Product",
     "StateMap",
     "Tally",
+    "Transitions",
     "count",
+    "count_transitions",
     "estimate",
     "read_chain",
     "read_counts",

@@ -20,6 +20,7 @@ __all__ = [
     "as_outcomes",
     "as_states",
     "freeze",
+    "index_dtype",
     "stochastic",
 ]
 
@@ -33,6 +34,11 @@ def freeze(x: Any) -> Any:
     for array in (x.data, x.indices, x.indptr) if sp.issparse(x) else (x,):
         array.flags.writeable = False
     return x
+
+
+def index_dtype(*sizes: int) -> np.dtype:
+    """int32 if it holds every size, else int64: for row pointers, that is the number of non-zeros."""
+    return np.dtype(np.int32 if max(sizes, default=0) < 2**31 else np.int64)
 
 
 def shape_of(matrix: Any) -> tuple[int, ...]:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from ..bound import effective_size
 from ..errors import InputError
 from ..outcomes import CODES, OUTCOMES
-from .checks import freeze
+from .checks import freeze, index_dtype
 
-__all__ = ["Evidence", "Tally", "collect"]
+__all__ = ["Evidence", "Tally", "collect", "dense_codes", "runs_of", "sorted_by"]
+
+SMALL = 1 << 15  # rows up to which numpy sorts; loading compiled code would cost more
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +199,69 @@ class Evidence:
 
 
 def _codes(column: NDArray) -> NDArray:
+    if column.dtype.kind in "iu" and column.min(initial=0) >= 0:
+        return dense_codes([column], len(column))[0]
     return np.unique(column, return_inverse=True)[1].reshape(-1)
+
+
+def sorted_by(keys: NDArray, bits: int, order: NDArray | None = None) -> tuple[NDArray, NDArray]:
+    """Keys in [0, 2**bits) in rising order, and where each of them came from; equal ones keep their order.
+
+    An empty `order` says that it is not asked for.
+    """
+    wanted = order is None or len(order) > 0
+    if len(keys) < SMALL:
+        if not wanted:
+            return np.sort(keys), np.empty(0, np.int64)
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
+    from . import counting_kernels as kernels  # compiled code is loaded where it pays
+
+    number = index_dtype(len(keys))
+    order = np.arange(len(keys), dtype=number) if wanted else np.empty(0, dtype=number)
+    keys = np.array(keys, dtype=np.int64)
+    spare = np.empty_like(keys), np.empty_like(order)
+    return spare if kernels.radix(keys, order, *spare, bits) else (keys, order)
+
+
+def runs_of(keys: NDArray) -> NDArray:
+    """Where each run of equal sorted keys begins."""
+    return np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
+
+
+def dense_codes(columns: Sequence[NDArray], m: int) -> tuple[NDArray, NDArray]:
+    """Rank of every row among the distinct rows in lexicographic order, and one row of each rank: its first.
+
+    Parameters
+    ----------
+    columns : int arrays, each of shape (m,)
+        Non-negative.
+    m : int
+        Number of rows.
+
+    Returns
+    -------
+    codes : int array, shape (m,)
+    first : int array, shape (distinct rows,)
+    """
+    packed, span = _packed(columns, m)
+    keys, order = sorted_by(packed, (span - 1).bit_length())
+    begins = runs_of(keys)
+    codes = np.empty(m, dtype=np.int64)
+    codes[order] = np.repeat(np.arange(len(begins)), np.diff(begins, append=m))
+    return codes, order[begins]
+
+
+def _packed(columns: Sequence[NDArray], m: int) -> tuple[NDArray, int]:
+    """One number for every row, in lexicographic order of the rows, and a bound above all of them."""
+    packed, span = np.zeros(m, dtype=np.int64), 1
+    for column in columns:
+        base = int(column.max(initial=0)) + 1
+        if span * base >= 2**63:  # make the numbers dense before they overflow
+            packed = dense_codes([packed], m)[0]
+            span = int(packed.max(initial=0)) + 1
+        packed, span = packed * base + column, span * base
+    return packed, span
 
 
 def collect(keys: Sequence[NDArray], values: Sequence[NDArray]) -> tuple[list[NDArray], list[NDArray]]:
@@ -212,19 +276,25 @@ def collect(keys: Sequence[NDArray], values: Sequence[NDArray]) -> tuple[list[ND
     Returns
     -------
     keys, values : lists of arrays
-        Distinct keys in lexicographic order, and the sums.
+        Distinct keys in lexicographic order, and the sums, added in the order given.
     """
-    packed, span, first = np.zeros(len(keys[0]), dtype=np.int64), 1, None
-    for key in keys:
-        base = int(key.max(initial=0)) + 1
-        if span * base >= 2**63:  # make the packed keys dense before they overflow
-            packed = _codes(packed)
-            span = int(packed.max(initial=0)) + 1
-        packed, span = packed * base + key, span * base
-    _, first, inverse = np.unique(packed, return_index=True, return_inverse=True)
-    size, inverse = len(first), inverse.reshape(-1)
-    sums = [
-        np.bincount(inverse, v, size) if v.ndim == 1 else np.stack([np.bincount(inverse, c, size) for c in v.T], axis=1)
-        for v in values
-    ]
-    return [key[first] for key in keys], sums
+    packed, span = _packed(keys, len(keys[0]))
+    if (packed[1:] > packed[:-1]).all():
+        return list(keys), [v.astype(np.float64) for v in values]
+    found, order = sorted_by(packed, (span - 1).bit_length())
+    first = runs_of(found)
+    columns = lambda v: _sums(v, order, first) if v.ndim == 1 else np.stack([columns(c) for c in v.T], axis=1)  # noqa: E731
+    where = order[first]
+    return [key[where] for key in keys], [columns(v) for v in values]
+
+
+def _sums(values: NDArray, order: NDArray, first: NDArray) -> NDArray[np.float64]:
+    """Sums over runs, in the order of the data from 0.0 on: the same numbers either way."""
+    if len(order) < SMALL:
+        codes = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
+        return np.bincount(codes, values[order], len(first))
+    from . import counting_kernels as kernels
+
+    sums = np.empty(len(first))
+    kernels.sum_runs(np.ascontiguousarray(values, dtype=np.float64), order, first, sums)
+    return sums
