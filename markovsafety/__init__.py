@@ -18,7 +18,17 @@ _HOME = {
     "outcomes": ["OUTCOMES"],
     "chains": ["Chain", "Counts", "JudgedPrefix", "KGram", "Position", "count", "estimate"],
     "chains.storage": ["read_chain", "write_chain"],
-    "hitting": ["attribute", "committor", "critical", "hitting_probability", "hitting_time", "sensitivity", "visits"],
+    "hitting": [
+        "attribute",
+        "committor",
+        "critical",
+        "hitting_distribution",
+        "hitting_probability",
+        "hitting_spread",
+        "hitting_time",
+        "sensitivity",
+        "visits",
+    ],
     "evidence": ["check", "compare"],
     "depth": ["Profile", "profile", "sweep"],
     "rollouts": ["Rollouts", "judge", "read_rollouts", "sample", "write_rollouts"],
@@ -50,7 +60,9 @@ if TYPE_CHECKING:
     from .hitting import attribute as attribute
     from .hitting import committor as committor
     from .hitting import critical as critical
+    from .hitting import hitting_distribution as hitting_distribution
     from .hitting import hitting_probability as hitting_probability
+    from .hitting import hitting_spread as hitting_spread
     from .hitting import hitting_time as hitting_time
     from .hitting import sensitivity as sensitivity
     from .hitting import visits as visits

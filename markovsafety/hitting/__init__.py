@@ -17,16 +17,22 @@ from numpy.typing import ArrayLike
 
 from ..bound import Bound, check_level
 from ..chains import Chain
-from . import core, intervals, times
+from . import core, intervals, spread, times
 from .critical import Critical, critical
-from .sensitivity import attribute, sensitivity
+from .distribution import Distribution, hitting_distribution
+from .sensitivity import Factored, attribute, sensitivity
+from .several import each_start, each_target, named_targets
 
 __all__ = [
     "Critical",
+    "Distribution",
+    "Factored",
     "attribute",
     "committor",
     "critical",
+    "hitting_distribution",
     "hitting_probability",
+    "hitting_spread",
     "hitting_time",
     "sensitivity",
     "visits",
@@ -43,7 +49,7 @@ def hitting_probability(
     chain : Chain
     target : str, label, int, collection of these, or bool array of shape (n,)
         An outcome name, several of them, states, or a mask. "truncated" on a layered chain is the mass that is in no
-        outcome after the last layer.
+        outcome after the last layer. Or a dict from names to targets, for several answers side by side.
     method : {"auto", "layered", "elimination", "sparse", "exact", "symbolic"}
         What to do with states that lie on cycles; "auto" eliminates small classes without subtraction and factors large
         ones, falling back to elimination if the proof fails. "layered" insists that there is no cycle. "exact" computes
@@ -62,7 +68,9 @@ def hitting_probability(
         sampling, clustered by prompt: at a state, the trials are what the rollouts through it are worth, and an event
         that was never seen is not impossible. `info`: name, method, why, certified, and with
         ``method="exact"`` or "symbolic" the fractions as ``exact`` (also `Bound.exact`), with "symbolic" also sympy
-        numbers as ``expression``. ``at_start`` is the mean over the start law.
+        numbers as ``expression``. ``at_start`` is the mean over the start law. A dict of targets adds a last axis
+        ``outcome``, in the order of ``info["targets"]``; every column is the answer of the single call, which costs
+        less this way because the factors of the chain are used again.
 
     Raises
     ------
@@ -73,6 +81,9 @@ def hitting_probability(
         If no enclosure could be proven; `partial` is the Bound.
     """
     check_level(level)
+    if (targets := named_targets(target)) is not None:
+        one = lambda t: hitting_probability(chain, t, method=method, certify=certify, level=level)  # noqa: E731
+        return each_target(targets, one)
     w = core.walk(chain, target)
     return intervals.bound_of(w, core.probability(w, method, certify), level)
 
@@ -86,14 +97,14 @@ def committor(
     ----------
     chain : Chain
     a, b : targets, as in `hitting_probability`
-        Two disjoint sets.
+        Two disjoint sets; b may be a dict of several targets, each of them against a.
     method, certify, level
         As in `hitting_probability`.
 
     Returns
     -------
     Bound
-        Shape (n,), layered (L + 1, n). Where neither is ever hit it is 0.
+        Shape (n,), layered (L + 1, n); several targets in a last axis ``outcome``. Where neither is ever hit it is 0.
 
     Raises
     ------
@@ -101,6 +112,8 @@ def committor(
         If a and b overlap, or one is unknown or empty.
     """
     check_level(level)
+    if (targets := named_targets(b)) is not None:
+        return each_target(targets, lambda t: committor(chain, a, t, method=method, certify=certify, level=level))
     w = core.walk(chain, b, a)
     return intervals.bound_of(w, core.probability(w, method, certify), level)
 
@@ -114,7 +127,7 @@ def hitting_time(
     ----------
     chain : Chain
     target : as in `hitting_probability`, optional
-        None: any outcome; on a layered chain the end of the last layer counts as one.
+        None: any outcome; on a layered chain the end of the last layer counts as one. A dict: several targets.
     given : bool
         False: the plain expectation, inf where a hit is not certain. True: E[time | hit], nan where the target cannot
         be hit; at the start law, the expectation over all rollouts that hit.
@@ -126,9 +139,9 @@ def hitting_time(
     Returns
     -------
     Bound
-        Tokens, shape (n,), layered (L + 1, n); 0 on the target. On an estimated chain a state's interval is that of the
-        mean of as many times as prompts had rollouts through it; at the start it is the variance between prompts,
-        linearised. Where no two times differ, nothing bounds their mean from above.
+        Tokens, shape (n,), layered (L + 1, n), several targets in a last axis ``outcome``; 0 on the target. On an
+        estimated chain a state's interval is that of the mean of as many times as prompts had rollouts through it; at
+        the start it is the variance between prompts, linearised. Where no two times differ, nothing bounds their mean from above.
 
     Raises
     ------
@@ -138,23 +151,54 @@ def hitting_time(
         If no enclosure could be proven; `partial` is the Bound.
     """
     check_level(level)
-    core.check_chain(chain)
-    if target is None:
-        every = (*chain.outcomes, *(["truncated"] if chain.is_layered and "truncated" not in chain.outcomes else []))
-        w = core.walk(chain, every)
-        w = core.Walk(chain, w.hit, w.avoid, float(chain.is_layered), "any outcome", w.outcomes)
-    else:
-        w = core.walk(chain, target)
-    return times.expected_time(w, reward, given, level)
+    if (targets := named_targets(target)) is not None:
+        return each_target(targets, lambda t: hitting_time(chain, t, given=given, reward=reward, level=level))
+    return times.expected_time(times.ending(chain, target), reward, given, level)
 
 
-def visits(chain: Chain, *, level: float = 0.95) -> Bound:
+def hitting_spread(chain: Chain, target: Any = None, *, given: bool = False, reward: ArrayLike | None = None) -> Bound:
+    """Standard deviation of the number of tokens, or of the accumulated reward, before the first hit.
+
+    Parameters
+    ----------
+    chain, target, given, reward
+        As in `hitting_time`.
+
+    Returns
+    -------
+    Bound
+        Tokens, shape (n,), layered (L + 1, n), several targets in a last axis ``outcome``; 0 on the target. Inf (with
+        ``given=True``: nan) where `hitting_time` is. ``at_start`` is the deviation of one answer from the start law,
+        the variance between the states it may start in included. The enclosure covers rounding; sampling is not
+        assessed.
+
+    Raises
+    ------
+    InputError
+        If the target is unknown or empty, or the reward has another shape than (n,).
+    UntrustedError
+        If no enclosure could be proven; `partial` is the Bound.
+
+    Notes
+    -----
+    The variance V solves ``V_i = sum_j p_ij (V_j + (m_j + r_i - m_i)^2)``, m the mean (law of total variance; given the
+    hit, p is conditioned to hit). Every term is non-negative, so nothing cancels where the deviation is small against
+    the mean, as ``E[time^2] - E[time]^2`` does.
+    """
+    if (targets := named_targets(target)) is not None:
+        return each_target(targets, lambda t: hitting_spread(chain, t, given=given, reward=reward))
+    return spread.deviation(times.ending(chain, target), reward, given)
+
+
+def visits(chain: Chain, start: Any = None, *, level: float = 0.95) -> Bound:
     """Expected number of visits of every state from the start law, time 0 counted.
 
     Parameters
     ----------
     chain : Chain
-        With a start law.
+        With a start law, unless `start` is given.
+    start : int, label or law of shape (n,), or several: rows of an array (s, n), or a list; optional
+        Where to start instead. A flat sequence of whole numbers is a list of indices, of floats a law.
     level : float
         Confidence level of the interval of an estimated chain.
 
@@ -165,13 +209,16 @@ def visits(chain: Chain, *, level: float = 0.95) -> Bound:
         left (other than a single absorbing state) if it can be reached. Layered: shape (L + 1, n), the probability of
         being in the state at that position; for a state that no layer leaves, of arriving there at that position, so
         that the sum over positions means the same as for a homogeneous chain. Rows of outcomes that move are used as
-        given.
+        given. Several starts stand in a new first axis.
 
     Raises
     ------
     InputError
-        If the chain has no start law.
+        If there is no start law, or `start` is no start.
     """
     check_level(level)
     core.check_chain(chain)
-    return times.expected_visits(chain, level)
+    if start is None and chain.start is None:
+        raise core.without_start("The number of visits")
+    start = chain.start if start is None else start
+    return each_start(chain, start, lambda law: times.expected_visits(chain, law, level))

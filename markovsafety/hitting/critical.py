@@ -230,7 +230,7 @@ class _Arrows:
 
 def _arrows(w: Walk, bound: Bound) -> _Arrows:
     chain, n = w.chain, w.chain.n_states
-    N, live = visits_before(w, chain.start)
+    N, live = visits_before(w, chain.start, np.asarray(bound.value))
     tails, heads, ps = [], [], []
     for t, P in enumerate(chain.layers):
         row = np.repeat(np.arange(n), np.diff(P.indptr))

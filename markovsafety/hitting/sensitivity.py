@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,26 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..chains import Chain
+from ..chains.checks import as_indices
 from ..errors import InputError
 from . import graph, layered
 from .core import Walk, occupation, probability, walk, without_start
 from .rates import Rates, rates_of
+from .sensitivity_kernels import dyad
+from .several import laws_of
 
-__all__ = ["attribute", "sensitivity", "visits_before"]
+__all__ = ["Factored", "attribute", "sensitivity", "visits_before"]
 
 
-def visits_before(w: Walk, start: NDArray) -> tuple[NDArray, NDArray]:
+def visits_before(w: Walk, start: NDArray, h: NDArray) -> tuple[NDArray, NDArray]:
     """Expected visits before the hit, and the states that can still hit.
+
+    Parameters
+    ----------
+    w : Walk
+    start : array, shape (n,)
+    h : array, shape (n,) or (L + 1, n)
+        Probability of the hit.
 
     Returns
     -------
@@ -28,53 +39,200 @@ def visits_before(w: Walk, start: NDArray) -> tuple[NDArray, NDArray]:
     live : bool array, same shape
         States that move and can still hit.
     """
+    live = _live(w, h)
     if w.chain.is_layered:
-        live = layered.reaching_layers(w.chain.layers, w.hit, w.avoid, w.last(1)[:, 0] > 0) & w.moving
         return occupation(w.chain, start, w.moving, 1).Z[..., 0], live
-    rates = rates_of(w.chain)
-    live = graph.reaching(rates.W, w.hit, w.moving) & w.moving
     return occupation(w.chain, start, live, 1).Z[:, 0], live
 
 
-def sensitivity(chain: Chain, target: Any) -> sp.csr_array | tuple[sp.csr_array, ...]:
+def _live(w: Walk, h: NDArray) -> NDArray[np.bool_]:
+    """States that move and can still hit: those with h > 0, unless one that leads there has lost its h to underflow."""
+    live = w.moving & (h > 0)
+    here = live[:-1] if w.chain.is_layered else live[None]
+    ahead = h[1:] if w.chain.is_layered else h[None]
+    for P, now, then in zip(w.chain.layers, here, ahead):
+        rest = np.flatnonzero(w.moving & ~now)
+        if (then[P.indices[graph.slices(P.indptr, rest)]] > 0).any():
+            break
+    else:
+        return live
+    if w.chain.is_layered:
+        return layered.reaching_layers(w.chain.layers, w.hit, w.avoid, w.last(1)[:, 0] > 0) & w.moving
+    return graph.reaching(rates_of(w.chain).W, w.hit, w.moving) & w.moving
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Factored:
+    """All derivatives of a hitting probability as a product, ``visits_i * h_j``, none of them written out.
+
+    Attributes
+    ----------
+    chain : Chain
+    visits : array, shape (n,), layered (L, n)
+        Expected visits before the hit, in tokens; 0 where a row is never read or no hit is possible any more.
+    h : array, shape (n,), layered (L + 1, n)
+        Probability of the hit.
+
+    Notes
+    -----
+    States are given by index or label, on a layered chain with the layer first: ``at(i, j)`` and ``at(t, i, j)``. The
+    derivative by a transition that the chain does not have is as good as any other: it tells what adding it would do.
+    """
+
+    chain: Chain
+    visits: NDArray[np.float64]
+    h: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Factored derivatives by {self.chain.n_states} x {self.chain.n_states} transitions, {self.visits.shape}>"
+        )
+
+    def at(self, *where: Any) -> float:
+        """Derivative by the transition (layer,) i, j, whatever happens to the rest of the row."""
+        N, i, j, h, _ = self._look(where, 2)
+        return float(N[i] * h[j])
+
+    def constrained(self, *where: Any) -> float:
+        """Derivative by mass that the transition (layer,) i, j gains from the row of i as a whole.
+
+        ``visits_i (h_j - h_i)``: what adding a little of it does when all else in the row is scaled down to make room.
+        """
+        N, i, j, h, now = self._look(where, 2)
+        return float(N[i] * (h[j] - now[i]))
+
+    def row(self, *where: Any) -> NDArray[np.float64]:
+        """Derivatives by all transitions out of (layer,) i, shape (n,)."""
+        N, i, _, h, _ = self._look(where, 1)
+        return N[i] * h
+
+    def entries(self) -> NDArray[np.float64]:
+        """Derivatives by the transitions that the chain has, in the order of ``chain.P.data``, layer after layer."""
+        layers = self.chain.layers
+        out = np.empty(sum(P.nnz for P in layers))
+        begin = 0
+        for P, (N, h, _) in zip(layers, self._layers()):
+            end = begin + P.nnz
+            dyad(P.indptr, P.indices, N, h, out[begin:end])
+            begin = end
+        return out
+
+    def matrix(self) -> sp.csr_array | tuple[sp.csr_array, ...]:
+        """The same as sparse arrays in the pattern of ``chain.P``."""
+        layers = self.chain.layers
+        parts = np.split(self.entries(), np.cumsum([P.nnz for P in layers])[:-1])
+        found = [sp.csr_array((x, P.indices.copy(), P.indptr.copy()), shape=P.shape) for x, P in zip(parts, layers)]
+        return tuple(found) if self.chain.is_layered else found[0]
+
+    def top(self, k: int, *, constrained: bool = False) -> list[tuple[Any, ...]]:
+        """The k transitions of the chain with the largest derivatives in size: ((layer,) i, j, derivative), best first.
+
+        Parameters
+        ----------
+        k : int
+        constrained : bool
+            Rank by `constrained` instead of `at`.
+
+        Raises
+        ------
+        InputError
+            If k is not positive.
+        """
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise InputError(f"k is {k!r}.", cause="It is how many to return.", next="Pass a positive whole number.")
+        best: list[tuple[Any, ...]] = []
+        for t, (P, (N, h, now)) in enumerate(zip(self.chain.layers, self._layers())):
+            best += [
+                (t, *e) if self.chain.is_layered else e for e in _largest(P, N, h, now if constrained else None, k)
+            ]
+        return sorted(best, key=lambda e: (-abs(e[-1]), e[:-1]))[:k]
+
+    def _layers(self) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+        """Visits, the values that moves lead to, and the values here, of every layer."""
+        if self.chain.is_layered:
+            return zip(self.visits, self.h[1:], self.h[:-1])
+        return iter([(self.visits, self.h, self.h)])
+
+    def _look(self, where: tuple[Any, ...], states: int) -> tuple[NDArray, int, int, NDArray, NDArray]:
+        words = (["layer"] if self.chain.is_layered else []) + ["i", "j"][:states]
+        layer = where[0] if self.chain.is_layered and where else 0
+        if len(where) != len(words) or not (
+            isinstance(layer, (int, np.integer)) and 0 <= layer < len(self.chain.layers)
+        ):
+            raise InputError(
+                f"This names {where!r}.",
+                cause=f"On this chain a derivative is named by {', '.join(words)}.",
+                next="Pass states by index or label" + (", the layer first." if len(words) > states else "."),
+            )
+        lookup = {label: i for i, label in enumerate(self.chain.states)}
+        i, *rest = (int(as_indices(x, self.chain.n_states, lookup, "state")[0]) for x in where[-states:])
+        N, h, now = next(part for t, part in enumerate(self._layers()) if t == layer)
+        return N, i, rest[0] if rest else i, h, now
+
+
+def _largest(P: sp.csr_array, N: NDArray, h: NDArray, now: NDArray | None, k: int) -> list[tuple[int, int, float]]:
+    """The k largest entries of one matrix; rows that cannot hold one are never looked at."""
+    order = np.argsort(-N, kind="stable")
+    order = order[N[order] > 0]
+    reach = float(h.max(initial=0.0)) if now is None else 1.0  # no entry of a row exceeds its visits times this
+    rows, columns, values = np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0)
+    begin, size = 0, max(64, k)
+    while begin < len(order):
+        if len(values) == k and abs(values[-1]) >= N[order[begin]] * reach:
+            break
+        some = order[begin : begin + size]
+        row, column = np.repeat(some, np.diff(P.indptr)[some]), P.indices[graph.slices(P.indptr, some)]
+        value = N[row] * (h[column] if now is None else h[column] - now[row])
+        rows, columns, values = (np.concatenate(x) for x in ((rows, row), (columns, column), (values, value)))
+        keep = np.lexsort((columns, rows, -np.abs(values)))[:k]
+        rows, columns, values = rows[keep], columns[keep], values[keep]
+        begin, size = begin + size, 2 * size
+    return [e for e in zip(rows.tolist(), columns.tolist(), values.tolist()) if e[2] != 0]
+
+
+def sensitivity(chain: Chain, target: Any, *, start: Any = None, factored: bool = False) -> Any:
     """Derivative of the hitting probability at the start by every transition probability.
 
     Parameters
     ----------
     chain : Chain
-        With a start law.
+        With a start law, unless `start` is given.
     target : as in `hitting_probability`
+    start : as in `visits`, optional
+        Where to start instead; several starts share the solution for h.
+    factored : bool
+        Give the two factors instead of all their products.
 
     Returns
     -------
-    csr array, shape (n, n); layered: one per layer
+    csr array, shape (n, n); layered: a tuple, one per layer
         ``visits_i * h_j`` in the pattern of ``chain.P`` (so ``.data`` belong together), visits before the hit. These
         are raw partial derivatives; moving mass within a row from j to k changes the probability by the difference of
-        two entries. Rows of the target are 0: they are never read.
+        two entries. Rows of the target are 0: they are never read. With ``factored=True`` a `Factored`; for several
+        starts a list with one answer for each.
 
     Raises
     ------
     InputError
-        If the chain has no start law, or the target is unknown or empty.
+        If there is no start, or the target is unknown or empty.
 
     Notes
     -----
-    C. D. Meyer, SIAM J. Algebraic Discrete Methods 1 (1980) 273, for the fundamental matrix; values, not bounds.
+    C. D. Meyer, SIAM J. Algebraic Discrete Methods 1 (1980) 273, for the fundamental matrix; values, not bounds. The
+    two factors take one solution for h and one of the transposed equations, with the same factors of the chain.
     """
     w = walk(chain, target)
-    if chain.start is None:
+    if start is None and chain.start is None:
         raise without_start("A derivative at the start")
+    laws, several = laws_of(chain, chain.start if start is None else start)
     h = probability(w, certify=False).X[..., 0]
-    N, live = visits_before(w, chain.start)
-    N = np.where(live, N, 0.0)
-    if not chain.is_layered:
-        return _dyad(chain.P, N, h)
-    return tuple(_dyad(P, N[t], h[t + 1]) for t, P in enumerate(chain.layers))
-
-
-def _dyad(P: sp.csr_array, N: NDArray, h: NDArray) -> sp.csr_array:
-    data = np.repeat(N, np.diff(P.indptr)) * h[P.indices]
-    return sp.csr_array((data, P.indices.copy(), P.indptr.copy()), shape=P.shape)
+    found = []
+    for law in laws:
+        N, live = visits_before(w, law, h)
+        N = np.where(live, N, 0.0)
+        both = Factored(chain, N[:-1] if chain.is_layered else N, h)
+        found.append(both if factored else both.matrix())
+    return found if several else found[0]
 
 
 def attribute(before: Chain, after: Chain, target: Any) -> NDArray[np.float64]:
@@ -112,15 +270,15 @@ def attribute(before: Chain, after: Chain, target: Any) -> NDArray[np.float64]:
     if before.is_layered:
         share = _layered_share(a, b, h, g, start)
     else:
-        share = (_one_side(b, a, h, start) - _one_side(a, b, g, start)) / 2
+        share = (_one_side(b, a, h, g, start) - _one_side(a, b, g, h, start)) / 2
     first = share[0] if before.is_layered else share
     first += (after.start - before.start) * ((h[0] + g[0]) if before.is_layered else (h + g)) / 2
     return share
 
 
-def _one_side(w: Walk, other: Walk, h: NDArray, start: NDArray) -> NDArray:
-    """``N_w (P_w - P_other) h`` by row, h harmonic for the other chain."""
-    N, live = visits_before(w, start)
+def _one_side(w: Walk, other: Walk, h: NDArray, own: NDArray, start: NDArray) -> NDArray:
+    """``N_w (P_w - P_other) h`` by row, h harmonic for the other chain, `own` for this one."""
+    N, live = visits_before(w, start, own)
     change = sp.csr_array(_jumps(rates_of(w.chain)) - _jumps(rates_of(other.chain)))
     change.eliminate_zeros()
     row = np.repeat(np.arange(len(h)), np.diff(change.indptr))

@@ -12,18 +12,27 @@ from ..chains import Chain
 from ..errors import InputError
 from ..outcomes import CODES
 from . import graph, layered
-from .core import Answer, Walk, duration, given_hit, law_mean, occupation, probability, without_start
+from .core import Answer, Walk, check_chain, duration, given_hit, law_mean, occupation, probability, walk
 from .intervals import half_width, prompt_tally, proven, recorded, refuse_unproven
 from .rates import rates_of
 
-__all__ = ["expected_time", "expected_visits"]
+__all__ = ["as_reward", "ending", "expected_time", "expected_visits", "moments", "ratio"]
 
 SAME = 1e-9  # relative spread below which values are equal up to rounding
 
 
-def expected_time(w: Walk, reward: Any, given: bool, level: float) -> Bound:
-    """See `markovsafety.hitting.hitting_time`."""
-    chain, n = w.chain, w.chain.n_states
+def ending(chain: Chain, target: Any) -> Walk:
+    """The walk to a target; to any outcome, the end of the last layer included, if it is None."""
+    if target is not None:
+        return walk(chain, target)
+    check_chain(chain)
+    every = (*chain.outcomes, *(["truncated"] if chain.is_layered and "truncated" not in chain.outcomes else []))
+    w = walk(chain, every)
+    return Walk(chain, w.hit, w.avoid, float(chain.is_layered), "any outcome", w.outcomes)
+
+
+def as_reward(reward: Any, n: int) -> NDArray[np.float64]:
+    """What a step from each state earns, shape (n,): a token, if nothing else is said."""
     r = np.ones(n) if reward is None else np.array(reward, dtype=np.float64)
     if r.shape != (n,) or not np.isfinite(r).all():
         raise InputError(
@@ -31,18 +40,29 @@ def expected_time(w: Walk, reward: Any, given: bool, level: float) -> Bound:
             cause=f"A reward is one finite number for each of the {n} states, earned at every step from it.",
             next=f"Pass an array of shape ({n},).",
         )
+    return r
+
+
+def moments(w: Walk, r: NDArray, given: bool) -> tuple[Answer, Answer]:
+    """Expected reward on walks that hit, and the probability to hit; 1 where a plain expectation is asked for."""
     h = probability(w) if given else _certain(w)
-    u = _signed(w, r, h if given else None)
+    return _signed(w, r, h if given else None), h
+
+
+def expected_time(w: Walk, reward: Any, given: bool, level: float) -> Bound:
+    """See `markovsafety.hitting.hitting_time`."""
+    chain, r = w.chain, as_reward(reward, w.chain.n_states)
+    u, h = moments(w, r, given)
     name = f"E[{'tokens' if reward is None else 'reward'} to {w.name}{' | hit' if given else ''}]"
     info = {"name": name, "method": u.method, "why": u.why}
-    X = _ratio(u.X, h.X) if given else u.X
+    X = ratio(u.X, h.X) if given else u.X
     X = np.where(w.hit[:, None], 0.0, X)
     start = None
     if chain.start is not None:
         first = (lambda x: x[0]) if chain.is_layered else (lambda x: x)
         mean = law_mean(chain.start, first(u.X))[0]
         if given:
-            mean = _ratio(mean, law_mean(chain.start, first(h.X))[0])
+            mean = ratio(mean, law_mean(chain.start, first(h.X))[0])
         start = proven(mean, info)
         begun = r.any() and not w.hit[chain.start > 0].all()  # else it is 0 by definition
         if chain.evidence is not None and not chain.is_layered and begun:
@@ -84,7 +104,7 @@ def _signed(w: Walk, r: NDArray, h: Answer | None) -> Answer:
     return Answer(X, parts[0].method, parts[0].why, None, (*parts[0].failed, *parts[1].failed))
 
 
-def _ratio(u: NDArray, h: NDArray) -> NDArray:
+def ratio(u: NDArray, h: NDArray) -> NDArray:
     """``u / h`` column-wise with its enclosure, nan where h is exactly 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         value = u[..., 0] / h[..., 0]
@@ -224,20 +244,18 @@ def _place(chain: Chain) -> NDArray:
     return np.column_stack([harm[kind], *rest])
 
 
-def expected_visits(chain: Chain, level: float) -> Bound:
-    """See `markovsafety.hitting.visits`."""
-    if chain.start is None:
-        raise without_start("The number of visits")
+def expected_visits(chain: Chain, law: NDArray, level: float) -> Bound:
+    """See `markovsafety.hitting.visits`; `law` is the start law."""
     info: dict[str, Any] = {"name": "expected visits"}
     if chain.is_layered:
-        Z = occupation(chain, chain.start, ~layered.staying(chain.layers)).Z
+        Z = occupation(chain, law, ~layered.staying(chain.layers)).Z
         return proven(Z, info | {"method": "layered", "why": "law of the state at every position, no linear solve"})
     rates = rates_of(chain)
     closed = graph.closed_classes(rates.W)
     ends = closed & (rates.out == 0)
-    found = occupation(chain, chain.start, ~closed)
+    found = occupation(chain, law, ~closed)
     Z = found.Z
-    trapped = closed & ~ends & graph.reachable(rates.W, chain.start > 0, ~ends)
+    trapped = closed & ~ends & graph.reachable(rates.W, law > 0, ~ends)
     Z[closed & ~ends] = 0.0
     Z[trapped] = np.inf
     Z[ends] = np.minimum(Z[ends], 1.0)
@@ -245,11 +263,10 @@ def expected_visits(chain: Chain, level: float) -> Bound:
     answer = Answer(Z, info["method"], info["why"], None, tuple(found.report.failed))
     if chain.evidence is None:
         return refuse_unproven(answer, proven(Z, info))
-    sampled = _sampled_visits(chain, Z, rates.step / np.maximum(rates.out, 1e-300), level)
+    sampled = _sampled_visits(chain, law, Z, rates.step / np.maximum(rates.out, 1e-300), level)
     if sampled is None:
-        return refuse_unproven(
-            answer, proven(Z, info | {"sampling": "not assessed: the counts by prompt are not kept"})
-        )
+        why = "the counts by prompt are not kept" if chain.counts is None else "no rollouts were started in this law"
+        return refuse_unproven(answer, proven(Z, info | {"sampling": f"not assessed: {why}"}))
     lower, upper = sampled
     reasons = {"sampling": half_width(lower, upper), "rounding": half_width(Z[:, 1], Z[:, 2])}
     info["certified"] = True
@@ -258,9 +275,11 @@ def expected_visits(chain: Chain, level: float) -> Bound:
     )
 
 
-def _sampled_visits(chain: Chain, Z: NDArray, stay: NDArray, level: float) -> tuple[NDArray, NDArray] | None:
+def _sampled_visits(
+    chain: Chain, law: NDArray, Z: NDArray, stay: NDArray, level: float
+) -> tuple[NDArray, NDArray] | None:
     """Mean visits per rollout with their variance between prompts; an outcome state has the interval of its outcome."""
-    tally, counts = prompt_tally(chain), chain.counts
+    tally, counts = prompt_tally(chain, law), chain.counts
     if tally is None or counts is None:
         return None
     per_prompt, prefill = tally[0], int(tally[1][0])
@@ -277,7 +296,7 @@ def _sampled_visits(chain: Chain, Z: NDArray, stay: NDArray, level: float) -> tu
     error = np.sqrt(K / max(K - 1, 1) * np.sum((n - raw[:, None] * R) ** 2, axis=1)) / R.sum()
     reach = float(_student(np.asarray(float(K)), level)) * error
     unseen = float(_few(K, level))
-    flat = (error <= SAME * raw) & (chain.start[:S] < 1)  # in the start state one visit is certain
+    flat = (error <= SAME * raw) & (law[:S] < 1)  # in the start state one visit is certain
     lower, upper = Z[:, 0].copy(), Z[:, 0].copy()
     with np.errstate(invalid="ignore"):
         reach = np.where(np.isnan(reach), np.inf, reach)
