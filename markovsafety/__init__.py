@@ -34,7 +34,7 @@ _HOME = {
     "rollouts": ["Rollouts", "judge", "read_rollouts", "sample", "write_rollouts"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"chains", "depth", "evidence", "hitting", "organism", "plot", "report", "rollouts", "toy"}
+_MODULES = {"arithmetic", "chains", "depth", "evidence", "hitting", "organism", "plot", "report", "rollouts", "toy"}
 __all__ = sorted([*_WHERE, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "markovsafety"
 
 # Each room and the rooms it may import. A new room has to be given its place here.
-BASE = {"errors", "outcomes", "bound"}
+BASE = {"errors", "outcomes", "bound", "arithmetic", "files"}
 CHAINS = {*BASE, "chains"}
 NUMBERS = {*CHAINS, "hitting"}
 DECISION = {*NUMBERS, "evidence", "depth"}
@@ -35,6 +35,8 @@ FLOORS = {
     "errors": set(),
     "outcomes": {"errors"},
     "bound": {"errors", "outcomes"},
+    "arithmetic": {"errors", "outcomes", "bound"},
+    "files": {"errors"},
     "chains": BASE,
     "hitting": CHAINS,
     "evidence": NUMBERS,
