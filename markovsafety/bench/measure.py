@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
-import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -96,36 +96,58 @@ def median(values: Sequence[float]) -> float:
 
 
 def measured(
-    contenders: Sequence[Contender], problem: Any, reference: dict[str, Any], turns: int
+    contenders: Sequence[Contender],
+    problem: Any,
+    reference: dict[str, Any],
+    turns: int,
+    tell: Callable[[str], None] = lambda who: None,
 ) -> Iterator[dict[str, Any]]:
-    """Measure contenders in turns; yields a row each when all turns are done, and failures as they come."""
+    """Measure contenders in turns.
+
+    Parameters
+    ----------
+    tell : called with a name when that contender begins to solve for the first time
+
+    Yields
+    ------
+    dict
+        A row per contender: ``who``, ``status``, ``setup`` and ``seconds`` of every repetition, ``first``, and what
+        `judge` says. Failures and slow ones come at once, the others when all turns are done.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for c in contenders:
         if not c.installed:
             yield {"who": c.name, "status": "not installed"}
             continue
         try:
-            row = _first(c, problem, reference)
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                row = _first(c, problem, reference, tell)
         except Exception as error:
             yield {"who": c.name, "status": f"failed: {type(error).__name__}: {_short(error)}"}
             continue
+        if warned:  # then it was not silent
+            row["note"] = "; ".join([*([row["note"]] if "note" in row else []), f"warned: {_short(warned[0].message)}"])
         if row["seconds"]:
             yield row
         else:
             rows[c.name] = row
-    for _ in range(turns):
-        for c in contenders:
-            if c.name in rows:
-                _turn(c, problem, rows[c.name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said at the first call
+        for _ in range(turns):
+            for c in contenders:
+                if c.name in rows:
+                    _turn(c, problem, rows[c.name])
     yield from rows.values()
 
 
-def _first(c: Contender, problem: Any, reference: dict[str, Any]) -> dict[str, Any]:
+def _first(c: Contender, problem: Any, reference: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
     """The first call, whose answer is judged; a slow one counts as the measurement."""
     gc.collect()
     level = peak_memory(reset=True) if c.memory else 0
     begun = time.perf_counter()
     ready = c.prepare(problem)
+    tell(c.name)
     between = time.perf_counter()
     raw = c.solve(ready)
     end = time.perf_counter()
@@ -195,7 +217,7 @@ def _inside(lower: NDArray, upper: NDArray, exact: Any) -> bool:
     return bool(((lower <= exact + slip) & (exact - slip <= upper)).all())
 
 
-def _short(error: BaseException) -> str:
+def _short(error: Any) -> str:
     lines = str(error).splitlines()
     return (lines[0] if lines else "")[:160]
 
@@ -216,9 +238,3 @@ def peak_memory(reset: bool = False) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if os.uname().sysname == "Darwin" else 1024 * peak
-
-
-def encoded(row: dict[str, Any]) -> str:
-    """One line of JSON; what is not finite becomes text."""
-    plain = {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(plain, allow_nan=False)

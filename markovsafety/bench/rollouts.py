@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..rollouts.engines import Job, open_engine, rollout_keys
 from ..rollouts.provenance import versions
+from .machine import processor
 
 __all__ = ["run"]
 
@@ -160,14 +160,6 @@ def _peer(model: str | Path, job: Job) -> Iterator[Any]:
             yield generate
     finally:
         torch.set_num_threads(before)
-
-
-def processor() -> str:
-    """The processor's name where the system tells it, else its kind."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _summary(
