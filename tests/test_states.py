@@ -92,4 +92,4 @@ def test_a_map_sees_only_what_was_there_at_the_hit():
             return list(range(len(tokens) + 1))
 
     ms.count(make([([4, 5, 6, 7], HARM, 2, 1, 0), ([8, 9], TRUNCATED, -1, 0, 0)]), Spy())
-    assert seen == [([4, 5], 1), ([8, 9], 0)]
+    assert sorted(seen) == [([4, 5], 1), ([8, 9], 0)]

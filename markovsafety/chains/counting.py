@@ -2,10 +2,16 @@
 
 Only sampled tokens are counted. The forced tokens of a prefill set the state in which sampling begins (`Counts.entry`),
 and tokens behind the first hit do not count. What the token limit cut off ends in the outcome "truncated".
+
+Rollouts are counted in blocks, group by group (prompt, category and prefill), so that the memory beside the result does
+not grow with their number, and what is sorted stays in the cache.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +21,13 @@ from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from .counts import Counts, Table, canonical, group
 from .states import KGram, label_at, map_name
+from .tally import collect, dense_codes, runs_of, sorted_by
 
 __all__ = ["count"]
 
 _LAST = CODES["truncated"]
+_TABLES = ("transitions", "entries", "passages")
+VISITS = 1 << 18  # visited states of rollouts that are counted at once
 _NEEDED = ("tokens", "offsets", "prompt_id", "category", "prefill", "outcome", "hit")
 
 
@@ -55,33 +64,144 @@ def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
     tally, rows = group(
         r["prompt_id"], r["category"], r["prefill"], np.eye(len(OUTCOMES))[r["outcome"]] * r["weight"][:, None]
     )
-    walks = np.where(r["stop"] < r["prefill"], 0, r["stop"] - r["prefill"] + 1)  # visited states of each rollout
-    who = np.repeat(np.arange(len(walks)), walks)
+    masses = _masses(getattr(rolls, "columns", {}), len(r["tokens"]))
+    base = states.base(r["tokens"]) if isinstance(states, KGram) else 0
+    base = base if isinstance(states, KGram) and base**states.k < 2**62 else 0
+    order = np.argsort(rows, kind="stable")  # group by group: what is added up lies together
+    blocks = [_block(r, rows, which, states, base, masses) for which in _cut(r, rows[order], order, bool(masses))]
+    if base:
+        known = np.unique(np.concatenate([b.names for b in blocks]))
+        names, places = tuple(states.labels_of(known, base)), [np.searchsorted(known, b.names) for b in blocks]
+    else:
+        names = canonical({x for b in blocks for x in b.names})
+        lookup = {label: i for i, label in enumerate(names)}
+        places = [np.array([lookup[x] for x in b.names], dtype=np.int64) for b in blocks]
+    ends = len(names) + np.arange(len(OUTCOMES))
+    places = [np.concatenate([place, ends]) for place in places]
+    tables = {name: _join([b.tables.pop(name) for b in blocks], places) for name in list(blocks[0].tables)}
+    return Counts(map_name(states), names, tally, *(tables.pop(name) for name in _TABLES), tables)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Sums over some rollouts; states are numbered within the block, in the order of their names."""
+
+    names: Any
+    tables: dict[str, tuple[list[NDArray], dict[str, NDArray]]]
+
+
+def _cut(r: dict[str, NDArray], rows: NDArray, order: NDArray, masses: bool) -> list[NDArray]:
+    """Rollouts of each block, group by group; sums that round are cut between groups, not to change by an ulp."""
+    ends = np.cumsum(np.where(r["stop"] < r["prefill"], 0, r["stop"] - r["prefill"] + 1)[order])
+    exact = not masses and bool((r["weight"] == np.floor(r["weight"])).all()) and r["weight"].sum() < 2**53
+    last = np.arange(1, len(order) + 1) if exact else np.flatnonzero(np.append(rows[1:] != rows[:-1], True)) + 1
+    cuts = [0]
+    while cuts[-1] < len(order):
+        begin = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+        fits = int(np.searchsorted(ends[last - 1], begin + VISITS, "right")) - 1
+        least = int(np.searchsorted(last, cuts[-1], "right"))  # one rollout or group at least
+        cuts.append(int(last[max(fits, least)]))
+    return np.split(order, cuts[1:-1])
+
+
+def _block(
+    r: dict[str, NDArray], rows: NDArray, which: NDArray, states: Any, base: int, masses: dict[str, NDArray]
+) -> _Block:
+    r = {k: v[which] for k, v in r.items() if k != "tokens"} | {"tokens": r["tokens"]}
+    first, group = int(rows[which[0]]), rows[which] - rows[which[0]]
+    outcome, stop = r["outcome"].astype(np.int64), r["stop"]
+    walks = np.where(stop < r["prefill"], 0, stop - r["prefill"] + 1)  # visited states of each rollout
+    who, at = _ramp(walks, r["prefill"])
+    seen = np.maximum(stop, 0)
+    mine, inside = _ramp(seen, np.zeros_like(seen))  # the tokens that the block can see
+    tokens, begin = r["tokens"][r["begin"][mine] + inside], (np.cumsum(seen) - seen)[who]
+    if base:
+        keys = states.keys_at(tokens, begin, at, base)
+        codes, where = dense_codes([keys], len(keys))
+        names: Any = keys[where]
+    else:
+        codes, names = _states(states, tokens, begin, at)
     ends = np.cumsum(walks)
-    at = np.arange(len(who)) - (ends - walks)[who] + r["prefill"][who]
-    codes, names = _states(states, r["tokens"], r["begin"][who], at)
     last = np.zeros(len(who), dtype=bool)
     last[ends[walks > 0] - 1] = True
-    target = np.where(last, len(names) + r["outcome"][who], np.roll(codes, -1))
-    weight = r["weight"][who]
-    entered = len(names) + r["outcome"].astype(np.int64)  # where nothing was sampled before the hit
+    target = np.empty_like(codes)
+    target[:-1] = codes[1:]
+    target[last] = len(names) + outcome[who[last]]
+    entered = len(names) + outcome  # where nothing was sampled before the hit
     entered[walks > 0] = codes[(ends - walks)[walks > 0]]
-    return Counts(
-        map_name(states),
-        names,
-        tally,
-        Table(rows[who], codes, target, {"count": weight}),
-        Table(rows, entered, None, {"count": r["weight"]}),
-        _passages(r, rows, who, codes, len(names)),
-        _masses(getattr(rolls, "columns", {}), r, who, at, last, codes, rows),
-    )
+    weight = None if (r["weight"] == 1).all() else r["weight"]
+    size = int(group[-1]) + 1, len(names), len(names) + len(OUTCOMES)
+    moves = _summed([group[who], codes, target], size, None if weight is None else weight[who])
+    tables = {
+        "transitions": moves,
+        "entries": _summed([group, entered], (size[0], size[2]), weight),
+        "passages": _passages(group, who, codes, outcome, size, weight),
+    }
+    tables |= _surprises(masses, r, who, at, last, codes, group)
+    return _Block(names, {k: ([keys[0] + first, *keys[1:]], values) for k, (keys, values) in tables.items()})
 
 
-def _passages(r: dict[str, NDArray], rows: NDArray, who: NDArray, codes: NDArray, S: int) -> Table:
+def _ramp(lengths: NDArray, start: NDArray) -> tuple[NDArray, NDArray]:
+    """Row and running number, from its start on, of every item of rows of these lengths."""
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    number = np.arange(len(row)) + np.repeat(start - (np.cumsum(lengths) - lengths), lengths)
+    return row, number
+
+
+def _pack(columns: Sequence[NDArray], size: Sequence[int]) -> tuple[NDArray, int]:
+    """One number for every row, and the bits it takes."""
+    packed, bits = columns[0].astype(np.int64), math.prod(size).bit_length()
+    assert bits < 64, "a block has too many states"
+    for column, span in zip(columns[1:], size[1:]):
+        packed *= span
+        packed += column
+    return packed, bits
+
+
+def _unpack(packed: NDArray, size: Sequence[int]) -> list[NDArray]:
+    columns = []
+    for span in reversed(size[1:]):
+        packed, column = np.divmod(packed, span)
+        columns.append(column)
+    return [packed, *reversed(columns)]
+
+
+def _summed(columns: list[NDArray], size: Sequence[int], weight: NDArray | None) -> Any:
+    """Distinct rows in lexicographic order, and the sum of their weights (None: all are one)."""
+    if weight is not None:
+        keys, (sums,) = collect(columns, [weight])
+        return keys, {"count": sums}
+    packed, _ = sorted_by(*_pack(columns, size), np.empty(0, dtype=np.int64))
+    first = runs_of(packed)
+    return _unpack(packed[first], size), {"count": np.diff(first, append=len(packed)).astype(np.float64)}
+
+
+def _passages(
+    group: NDArray, who: NDArray, codes: NDArray, outcome: NDArray, size: Sequence[int], weight: NDArray | None
+) -> Any:
     """Every rollout once for each state it passed through, with the outcome it ended in."""
-    once = np.unique(who * max(S, 1) + codes)
-    who, state = np.divmod(once, max(S, 1))
-    return Table(rows[who], state, S + r["outcome"][who], {"count": r["weight"][who]})
+    spans = size[0], size[1], len(OUTCOMES), max(len(group), 1)
+    packed, _ = sorted_by(*_pack([group[who], codes, outcome[who], who], spans), np.empty(0, dtype=np.int64))
+    once, rollout = np.divmod(packed[runs_of(packed)], spans[3])
+    first = runs_of(once)
+    number = np.diff(first, append=len(once))
+    if weight is None:
+        sums = number.astype(np.float64)
+    else:
+        sums = np.bincount(np.repeat(np.arange(len(first)), number), weight[rollout], len(first))
+    source, state, end = _unpack(once[first], spans[:3])
+    return [source, state, size[1] + end], {"count": sums}
+
+
+def _join(parts: list[Any], places: list[NDArray]) -> Table:
+    """One table of those of all blocks, whose columns are let go as they are joined."""
+    columns = []
+    for i in range(len(parts[0][0])):
+        moved = (keys[i] if i == 0 else place[keys[i]] for (keys, _), place in zip(parts, places))
+        # The states of a block are numbered below those of its outcomes, so one list of places serves both.
+        columns.append(np.concatenate(list(moved)))
+    values = {name: np.concatenate([part[1].pop(name) for part in parts]) for name in list(parts[0][1])}
+    return Table(columns[0], columns[1], columns[2] if len(columns) > 2 else None, values)
 
 
 def _states(states: Any, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, tuple[Any, ...]]:
@@ -95,24 +215,38 @@ def _states(states: Any, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[
     return codes, names
 
 
-def _masses(
-    columns: Any, r: dict[str, NDArray], who: NDArray, at: NDArray, last: NDArray, codes: NDArray, rows: NDArray
-) -> dict[str, Table]:
-    token = ~(last & (r["outcome"][who] == _LAST))  # the transition to "truncated" is no token
+def _masses(columns: Any, total: int) -> dict[str, NDArray]:
+    """The recorded class masses by outcome, each of shape (total,)."""
     result = {}
-    for name in OUTCOMES[:_LAST]:
+    for name in sorted(OUTCOMES[:_LAST]):
         if f"mass_{name}" not in columns:
             continue
-        flat = np.asarray(columns[f"mass_{name}"], dtype=np.float64)
-        if flat.shape != r["all"].shape:
+        flat = np.asarray(columns[f"mass_{name}"])
+        if flat.shape != (total,):
             raise InputError(
-                f"mass_{name} has shape {flat.shape}, there are {len(r['all'])} tokens.",
+                f"mass_{name} has shape {flat.shape}, there are {total} tokens.",
                 cause="Masses are recorded token by token.",
                 next="Sample again, or drop the column.",
             )
-        use = np.flatnonzero(token)
-        mass = flat[(r["begin"][who] + at)[use]]
-        use, mass = use[np.isfinite(mass)], mass[np.isfinite(mass)]
+        result[name] = flat
+    return result
+
+
+def _surprises(
+    masses: dict[str, NDArray],
+    r: dict[str, NDArray],
+    who: NDArray,
+    at: NDArray,
+    last: NDArray,
+    codes: NDArray,
+    group: NDArray,
+) -> dict[str, Any]:
+    """What was recorded of class masses at the visited states."""
+    token = np.flatnonzero(~(last & (r["outcome"][who] == _LAST)))  # the transition to "truncated" is no token
+    place, result = (r["begin"][who] + at)[token], {}
+    for name, flat in masses.items():
+        mass = np.asarray(flat[place], dtype=np.float64)
+        use, mass = token[np.isfinite(mass)], mass[np.isfinite(mass)]
         if mass.size and (mass.min() < 0 or mass.max() > 1 + 1e-4):  # float32 sums of a softmax stray by 1e-6
             raise InputError(
                 f"mass_{name} runs from {mass.min():g} to {mass.max():g}.",
@@ -123,8 +257,9 @@ def _masses(
         hit = last[use] & (r["outcome"][who[use]] == CODES[name])
         weight = r["weight"][who[use]]
         values = {"total": weight * mass, "steps": weight, "surprise": hit - mass, "variance": mass * (1 - mass)}
-        result[name] = Table(rows[who[use]], codes[use], None, values)
-    return dict(sorted(result.items()))
+        keys, sums = collect([group[who[use]], codes[use]], list(values.values()))
+        result[name] = keys, dict(zip(values, sums))
+    return result
 
 
 def _read(rolls: Any) -> dict[str, NDArray]:
@@ -184,7 +319,7 @@ def _read(rolls: Any) -> dict[str, NDArray]:
         "prefill": prefill,
     }
     table |= {"outcome": outcome, "weight": weight, "begin": begin, "stop": np.where(cut, length, hit)}
-    return {k: v[keep] for k, v in table.items()} | {"tokens": tokens, "all": tokens}
+    return {k: v[keep] for k, v in table.items()} | {"tokens": tokens}
 
 
 def _refuse(wrong: NDArray, what: str, cause: str, next: str) -> None:

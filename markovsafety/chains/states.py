@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .tally import dense_codes
 
 __all__ = ["JudgedPrefix", "KGram", "Position", "Product", "StateMap", "label_at", "map_name"]
 
@@ -60,18 +61,45 @@ class KGram:
         padded = [PAD] * self.k + np.asarray(tokens).tolist()
         return [tuple(padded[i : i + self.k]) for i in range(len(padded) - self.k + 1)]
 
-    def label_at(self, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, list[tuple[int, ...]]]:
-        """Codes and labels of m prefixes; see `label_at`."""
+    def base(self, tokens: NDArray) -> int:
+        """A number above every symbol of a gram: token + 1, or 0 before the start.
+
+        Raises
+        ------
+        InputError
+            If a token is negative.
+        """
         if np.min(tokens, initial=0) < 0:
             raise InputError("A token id is negative.", cause="Token ids start at 0.", next="Check the rollouts.")
+        return int(np.max(tokens, initial=-1)) + 2
+
+    def symbols_at(self, tokens: NDArray, begin: NDArray, at: NDArray) -> list[NDArray]:
+        """The k symbols of m prefixes, oldest first, each of shape (m,)."""
         shifted = np.concatenate([np.asarray(tokens, dtype=np.int64) + 1, [0]])  # 0 stands for PAD, also behind the end
-        base = int(shifted.max()) + 1
-        grams = [np.where(at >= lag, shifted[np.maximum(begin + at - lag, -1)], 0) for lag in range(self.k, 0, -1)]
-        codes = np.zeros(len(at), dtype=np.int64)
-        where = np.zeros(min(len(at), 1), dtype=np.int64)
-        # Codes are dense after every step, so that code * base stays below (number of prefixes) * (largest id + 2).
-        for gram in grams:
-            _, where, codes = np.unique(codes * base + gram, return_index=True, return_inverse=True)
+        last = begin + at
+        return [np.where(at >= lag, shifted[np.maximum(last - lag, -1)], 0) for lag in range(self.k, 0, -1)]
+
+    def keys_at(self, tokens: NDArray, begin: NDArray, at: NDArray, base: int) -> NDArray:
+        """One number for each of m prefixes, in the order of their labels; base**k must stay below 2**63."""
+        keys = np.zeros(len(at), dtype=np.int64)
+        for symbol in self.symbols_at(tokens, begin, at):
+            keys *= base
+            keys += symbol
+        return keys
+
+    def labels_of(self, keys: NDArray, base: int) -> list[tuple[int, ...]]:
+        """The labels behind the numbers of `keys_at`."""
+        columns = []
+        for _ in range(self.k):
+            keys, symbol = np.divmod(keys, base)
+            columns.append((symbol - 1).tolist())
+        return list(zip(*reversed(columns))) if columns else [()] * len(keys)
+
+    def label_at(self, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, list[tuple[int, ...]]]:
+        """Codes and labels of m prefixes; see `label_at`."""
+        self.base(tokens)
+        grams = self.symbols_at(tokens, begin, at)
+        codes, where = dense_codes(grams, len(at))
         table = [(gram[where] - 1).tolist() for gram in grams]
         return codes, list(zip(*table)) if table else [()] * len(where)
 

@@ -1,8 +1,9 @@
 """Counting the transitions of plain token sequences, as fast as memory allows.
 
-The number of possible (context, token) pairs decides how. Few of them fit one table in the cache. Up to 2**32 of them are
-cut into ranges that do: a first pass counts how many tokens fall into each range, a second one gathers the tokens of
-ranges in turn, as many as fit the working memory. Otherwise, and with weights, blocks of tokens are sorted and merged.
+The number of possible (context, token) pairs decides how. If they are few, one table in the
+cache counts them. Up to 2**32 of them are cut into ranges that fit the cache: a first pass counts how many tokens fall
+into each range, a second one gathers the tokens by range, as many ranges at once as memory allows. Otherwise, and with
+weights, blocks of tokens are sorted and merged.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ __all__ = ["Transitions", "count_transitions"]
 
 STEP = 1 << 22  # tokens that are read at once
 ONE_TABLE = 1 << 22  # cells up to which all are counted in one table
-RANGE_BITS = 17  # cells of one range: half a megabyte of counters
-GATHERED = 1 << 25  # tokens whose cells are gathered at once, of four bytes each
+RANGE_BITS = 16  # cells of one range: a quarter of a megabyte of counters, and two bytes say which cell
+GATHERED = 1 << 27  # tokens whose cells are gathered at once
 SPARSE = 256  # so many times more cells than tokens are not worth visiting
 
 
@@ -114,9 +115,9 @@ def count_transitions(
 
     Notes
     -----
-    Beside the result it takes 128 MB and the counters of one range, or one byte for every two tokens if that is
-    more. With weights, or so many possible contexts that they cannot be visited, also a copy of the result; sums of
-    weights are rounded in float64.
+    Beside the result it takes two bytes a token, at most 256 MB or one byte for every four tokens, if that is more.
+    With weights, or so many possible contexts that they cannot be visited, also a copy of the result; sums of weights
+    are rounded in float64.
     """
     tokens, offsets, order, vocabulary = _checked(tokens, offsets, order, vocabulary)
     base = vocabulary + 1
@@ -223,7 +224,7 @@ def _by_ranges(run: _Run) -> Parts:
     run.tally(0, RANGE_BITS, held)
     ends = np.concatenate([[0], np.cumsum(held[:-1], dtype=np.int64)])
     room = max(GATHERED, len(run.tokens) // 8)
-    out, table, keys, first = run.empty(), np.zeros(width + 1, dtype=run.counter), np.empty(0, np.uint32), 0
+    out, table, keys, first = run.empty(), np.zeros(width + 1, dtype=run.counter), np.empty(0, np.uint16), 0
     while first < buckets:
         last = int(np.searchsorted(ends, ends[first] + room, "right")) - 1
         origin = first << RANGE_BITS
@@ -235,7 +236,7 @@ def _by_ranges(run: _Run) -> Parts:
             continue
         cursor = ends[first : last + 1] - ends[first]
         if len(keys) <= cursor[-1]:
-            keys = np.empty(int(cursor[-1]) + 1, dtype=np.uint32)
+            keys = np.empty(int(cursor[-1]) + 1, dtype=np.uint16)
         until = cursor[1:].copy()
         for part, starts, lo, hi in run.pieces():
             kernels.scatter(part, starts, lo, hi, *run.numbering, origin, RANGE_BITS, cursor, keys)
