@@ -19,6 +19,7 @@ from ..errors import InputError
 from . import elimination, sparse
 from .certify import TINY, enclose, enclose_flow, gamma, widen
 from .graph import Plan, plan
+from .layered import Flow, substitute
 from .rates import Rates
 
 __all__ = ["DENSE_LIMIT", "SMALL", "Report", "flow", "potential"]
@@ -86,7 +87,13 @@ def _cut(W: sp.csr_array, out: NDArray, own: NDArray[np.intp], place: NDArray[np
 
 
 def potential(
-    rates: Rates, free: NDArray, known: NDArray, gain: NDArray | None, how: str = "auto", ceiling: float = np.inf
+    rates: Rates,
+    free: NDArray,
+    known: NDArray,
+    gain: NDArray | None,
+    how: str = "auto",
+    ceiling: float = np.inf,
+    order: Plan | None = None,
 ) -> tuple[NDArray, Report]:
     """Solve for the free states.
 
@@ -103,6 +110,8 @@ def potential(
         What to do with cyclic classes.
     ceiling : float
         A known upper bound of the solution.
+    order : Plan, optional
+        Of the free states, where it is known.
 
     Returns
     -------
@@ -112,14 +121,14 @@ def potential(
     """
     X = np.where(free[:, None], 0.0, known)
     gain = np.zeros_like(X) if gain is None else gain
-    order = plan(rates.W, free)
+    order = plan(rates.W, free) if order is None else order
     report = Report(order.n_single)
     _check(order, how)
     place = np.full(rates.n, -1)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is caught by looking at the results
         for single, cyclic in order.levels:
             if single.size:
-                X[single] = _substitute(rates, single, X, gain[single], ceiling)
+                substitute(rates, single, X, gain, ceiling)
             for own in cyclic:
                 X[own] = _solve_class(rates, _cut(rates.W, rates.out, own, place), X, gain[own], how, ceiling, report)
     return X, report
@@ -139,15 +148,6 @@ def _check(order: Plan, how: str) -> None:
             cause=f"Elimination makes the class dense and is limited to {DENSE_LIMIT} states.",
             next='Use method="auto" or "sparse".',
         )
-
-
-def _substitute(rates: Rates, rows: NDArray, X: NDArray, gain: NDArray, ceiling: float) -> NDArray:
-    """``x_i = (c_i + sum_j w_ij x_j) / d_i``: k products and sums above, k - 1 sums below, one division."""
-    W = rates.W[rows]
-    k = np.diff(W.indptr)
-    x = (W @ X + gain) / rates.out[rows, None]
-    widen(x, gamma(2 * k + 3 + 2 * rates.errors), 4 * (k + 1) * TINY, ceiling)
-    return x
 
 
 def _order(how: str, c: _Class) -> list[str]:
@@ -257,57 +257,32 @@ def flow(rates: Rates, free: NDArray, source: NDArray, how: str = "auto") -> tup
     report : Report
     """
     Z = np.array(source, dtype=np.float64)
+    moved = Flow(rates, Z, np.zeros(rates.n, dtype=np.int64))
     order = plan(rates.W, free)
     report = Report(order.n_single)
     _check(order, how)
     place = np.full(rates.n, -1)
-    into = sp.csr_array(_only(rates.W, free).T.tocsr())
     with np.errstate(over="ignore", invalid="ignore"):
         for single, cyclic in reversed(order.levels):
             for own in cyclic:
                 there = _cut(rates.W, rates.out, own, place)
-                Z[own] = _flow_class(rates, there, _cut(into, rates.out, own, place), Z, how, report)
+                Z[own] = _flow_class(rates, there, moved.settled(own), how, report)
+                moved.pass_on(own, there.outside)
             if single.size:
-                Z[single] = _arrive(rates, into[single], Z, single)
-                Z[single] /= rates.out[single, None]
-                widen_rows(Z, single, gamma(rates.terms[single] + 2), 4 * TINY)
-        fixed = np.flatnonzero(~free)
-        Z[fixed] = _arrive(rates, into[fixed], Z, fixed)
+                moved.single(single)
+        moved.settled(np.flatnonzero(~free))
     return Z, report
 
 
-def widen_rows(Z: NDArray, rows: NDArray, error: NDArray, slack: float) -> None:
-    """`widen` on some rows; what is exactly zero stays so."""
-    part = Z[rows]
-    widen(part, error, np.where(part[:, -1] > 0, slack, 0.0))
-    Z[rows] = part
-
-
-def _arrive(rates: Rates, into: sp.csr_array, Z: NDArray, rows: NDArray) -> NDArray:
-    """Source plus what flows in, with its proven error."""
-    k = np.diff(into.indptr)
-    z = into @ Z + Z[rows]
-    reached = (into @ (Z[:, -1:] > 0).astype(float) > 0)[:, 0]
-    widen(z, gamma(k + 2 + rates.errors), np.where(reached, (k + 1) * TINY, 0.0))
-    return z
-
-
-def _only(W: sp.csr_array, rows: NDArray) -> sp.csr_array:
-    keep = np.repeat(rows, np.diff(W.indptr))
-    indptr = np.concatenate([[0], np.cumsum(np.where(rows, np.diff(W.indptr), 0))])
-    return sp.csr_array((W.data[keep], W.indices[keep], indptr), shape=W.shape)
-
-
-def _flow_class(rates: Rates, c: _Class, into: _Class, Z: NDArray, how: str, report: Report) -> NDArray:
-    m = len(c.own)
-    source = _arrive(rates, into.outside, Z, c.own)
+def _flow_class(rates: Rates, c: _Class, source: NDArray, how: str, report: Report) -> NDArray:
+    m, inflow = len(c.own), sp.csr_array(c.inside.T.tocsr())
     if not source[:, -1].any():
         return np.zeros_like(source)
 
     def attempt(which: str) -> NDArray | None:
         if which == "elimination":
-            return _eliminated_flow(rates, c, into.inside, source)
-        return _sparse_flow(which, rates, c, into.inside, source)
+            return _eliminated_flow(rates, c, inflow, source)
+        return _sparse_flow(which, rates, c, inflow, source)
 
     z = _try(_order(how, c), attempt, m, report)
     return np.tile([np.nan, 0.0, np.inf][: source.shape[1]], (m, 1)) if z is None else z

@@ -191,19 +191,18 @@ def probability(w: Walk, method: str = "auto", certify: bool = True) -> Answer:
     if w.chain.is_layered:
         return _layered_probability(w, method, certify)
     rates = rates_of(w.chain)
-    can = graph.reaching(rates.W, w.hit, w.moving)
-    sure = can & w.moving & ~graph.reaching(rates.W, ~can, w.moving)
-    free = can & w.moving & ~sure
-    one = w.hit | sure
+    known = graph.decided(rates.W, w.hit, w.moving, rates.memo)
+    free = known.can & w.moving & ~known.sure
+    one = w.hit | known.sure
     if method in ("exact", "symbolic"):
         source = "the floats as given" if w.chain.integer_counts is None else "integer counts"
         fractions, expression = _in_rationals(w.chain, rates, free, one, method)
         X = rational.to_columns(fractions)[:, : _sides(certify)]
         return Answer(X, method, f"rational, from {source}", fractions, (), expression)
-    known = np.repeat(one.astype(np.float64)[:, None], _sides(certify), axis=1)
+    ends = np.repeat(one.astype(np.float64)[:, None], _sides(certify), axis=1)
     how = "recursion" if method == "layered" else method
-    X, report = potential(rates, free, known, None, how, 1.0)
-    return Answer(X, report.method, _graph_note(can, sure) + report.why(), None, tuple(report.failed))
+    X, report = potential(rates, free, ends, None, how, 1.0, known.order.plan(rates.W, free))
+    return Answer(X, report.method, _graph_note(known) + report.why(), None, tuple(report.failed))
 
 
 def _in_rationals(chain: Chain, rates: Rates, free: NDArray, one: NDArray, method: str) -> tuple[Any, Any]:
@@ -215,9 +214,10 @@ def _in_rationals(chain: Chain, rates: Rates, free: NDArray, one: NDArray, metho
     return symbolic.fractions(rational.rows_of(chain)[0], rates.W, free, one)
 
 
-def _graph_note(can: NDArray, sure: NDArray) -> str:
-    zero, one = int((~can).sum()), int(sure.sum())
-    return f"the graph alone gives 0 to {zero} and 1 to {one} of the states; " if zero or one else ""
+def _graph_note(known: graph.Decided) -> str:
+    found = f"no cycle, {known.levels} levels found; " if known.levels and not known.order.cyclic else ""
+    zero, one = int((~known.can).sum()), int(known.sure.sum())
+    return found + (f"the graph alone gives 0 to {zero} and 1 to {one} of the states; " if zero or one else "")
 
 
 def _layered_probability(w: Walk, method: str, certify: bool) -> Answer:
@@ -248,11 +248,11 @@ def duration(w: Walk, gain: NDArray) -> Answer:
     if w.chain.is_layered:
         return _layered_duration(w, gain)
     rates = rates_of(w.chain)
-    can = graph.reaching(rates.W, w.hit, w.moving)
-    sure = can & w.moving & ~graph.reaching(rates.W, ~can, w.moving)
+    known = graph.decided(rates.W, w.hit, w.moving, rates.memo)
+    sure = known.sure
     gain = np.where(sure[:, None], rates.step[:, None] * np.where(sure[:, None], gain, 0.0), 0.0)
     _spread(gain, 2)
-    X, report = potential(rates, sure, np.zeros_like(gain), gain)
+    X, report = potential(rates, sure, np.zeros_like(gain), gain, order=known.order.plan(rates.W, sure))
     X[~(sure | w.hit)] = np.inf
     return Answer(X, report.method, report.why(), None, tuple(report.failed))
 
@@ -294,10 +294,11 @@ def given_hit(w: Walk, gain: NDArray) -> Answer:
         _spread(gain, 1)
         return Answer(layered.backward(w.chain.layers, ~w.moving, last, last, live, gain), "layered", RECURSION)
     rates = rates_of(w.chain)
-    free = graph.reaching(rates.W, w.hit, w.moving) & w.moving
+    known = graph.decided(rates.W, w.hit, w.moving, rates.memo)
+    free = known.can & w.moving
     gain = np.where(free[:, None], rates.step[:, None] * gain, 0.0)
     _spread(gain, 2)
-    X, report = potential(rates, free, np.zeros_like(gain), gain)
+    X, report = potential(rates, free, np.zeros_like(gain), gain, order=known.order.plan(rates.W, free))
     return Answer(X, report.method, report.why(), None, tuple(report.failed))
 
 

@@ -1,18 +1,36 @@
 """What the graph alone decides: who can reach the target, which states form a cycle, in which order to solve.
 
 Everything here looks at the pattern of positive rates only, so its answers are exact: a probability that the graph says
-is 0 or 1 never meets floating point."""
+is 0 or 1 never meets floating point. One search cuts the states into strongly connected classes, sinks first; whatever
+a state can come to is then known before the state itself, so who can hit and who can miss needs one pass in this order
+and no transposed matrix."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse import csgraph
 
-__all__ = ["Plan", "closed_classes", "plan", "reachable", "reaching", "slices"]
+from . import graph_kernels as kernels
+
+__all__ = [
+    "Decided",
+    "Order",
+    "Plan",
+    "closed_classes",
+    "decided",
+    "index_type",
+    "order_of",
+    "plan",
+    "reachable",
+    "reaching",
+    "slices",
+]
+
+KEPT = 4  # orders kept per chain; one for most chains, whose outcomes never move
 
 
 @dataclass(frozen=True)
@@ -22,14 +40,15 @@ class Plan:
     Attributes
     ----------
     levels : list of (single, cyclic)
-        `single`, an int array: states that are on no cycle and need only earlier levels; `cyclic`, a list of int
-        arrays: the strongly connected classes (two states or more) of this level.
+        `single`, an int array: states that are on no cycle and need only earlier levels and earlier states of the
+        array; `cyclic`, a list of sorted int arrays: strongly connected classes (two states or more) that need only
+        earlier levels and the `single` of this one.
     """
 
-    levels: list[tuple[NDArray[np.intp], list[NDArray[np.intp]]]]
+    levels: list[tuple[NDArray[np.integer], list[NDArray[np.integer]]]]
 
     @property
-    def cyclic(self) -> list[NDArray[np.intp]]:
+    def cyclic(self) -> list[NDArray[np.integer]]:
         """All classes with a cycle, first solved first."""
         return [c for _, classes in self.levels for c in classes]
 
@@ -39,6 +58,77 @@ class Plan:
         return sum(len(single) for single, _ in self.levels)
 
 
+@dataclass(frozen=True)
+class Order:
+    """Some states, class by class, every class behind all classes that it can move to.
+
+    Attributes
+    ----------
+    sequence : int array, shape (m,)
+    first : int array, shape (classes + 1,)
+        Where every class begins in the sequence, and its end.
+    """
+
+    sequence: NDArray[np.integer]
+    first: NDArray[np.integer]
+
+    @property
+    def cyclic(self) -> bool:
+        """Whether any class has two states or more."""
+        return len(self.first) - 1 < len(self.sequence)
+
+    def plan(self, W: sp.csr_array, free: NDArray[np.bool_]) -> Plan:
+        """The order of some of the states, a union of classes."""
+        if not self.cyclic:
+            some = self.sequence[free[self.sequence]]
+            return Plan([(some, [])] if some.size else [])
+        stage = np.zeros(len(free), dtype=self.sequence.dtype)
+        kernels.stages(W.indptr, W.indices, self.sequence, self.first, free, stage)
+        size = np.diff(self.first)
+        alone, start = self.first[:-1][size == 1], np.flatnonzero(size > 1)
+        single = self.sequence[alone]
+        single = single[free[single]]
+        start = start[free[self.sequence[self.first[start]]]]
+        level, behind = stage[single], stage[self.sequence[self.first[start]]] - 1
+        depth = int(max(level.max(initial=-1), behind.max(initial=-1))) + 1
+        singles, classes = _by_stage(single, level, depth), _by_stage(start, behind, depth)
+        members = lambda c: np.sort(self.sequence[self.first[c] : self.first[c + 1]])  # noqa: E731
+        return Plan([(one, [members(c) for c in many]) for one, many in zip(singles, classes)])
+
+
+def _by_stage(part: NDArray, stage: NDArray, depth: int) -> list[NDArray]:
+    """The parts with stage 0 .. depth - 1, each in the given order."""
+    ends = np.cumsum(np.bincount(stage, minlength=depth))[:-1]
+    return np.split(part[np.argsort(stage, kind="stable")], ends)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the graph says of a hitting problem.
+
+    Attributes
+    ----------
+    can : bool array, shape (n,)
+        States from which the target can be hit, target included.
+    sure : bool array, shape (n,)
+        Moving states from which nothing else can happen.
+    order : Order
+        Of all states whose rows are read.
+    levels : int
+        Classes on the longest way from a state to one that does not move.
+    """
+
+    can: NDArray[np.bool_]
+    sure: NDArray[np.bool_]
+    order: Order
+    levels: int
+
+
+def index_type(*sizes: int) -> type[np.signedinteger[Any]]:
+    """The smallest integer type of a sparse matrix's indices that holds all the sizes."""
+    return np.int32 if max(sizes) <= np.iinfo(np.int32).max else np.int64
+
+
 def slices(indptr: NDArray, rows: NDArray) -> NDArray[np.intp]:
     """Positions ``indptr[r] .. indptr[r + 1] - 1`` of all `rows`, one after the other."""
     start, length = indptr[rows], np.diff(indptr)[rows]
@@ -46,23 +136,56 @@ def slices(indptr: NDArray, rows: NDArray) -> NDArray[np.intp]:
     return np.repeat(start - before, length) + np.arange(length.sum())
 
 
-def _kept(W: sp.csr_array, rows: NDArray[np.bool_]) -> sp.csr_array:
-    """The pattern of W with only the given rows left, as ones."""
-    length = np.where(rows, np.diff(W.indptr), 0)
-    keep = np.repeat(rows, np.diff(W.indptr))
-    indptr = np.concatenate([[0], np.cumsum(length)])
-    return sp.csr_array((np.ones(int(indptr[-1])), W.indices[keep], indptr), shape=W.shape)
+def order_of(W: sp.csr_array, rows: NDArray[np.bool_]) -> Order:
+    """Strongly connected classes of the marked states, sinks first; only their rows are read."""
+    n, m = len(rows), int(np.count_nonzero(rows))
+    kind = index_type(n + 2)
+    for goes, turn in ((kernels.goes_up, -1), (kernels.goes_down, 1)):  # most acyclic chains are numbered in order
+        if goes(W.indptr, W.indices, rows):
+            return Order(np.flatnonzero(rows)[::turn].astype(kind), np.arange(m + 1, dtype=kind))
+    sequence, first = np.empty(m, dtype=kind), np.empty(m + 1, dtype=kind)
+    path, born, waiting = (np.empty(m, dtype=kind) for _ in range(3))
+    at = np.empty(m, dtype=W.indptr.dtype)
+    low = np.zeros(n, dtype=kind)
+    classes = kernels.components(W.indptr, W.indices, rows, low, sequence, first, path, born, at, waiting)
+    return Order(sequence, first[: classes + 1].copy())
 
 
-def _spread(pattern: sp.csr_array, seeds: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The states that can be reached along the pattern from the seeds, seeds included."""
-    n = len(seeds)
-    hub = sp.csr_array(seeds[None, :].astype(float))
-    graph = sp.vstack([sp.hstack([pattern, sp.csr_array((n, 1))]), sp.hstack([hub, sp.csr_array((1, 1))])]).tocsr()
-    order = csgraph.breadth_first_order(graph, n, directed=True, return_predecessors=False)
-    found = np.zeros(n + 1, dtype=bool)
-    found[order] = True
-    return found[:n]
+def _labelled(W: sp.csr_array, order: Order, target: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """`kernels.label` for a target and any other way to end."""
+    code = np.where(target, kernels.CAN | kernels.DONE, kernels.MISS | kernels.DONE)
+    code = code.astype(index_type(8 * (len(target) + 2)))
+    code[order.sequence] = 0
+    kernels.label(W.indptr, W.indices, order.sequence, order.first, code)
+    return code
+
+
+def decided(
+    W: sp.csr_array, target: NDArray[np.bool_], moving: NDArray[np.bool_], memo: dict[Any, Any] | None = None
+) -> Decided:
+    """Who can hit, who must, and an order to solve in.
+
+    Parameters
+    ----------
+    W : sparse array, shape (n, n)
+        Positive entries are possible moves.
+    target, moving : bool array, shape (n,)
+        Where the walk ends with a hit, and the states whose rows are read; disjoint. Any other state stays where it is.
+    memo : dict, optional
+        Keeps the order for the next question about the same rows.
+    """
+    rows = moving & (np.diff(W.indptr) > 0)
+    kept = {} if memo is None else memo.setdefault("orders", {})
+    key = np.packbits(rows).tobytes()
+    order = kept.get(key)
+    if order is None:
+        order = order_of(W, rows)
+        while len(kept) >= KEPT:
+            del kept[next(iter(kept))]
+        kept[key] = order
+    code = _labelled(W, order, target)
+    can = (code & kernels.CAN) > 0
+    return Decided(can, can & ((code & kernels.MISS) == 0) & moving, order, int(code.max(initial=0)) >> 3)
 
 
 def reaching(W: sp.csr_array, target: NDArray[np.bool_], moving: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -79,25 +202,27 @@ def reaching(W: sp.csr_array, target: NDArray[np.bool_], moving: NDArray[np.bool
     -------
     bool array, shape (n,)
     """
-    return _spread(_kept(W, moving).T.tocsr(), target)
+    order = order_of(W, moving & ~target)
+    return (_labelled(W, order, target) & kernels.CAN) > 0
 
 
 def reachable(W: sp.csr_array, seeds: NDArray[np.bool_], moving: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """States that can be reached from the seeds, seeds included; only rows of `moving` states are read."""
-    return _spread(_kept(W, moving), seeds)
+    found = seeds.copy()
+    kernels.spread(W.indptr, W.indices, moving, found, np.empty(len(seeds), dtype=index_type(len(seeds))))
+    return found
 
 
 def closed_classes(W: sp.csr_array) -> NDArray[np.bool_]:
     """States of classes that are never left (an absorbing state is a class of one)."""
-    count, label = csgraph.connected_components(W, directed=True, connection="strong")
-    row = np.repeat(label, np.diff(W.indptr))
-    leaves = np.zeros(count, dtype=bool)
-    leaves[row[row != label[W.indices]]] = True
-    return ~leaves[label]
+    order = order_of(W, np.ones(W.shape[0], dtype=bool))
+    closed = np.ones(W.shape[0], dtype=bool)
+    kernels.leaving(W.indptr, W.indices, order.sequence, order.first, closed)
+    return closed
 
 
 def plan(W: sp.csr_array, free: NDArray[np.bool_]) -> Plan:
-    """Order the free states by strongly connected classes, sinks first (Tarjan's classes, Kahn's layers).
+    """Order the free states by strongly connected classes, sinks first.
 
     Parameters
     ----------
@@ -105,26 +230,4 @@ def plan(W: sp.csr_array, free: NDArray[np.bool_]) -> Plan:
     free : bool array, shape (n,)
         The unknown states; all others count as known.
     """
-    states = np.flatnonzero(free)
-    if states.size == 0:
-        return Plan([])
-    A = W[states][:, states].tocsr()
-    count, label = csgraph.connected_components(A, directed=True, connection="strong")
-    members = np.argsort(label, kind="stable")
-    size = np.bincount(label, minlength=count)
-    first = np.concatenate([[0], np.cumsum(size)])
-    head, tail = np.repeat(label, np.diff(A.indptr)), label[A.indices]
-    across = head != tail
-    head, tail = head[across], tail[across]
-    waiting = np.bincount(head, minlength=count)
-    into = sp.csr_array((np.ones(len(head), dtype=np.int8), (tail, np.arange(len(head)))), shape=(count, len(head)))
-    levels = []
-    front = np.flatnonzero(waiting == 0)
-    while front.size:
-        single = members[first[front[size[front] == 1]]]
-        cyclic = [states[members[first[c] : first[c + 1]]] for c in front[size[front] > 1]]
-        levels.append((states[single], cyclic))
-        heads, times = np.unique(head[into.indices[slices(into.indptr, front)]], return_counts=True)
-        waiting[heads] -= times
-        front = heads[waiting[heads] == 0]
-    return Plan(levels)
+    return order_of(W, free).plan(W, free)

@@ -1,4 +1,4 @@
-"""Chains with one matrix per position: backward recursion for values, forward for occupation; no linear solve.
+"""Recursions without a linear solve: chains with one matrix per position, and states on no cycle in their order.
 
 ``x_t = c_t + P_t x_(t+1)``, with every entry of P_t taken as given. All operations are additions and multiplications of
 non-negative numbers, so nothing cancels: for probabilities the roundings behind every layer are counted, and the ends
@@ -8,14 +8,25 @@ follow from the value alone; with gains, which have ends of their own, three col
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from . import level_kernels as kernels
+from .rates import Rates
 
-__all__ = ["backward", "forward", "hitting", "reaching_layers", "staying", "sure_layers"]
+__all__ = [
+    "Flow",
+    "backward",
+    "forward",
+    "hitting",
+    "reaching_layers",
+    "staying",
+    "substitute",
+    "sure_layers",
+]
 
 Layers = Sequence[sp.csr_array]
 
@@ -160,3 +171,49 @@ def forward(layers: Layers, moving: NDArray, start: NDArray) -> NDArray[np.float
     for t, P in enumerate(layers):
         lost = kernels.push(*_parts(P), moving, t, Z, count, lost)
     return _seen(Z)
+
+
+def substitute(rates: Rates, order: NDArray[np.integer], X: NDArray, gain: NDArray, ceiling: float) -> None:
+    """``x_i = (c_i + sum_j w_ij x_j) / d_i`` in place, for states on no cycle, one after the other.
+
+    Parameters
+    ----------
+    order : int array, shape (m,)
+        The states, each after all states that it can move to.
+    X, gain : array, shape (n, 3) or (n, 1)
+        Value, lower, upper of all states, or the value alone; the constant c on the scale of the rates.
+    ceiling : float
+        A known upper bound of the solution.
+    """
+    W = rates.W
+    kernels.substitute(*_parts(W), rates.out, order, gain, rates.errors, ceiling, X)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Expected visits in the making, in units of the rates: sums that states receive from all who move to them.
+
+    Attributes
+    ----------
+    Z : array, shape (n, 3) or (n, 1)
+        Source plus what has arrived so far; changed in place.
+    arrived : int array, shape (n,)
+        Number of terms in every sum, for its rounding.
+    """
+
+    rates: Rates
+    Z: NDArray[np.float64]
+    arrived: NDArray[np.int64]
+
+    def settled(self, states: NDArray[np.integer]) -> NDArray[np.float64]:
+        """What has arrived in some states, source included, with the rounding of its sum; call it once per state."""
+        kernels.settle(states, self.rates.errors, self.Z, self.arrived)
+        return self.Z[states]
+
+    def single(self, order: NDArray[np.integer]) -> None:
+        """Solve states on no cycle, last first, and pass on what leaves them."""
+        kernels.flow(*_parts(self.rates.W), self.rates.out, order, self.rates.errors, self.Z, self.arrived)
+
+    def pass_on(self, states: NDArray[np.integer], outside: sp.csr_array) -> None:
+        """Add to all others what leaves some solved states at the rates `outside`, shape (m, n)."""
+        kernels.pass_on(*_parts(outside), states, self.Z, self.arrived)

@@ -1,4 +1,4 @@
-"""Compiled passes over one layer of a layered chain, backward and forward.
+"""Compiled recursions without a linear solve: one layer of a layered chain, or states on no cycle in their order.
 
 Every kernel only adds and multiplies non-negative numbers in the order written here; the counts of roundings that it
 reports are theorems about this order (multiply-adds that the compiler fuses lower them). Sums run in four interleaved
@@ -108,8 +108,8 @@ def hit_back(indptr, indices, data, fixed, t, X, live, error):
 def gain_back(indptr, indices, data, fixed, live, t, X, gain):
     """One layer of ``x_t = P_t x_(t+1) + c_t`` where live, 0 elsewhere; every column has its own gain.
 
-    A term costs what it costs in `_dot` and the addition of the gain; the ends are moved outward by this at every layer,
-    with 2 units of underflow for every product.
+    A term costs what it costs in `_dot` and the addition of the gain; the ends are moved outward by this at every
+    layer, with 2 units of underflow for every product.
     """
     for i in range(len(fixed)):
         if fixed[i]:
@@ -184,3 +184,110 @@ def push(indptr, indices, data, moving, t, Z, count, lost):
             Z[1, t + 1, j] = below(z[j], gap, slack)
             Z[2, t + 1, j] = above(z[j], gap, slack, np.inf)
     return lost
+
+
+@njit(cache=True, error_model="numpy")
+def substitute(indptr, indices, data, out, order, gain, errors, ceiling, X):
+    """``x_i = (c_i + sum_j w_ij x_j) / d_i`` for the states in `order`, in this order, in place; ends moved outward.
+
+    X and gain have the columns value, lower, upper, or the value alone. With three columns a sum of k terms runs in
+    two parts, evens and odds: a product, at most (k + 1) // 2 - 1 additions, one that joins, that of the gain. The
+    total rate has k - 1 additions, the quotient one more rounding; rates that were rounded count above and below.
+    """
+    for s in range(len(order)):
+        i = np.int64(order[s])
+        start, end = np.int64(indptr[i]), np.int64(indptr[i + 1])
+        d, k = out[i], end - start
+        if X.shape[1] == 1:
+            x = gain[i, 0]
+            for p in range(np.uint64(start), np.uint64(end)):
+                x += data[p] * X[np.uint64(indices[p]), 0]
+            X[i, 0] = min(x / d, ceiling)
+            continue
+        x = low = high = y = bottom = top = 0.0
+        whole = start + ((end - start) & ~1)
+        for p in range(np.uint64(start), np.uint64(whole), TWO):
+            j, w = np.uint64(indices[p]), data[p]
+            x += w * X[j, 0]
+            low += w * X[j, 1]
+            high += w * X[j, 2]
+            j, w = np.uint64(indices[p + ONE]), data[p + ONE]
+            y += w * X[j, 0]
+            bottom += w * X[j, 1]
+            top += w * X[j, 2]
+        if whole < end:
+            j, w = np.uint64(indices[np.uint64(whole)]), data[np.uint64(whole)]
+            x += w * X[j, 0]
+            low += w * X[j, 1]
+            high += w * X[j, 2]
+        x, low, high = (x + y + gain[i, 0]) / d, (low + bottom + gain[i, 1]) / d, (high + top + gain[i, 2]) / d
+        error, slack = room((k + 1) // 2 + 2 + k + 2 * errors), 4 * (k + 1) * 2.0**-1074
+        X[i, 1] = below(low, error, slack)
+        X[i, 2] = above(high, error, slack, ceiling)
+        X[i, 0] = min(max(x, X[i, 1]), X[i, 2])
+
+
+@njit(cache=True, error_model="numpy")
+def _settle(Z, i, arrivals, divisor, more):
+    """Divide what has arrived in state i by its total rate and move the ends outward.
+
+    A sum of m products and the source has m + 1 roundings, `more` are those in the rates, the divisor and the quotient.
+    """
+    if Z.shape[1] == 1:
+        Z[i, 0] /= divisor
+        return
+    error, slack = room(arrivals + 1 + more), 4 * (arrivals + 1) * 2.0**-1074 if arrivals else 0.0
+    x = Z[i, 0] / divisor
+    Z[i, 1] = below(Z[i, 1] / divisor, error, slack)
+    Z[i, 2] = above(Z[i, 2] / divisor, error, slack, np.inf)
+    Z[i, 0] = min(max(x, Z[i, 1]), Z[i, 2])
+
+
+@njit(cache=True, error_model="numpy")
+def settle(states, errors, Z, arrived):
+    """`_settle` for states that do not pass on what has arrived, or not yet."""
+    for s in range(len(states)):
+        _settle(Z, states[s], arrived[states[s]], 1.0, errors)
+
+
+@njit(cache=True, error_model="numpy")
+def pass_on(indptr, indices, data, states, Z, arrived):
+    """Add ``z_i w_ij`` to every state j; row s of the rates belongs to ``states[s]``."""
+    for s in range(len(states)):
+        i = np.int64(states[s])
+        if Z[i, Z.shape[1] - 1] > 0:
+            for k in range(np.uint64(indptr[s]), np.uint64(indptr[s + 1])):
+                j = np.uint64(indices[k])
+                arrived[j] += 1
+                for c in range(Z.shape[1]):
+                    Z[j, c] += Z[i, c] * data[k]
+
+
+@njit(cache=True, error_model="numpy")
+def flow(indptr, indices, data, out, order, errors, Z, arrived):
+    """``d_j z_j = s_j + sum_i z_i w_ij`` for states on no cycle, last of the order first, in place.
+
+    Parameters
+    ----------
+    Z : array, shape (n, c)
+        Source and what has arrived; on the states of the order, z in the end.
+    arrived : int array, shape (n,)
+        How many products are in every sum.
+    """
+    for s in range(len(order) - 1, -1, -1):
+        i = np.int64(order[s])
+        start, end = np.uint64(indptr[i]), np.uint64(indptr[i + 1])
+        _settle(Z, i, arrived[i], out[i], np.int64(end - start) + 2 * errors)
+        if not Z[i, Z.shape[1] - 1] > 0:
+            continue
+        if Z.shape[1] == 1:
+            for k in range(start, end):
+                Z[np.uint64(indices[k]), 0] += Z[i, 0] * data[k]
+            continue
+        z, low, high = Z[i, 0], Z[i, 1], Z[i, 2]
+        for k in range(start, end):
+            j, w = np.uint64(indices[k]), data[k]
+            Z[j, 0] += z * w
+            Z[j, 1] += low * w
+            Z[j, 2] += high * w
+            arrived[j] += 1

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..chains import Chain
-from .certify import row_sums
+from . import graph_kernels as kernels
 
 __all__ = ["Rates", "rates_of"]
 
@@ -68,15 +68,15 @@ def rates_of(chain: Chain) -> Rates:
 
 def _made(chain: Chain) -> Rates:
     counts = chain.integer_counts
-    matrix = sp.csr_array(chain.P if counts is None else counts, dtype=np.float64)
+    matrix = chain.P if counts is None else counts
     total = np.ones(chain.n_states) if counts is None else np.asarray(counts.sum(axis=1)).ravel().astype(np.float64)
     rounded = counts is not None and counts.nnz and int(total.max()) >= 2**53
-    rows = np.repeat(np.arange(chain.n_states), np.diff(matrix.indptr))
-    off = (matrix.indices != rows) & (matrix.data > 0)
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows[off], minlength=chain.n_states))])
-    data, indices = matrix.data[off], matrix.indices[off]
-    out = row_sums(data, indptr)
-    exponent = -np.frexp(out)[1]
-    data = np.ldexp(data, np.repeat(exponent, np.diff(indptr)))
-    W = sp.csr_array((data, indices, indptr), shape=matrix.shape)
-    return Rates(W, np.ldexp(out, exponent), np.ldexp(total, exponent), 2 if rounded else 0)
+    data = matrix.data.astype(np.float64, copy=False)
+    ends = np.zeros(chain.n_states + 1, dtype=matrix.indptr.dtype)
+    kernels.count_rates(matrix.indptr, matrix.indices, data, ends)
+    n = int(ends[-1])
+    columns, values = np.empty(n, dtype=matrix.indices.dtype), np.empty(n)
+    out, step = np.empty(chain.n_states), np.empty(chain.n_states)
+    kernels.fill_rates(matrix.indptr, matrix.indices, data, total, ends, columns, values, out, step)
+    W = sp.csr_array((values, columns, ends), shape=matrix.shape)
+    return Rates(W, out, step, 2 if rounded else 0)
