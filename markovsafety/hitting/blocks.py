@@ -187,21 +187,23 @@ def _solve_class(
     def attempt(which: str) -> NDArray | None:
         if which == "elimination":
             return _eliminated_class(rates, c, X, right, gain, ceiling)
-        return _sparse_class(which, c, X, right, gain, ceiling)
+        return _sparse_class(which, c, X, right, gain, ceiling, rates.errors)
 
     m = len(c.own)
     x = _try(_order(how, c), attempt, m, report)
     return np.tile([np.nan, 0.0, ceiling][: X.shape[1]], (m, 1)) if x is None else x
 
 
-def _sparse_class(which: str, c: _Class, X: NDArray, right: NDArray, gain: NDArray, ceiling: float) -> NDArray | None:
+def _sparse_class(
+    which: str, c: _Class, X: NDArray, right: NDArray, gain: NDArray, ceiling: float, errors: int = 2
+) -> NDArray | None:
     solve = sparse.krylov(c.inside, c.out) if which == "krylov" else sparse.factor(c.inside, c.out)
     x = None if solve is None else sparse.refined(solve, c.rows, c.own, X[:, 0], right[:, 0], gain[:, 0])
     if solve is None or x is None:
         return None
     if X.shape[1] == 1:
         return np.clip(x, 0.0, ceiling)[:, None]
-    ends = enclose(c.rows, c.own, X, x, gain, solve, ceiling)
+    ends = enclose(None, c.own, X, x, gain, solve, ceiling, parts=(c.inside, c.outside), errors=errors)
     return None if ends is None else _columns(x, *ends)
 
 
@@ -216,7 +218,9 @@ def _eliminated_class(
     terms = int(np.diff(c.outside.indptr).max()) + 1 + rates.errors
     x, relative, absolute = elimination.enclosed_solve(eliminated, right, terms)
     widen(x, relative, absolute[:, 0], ceiling)
-    ends = enclose(c.rows, c.own, X, x[:, 0], gain, lambda g: elimination.solve(eliminated, g), ceiling)
+    solver = lambda g: elimination.solve(eliminated, g)  # noqa: E731
+    parts = c.inside, c.outside
+    ends = enclose(None, c.own, X, x[:, 0], gain, solver, ceiling, parts=parts, errors=rates.errors)
     if ends is None and not np.isfinite(absolute).all():
         return None
     return x if ends is None else _narrower(x, _columns(x[:, 0], *ends))
@@ -296,7 +300,8 @@ def _sparse_flow(which: str, rates: Rates, c: _Class, inflow: sp.csr_array, sour
         return None
     if source.shape[1] == 1:
         return np.maximum(z, 0.0)[:, None]
-    ends = enclose_flow(inflow, c.out, z, source, solve, rates.terms[c.own])
+    parts = c.inside, c.outside
+    ends = enclose_flow(inflow, c.out, z, source, solve, rates.terms[c.own], parts=parts, errors=rates.errors)
     return None if ends is None else _columns(z, *ends)
 
 
@@ -310,7 +315,8 @@ def _eliminated_flow(rates: Rates, c: _Class, inflow: sp.csr_array, source: NDAr
     y, relative, absolute = elimination.enclosed_flow(eliminated, source, terms)
     widen(y, relative, absolute)
     solver = lambda g: elimination.solve_flow(eliminated, g)  # noqa: E731
-    ends = enclose_flow(inflow, c.out, y[:, 0], source, solver, rates.terms[c.own])
+    terms, parts = rates.terms[c.own], (c.inside, c.outside)
+    ends = enclose_flow(inflow, c.out, y[:, 0], source, solver, terms, parts=parts, errors=rates.errors)
     if ends is None and not np.isfinite(absolute):
         return None
     return y if ends is None else _narrower(y, _columns(y[:, 0], *ends))
