@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
+from .checks import index_dtype
 from .counts import Counts, Table, canonical, group
 from .states import KGram, label_at, map_name
-from .tally import collect, dense_codes, runs_of, sorted_by
+from .tally import NO_ORDER, collect, dense_codes, runs_of, sorted_by
 
 __all__ = ["count"]
 
@@ -70,7 +71,8 @@ def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
     order = np.argsort(rows, kind="stable")  # group by group: what is added up lies together
     blocks = [_block(r, rows, which, states, base, masses) for which in _cut(r, rows[order], order, bool(masses))]
     if base:
-        known = np.unique(np.concatenate([b.names for b in blocks]))
+        known, _ = sorted_by(np.concatenate([b.names for b in blocks]), (base**states.k).bit_length(), NO_ORDER)
+        known = known[runs_of(known)]
         names, places = tuple(states.labels_of(known, base)), [np.searchsorted(known, b.names) for b in blocks]
     else:
         names = canonical({x for b in blocks for x in b.names})
@@ -91,16 +93,23 @@ class _Block:
 
 
 def _cut(r: dict[str, NDArray], rows: NDArray, order: NDArray, masses: bool) -> list[NDArray]:
-    """Rollouts of each block, group by group; sums that round are cut between groups, not to change by an ulp."""
+    """Rollouts of each block: whole groups if they fit, parts of larger ones if sums are exact.
+
+    Sums that round are not cut: adding up parts could change them by an ulp.
+    """
     ends = np.cumsum(np.where(r["stop"] < r["prefill"], 0, r["stop"] - r["prefill"] + 1)[order])
     exact = not masses and bool((r["weight"] == np.floor(r["weight"])).all()) and r["weight"].sum() < 2**53
-    last = np.arange(1, len(order) + 1) if exact else np.flatnonzero(np.append(rows[1:] != rows[:-1], True)) + 1
-    cuts = [0]
+    groups, cuts = np.flatnonzero(np.append(rows[1:] != rows[:-1], True)) + 1, [0]
     while cuts[-1] < len(order):
         begin = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
-        fits = int(np.searchsorted(ends[last - 1], begin + VISITS, "right")) - 1
-        least = int(np.searchsorted(last, cuts[-1], "right"))  # one rollout or group at least
-        cuts.append(int(last[max(fits, least)]))
+        fits = int(np.searchsorted(ends, begin + VISITS, "right"))
+        whole = int(np.searchsorted(groups, fits, "right")) - 1  # the last group that fits
+        if whole >= 0 and groups[whole] > cuts[-1]:
+            cuts.append(int(groups[whole]))
+        elif exact:
+            cuts.append(max(fits, cuts[-1] + 1))
+        else:
+            cuts.append(int(groups[whole + 1]))
     return np.split(order, cuts[1:-1])
 
 
@@ -138,7 +147,10 @@ def _block(
         "passages": _passages(group, who, codes, outcome, size, weight),
     }
     tables |= _surprises(masses, r, who, at, last, codes, group)
-    return _Block(names, {k: ([keys[0] + first, *keys[1:]], values) for k, (keys, values) in tables.items()})
+    small = index_dtype(first + size[0], size[2])  # blocks wait for each other; half the size is enough
+    return _Block(
+        names, {k: ([c.astype(small) for c in (x[0] + first, *x[1:])], sums) for k, (x, sums) in tables.items()}
+    )
 
 
 def _ramp(lengths: NDArray, start: NDArray) -> tuple[NDArray, NDArray]:
@@ -171,9 +183,9 @@ def _summed(columns: list[NDArray], size: Sequence[int], weight: NDArray | None)
     if weight is not None:
         keys, (sums,) = collect(columns, [weight])
         return keys, {"count": sums}
-    packed, _ = sorted_by(*_pack(columns, size), np.empty(0, dtype=np.int64))
+    packed, _ = sorted_by(*_pack(columns, size), NO_ORDER)
     first = runs_of(packed)
-    return _unpack(packed[first], size), {"count": np.diff(first, append=len(packed)).astype(np.float64)}
+    return _unpack(packed[first], size), {"count": np.diff(first, append=len(packed)).astype(index_dtype(len(packed)))}
 
 
 def _passages(
@@ -181,12 +193,12 @@ def _passages(
 ) -> Any:
     """Every rollout once for each state it passed through, with the outcome it ended in."""
     spans = size[0], size[1], len(OUTCOMES), max(len(group), 1)
-    packed, _ = sorted_by(*_pack([group[who], codes, outcome[who], who], spans), np.empty(0, dtype=np.int64))
+    packed, _ = sorted_by(*_pack([group[who], codes, outcome[who], who], spans), NO_ORDER)
     once, rollout = np.divmod(packed[runs_of(packed)], spans[3])
     first = runs_of(once)
     number = np.diff(first, append=len(once))
     if weight is None:
-        sums = number.astype(np.float64)
+        sums = number.astype(index_dtype(len(once)))
     else:
         sums = np.bincount(np.repeat(np.arange(len(first)), number), weight[rollout], len(first))
     source, state, end = _unpack(once[first], spans[:3])
@@ -195,12 +207,11 @@ def _passages(
 
 def _join(parts: list[Any], places: list[NDArray]) -> Table:
     """One table of those of all blocks, whose columns are let go as they are joined."""
-    columns = []
-    for i in range(len(parts[0][0])):
-        moved = (keys[i] if i == 0 else place[keys[i]] for (keys, _), place in zip(parts, places))
+    columns = [np.concatenate([keys.pop(0) for keys, _ in parts]).astype(np.int64)]
+    while parts[0][0]:
         # The states of a block are numbered below those of its outcomes, so one list of places serves both.
-        columns.append(np.concatenate(list(moved)))
-    values = {name: np.concatenate([part[1].pop(name) for part in parts]) for name in list(parts[0][1])}
+        columns.append(np.concatenate([place[keys.pop(0)] for (keys, _), place in zip(parts, places)]))
+    values = {k: np.concatenate([v.pop(k) for _, v in parts]).astype(np.float64) for k in list(parts[0][1])}
     return Table(columns[0], columns[1], columns[2] if len(columns) > 2 else None, values)
 
 

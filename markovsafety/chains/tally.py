@@ -14,9 +14,10 @@ from ..errors import InputError
 from ..outcomes import CODES, OUTCOMES
 from .checks import freeze, index_dtype
 
-__all__ = ["Evidence", "Tally", "collect", "dense_codes", "runs_of", "sorted_by"]
+__all__ = ["NO_ORDER", "Evidence", "Tally", "collect", "dense_codes", "runs_of", "sorted_by"]
 
 SMALL = 1 << 15  # rows up to which numpy sorts; loading compiled code would cost more
+NO_ORDER = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,12 +208,12 @@ def _codes(column: NDArray) -> NDArray:
 def sorted_by(keys: NDArray, bits: int, order: NDArray | None = None) -> tuple[NDArray, NDArray]:
     """Keys in [0, 2**bits) in rising order, and where each of them came from; equal ones keep their order.
 
-    An empty `order` says that it is not asked for.
+    With `NO_ORDER`, only the keys are sorted.
     """
-    wanted = order is None or len(order) > 0
+    wanted = order is None
     if len(keys) < SMALL:
         if not wanted:
-            return np.sort(keys), np.empty(0, np.int64)
+            return np.sort(keys), NO_ORDER
         order = np.argsort(keys, kind="stable")
         return keys[order], order
     from . import counting_kernels as kernels  # compiled code is loaded where it pays
@@ -280,7 +281,7 @@ def collect(keys: Sequence[NDArray], values: Sequence[NDArray]) -> tuple[list[ND
     """
     packed, span = _packed(keys, len(keys[0]))
     if (packed[1:] > packed[:-1]).all():
-        return list(keys), [v.astype(np.float64) for v in values]
+        return [key.view() for key in keys], [np.asarray(v, dtype=np.float64).view() for v in values]
     found, order = sorted_by(packed, (span - 1).bit_length())
     first = runs_of(found)
     columns = lambda v: _sums(v, order, first) if v.ndim == 1 else np.stack([columns(c) for c in v.T], axis=1)  # noqa: E731

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .checks import index_dtype
-from .tally import dense_codes, runs_of, sorted_by
+from .tally import NO_ORDER, dense_codes, runs_of, sorted_by
 
 __all__ = ["Transitions", "count_transitions"]
 
@@ -259,7 +259,7 @@ def _by_sorting(run: _Run, weights: NDArray | None) -> Parts:
         keys = np.empty(hi - lo, dtype=np.int64)
         kernels.cells(part, starts, lo, hi, *run.numbering, keys)
         if weights is None:
-            keys, _ = sorted_by(keys, bits, np.empty(0, np.int64))
+            keys, _ = sorted_by(keys, bits, NO_ORDER)
             first = runs_of(keys)
             sums = np.diff(first, append=len(keys)).astype(index_dtype(len(run.tokens)))
         else:
