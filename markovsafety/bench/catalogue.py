@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from ..errors import InputError
 from .cases import Case, solves
+from .workloads import workloads
 
 __all__ = ["cases", "chosen", "find"]
 
@@ -13,7 +14,7 @@ __all__ = ["cases", "chosen", "find"]
 @lru_cache
 def cases() -> dict[str, Case]:
     """Every case by its name, in the order of the table."""
-    return {case.name: case for case in solves()}
+    return {case.name: case for case in [*solves(), *workloads()]}
 
 
 def find(name: str) -> Case:

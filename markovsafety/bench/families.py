@@ -33,6 +33,7 @@ __all__ = [
     "ruin_harm",
 ]
 
+BESIDE: Any = [-1, 1]
 GRAIN = 2.0**-50  # resolution of random probabilities; sums of up to 1 are exact
 
 
@@ -216,7 +217,7 @@ def ruin(n: int = 100_000) -> Problem:
     W. Feller, An Introduction to Probability Theory and Its Applications I, XIV.2.
     """
     half = np.full(n - 1, 0.5)
-    Q = sp.csr_array(sp.diags_array([half, half], offsets=[-1, 1], format="csr"))
+    Q = sp.csr_array(sp.diags_array([half, half], offsets=BESIDE, format="csr"))
     Q.indices, Q.indptr = Q.indices.astype(np.int32), Q.indptr.astype(np.int32)
     harm, safe = np.zeros(n), np.zeros(n)
     harm[-1] = safe[0] = 0.5
@@ -235,7 +236,7 @@ def grid(size: int = 300) -> Problem:
     square of odd size the answer is 1/4 by symmetry.
     """
     n = size * size
-    line = sp.diags_array([np.full(size - 1, 0.25)] * 2, offsets=[-1, 1], format="csr")
+    line = sp.diags_array([np.full(size - 1, 0.25)] * 2, offsets=BESIDE, format="csr")
     one = sp.eye_array(size, format="csr")
     Q = sp.csr_array(sp.kron(one, line) + sp.kron(line, one))
     Q.indices, Q.indptr = Q.indices.astype(np.int32), Q.indptr.astype(np.int32)

@@ -25,7 +25,8 @@ from .references import relative_errors
 
 __all__ = ["Contender", "Found", "environment", "judge", "measured", "median", "peak_memory", "pin"]
 
-SLOW = 2.0  # seconds; what takes longer is measured once and not warmed up
+SLOW = 2.0  # seconds; a peer that takes longer is measured once, the first time
+ENOUGH = 8.0  # seconds that all repetitions of one contender may take together
 BRISK = 0.05  # seconds a turn goes on repeating what is quick
 REPEATS = 8
 
@@ -58,8 +59,12 @@ class Contender:
         In a process of its own that is killed at the time limit.
     of : str
         Which of the case's references it is judged by.
-    memory : bool
-        Also measure the peak memory of set-up and solve on top of the problem.
+    ours : bool
+        Whether it is the package itself: measured in turns however slow it is, so that nothing of it is compiling.
+    memory : (problem, raw answer) -> (bytes of the answer, bytes of one copy of the problem), optional
+        Also measure the peak memory of set-up and solve, on top of what was there and of the answer.
+    free : raw answer -> None, optional
+        Gives back what a solver holds outside Python.
     """
 
     name: str
@@ -69,7 +74,9 @@ class Contender:
     needs: str = ""
     alone: bool = False
     of: str = "h"
-    memory: bool = False
+    ours: bool = False
+    memory: Callable[[Any, Any], tuple[int, int]] | None = None
+    free: Callable[[Any], None] | None = None
 
     @property
     def installed(self) -> bool:
@@ -136,15 +143,14 @@ def measured(
         warnings.simplefilter("ignore")  # said at the first call
         for _ in range(turns):
             for c in contenders:
-                if c.name in rows:
+                if c.name in rows and sum(rows[c.name]["seconds"]) < ENOUGH:
                     _turn(c, problem, rows[c.name])
     yield from rows.values()
 
 
 def _first(c: Contender, problem: Any, reference: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
     """The first call, whose answer is judged; a slow one counts as the measurement."""
-    gc.collect()
-    level = peak_memory(reset=True) if c.memory else 0
+    level = _level(c)
     begun = time.perf_counter()
     ready = c.prepare(problem)
     tell(c.name)
@@ -152,13 +158,14 @@ def _first(c: Contender, problem: Any, reference: dict[str, Any], tell: Callable
     raw = c.solve(ready)
     end = time.perf_counter()
     row: dict[str, Any] = {"who": c.name, "status": "ok", "first": end - between, "setup": [], "seconds": []}
-    if c.memory:
-        row["memory"] = max(0, peak_memory() - level)
+    _memory(c, problem, raw, level, row)
     found = c.read(raw, problem)
+    if c.free is not None:
+        c.free(raw)
     row |= judge(found, reference[c.of])
     if found.note:
         row["note"] = found.note
-    if end - between > SLOW:
+    if end - between > SLOW and not c.ours:
         row["setup"], row["seconds"] = [between - begun], [end - between]
     return row
 
@@ -166,16 +173,37 @@ def _first(c: Contender, problem: Any, reference: dict[str, Any], tell: Callable
 def _turn(c: Contender, problem: Any, row: dict[str, Any]) -> None:
     spent, count = 0.0, 0
     while count == 0 or (spent < BRISK and count < REPEATS):
+        level = _level(c)
         begun = time.perf_counter()
         ready = c.prepare(problem)
         between = time.perf_counter()
         raw = c.solve(ready)
         end = time.perf_counter()
+        _memory(c, problem, raw, level, row)
         row["setup"].append(between - begun)
         row["seconds"].append(end - between)
-        c.read(raw, problem)  # frees what a peer holds
+        if c.free is not None:
+            c.free(raw)
         spent, count = spent + end - begun, count + 1
         del ready, raw
+
+
+def _level(c: Contender) -> int:
+    if c.memory is None:
+        return 0
+    gc.collect()
+    return peak_memory(reset=True)
+
+
+def _memory(c: Contender, problem: Any, raw: Any, level: int, row: dict[str, Any]) -> None:
+    """The least of all repetitions: the first also holds a compiler."""
+    if c.memory is None:
+        return
+    answer, copy = c.memory(problem, raw)
+    used = max(0, peak_memory() - level - answer)
+    row["memory"] = min(used, row.get("memory", used))
+    if copy:
+        row["copies"] = row["memory"] / copy
 
 
 def judge(found: Found, exact: Any) -> dict[str, Any]:

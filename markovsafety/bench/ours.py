@@ -35,30 +35,33 @@ def _read(bound: Bound, problem: Problem) -> Found:
     return Found(value, lower, upper, note) if info.get("certified") else Found(value, note=note)
 
 
-def solver(name: str, *, certify: bool = True, layered: bool = False, method: str = "auto", memory: bool = False):
+def solver(
+    name: str, *, certify: bool = True, layered: bool = False, method: str = "auto", memory: Any = None
+) -> Contender:
     """`hitting_probability` of harm."""
 
     def solve(chain: Chain) -> Bound:
         return hitting.hitting_probability(chain, "harm", method=method, certify=certify)
 
-    return Contender(name, layers if layered else _chain, solve, _read, memory=memory)
+    return Contender(name, layers if layered else _chain, solve, _read, ours=True, memory=memory)
 
 
 def expected_steps(name: str) -> Contender:
     """`hitting_time` of any outcome."""
-    return Contender(name, _chain, lambda chain: hitting.hitting_time(chain), _read, of="time")
+    return Contender(name, _chain, lambda chain: hitting.hitting_time(chain), _read, of="time", ours=True)
 
 
-def gradient(name: str, *, layered: bool = False) -> Contender:
-    """`sensitivity`: the derivative by every entry, materialised."""
+def gradient(name: str, *, layered: bool = False, factored: bool = False) -> Contender:
+    """`sensitivity`: the derivatives by all entries, written out, or as two factors."""
 
     def read(raw: Any, problem: Problem) -> Found:
+        blocks = raw.matrix() if factored else raw
         if not layered:
-            return Found(raw[: problem.n, : problem.n].data)
+            return Found(blocks[: problem.n, : problem.n].data)
         width = problem.widths[0]
-        return Found(np.concatenate([block[:width, :width].data for block in raw[:-1]]))
+        return Found(np.concatenate([block[:width, :width].data for block in blocks[:-1]]))
 
     def solve(chain: Chain) -> Any:
-        return hitting.sensitivity(chain, "harm")
+        return hitting.sensitivity(chain, "harm", factored=factored)
 
-    return Contender(name, layers if layered else _chain, solve, read, of="gradient")
+    return Contender(name, layers if layered else _chain, solve, read, of="gradient", ours=True)

@@ -7,6 +7,7 @@ listed so.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ def klu(*, alone: bool = False) -> Contender:
     def prepare(problem: Problem) -> Any:
         import jax
         import jax.numpy as jnp
-        import klujax
+
+        klujax: Any = import_module("klujax")
 
         A, b = system(problem)
         coo = A.tocoo()
@@ -108,22 +110,24 @@ def pardiso(*, alone: bool = False) -> Contender:
     """pypardiso: MKL PARDISO with nested dissection; a new solver each time, for it remembers factors."""
 
     def prepare(problem: Problem) -> Any:
-        import pypardiso
+        pypardiso: Any = import_module("pypardiso")
 
         A, b = system(problem)
         return sp.csr_matrix(A), b, pypardiso.PyPardisoSolver()
 
     def solve(ready: Any) -> Any:
-        import pypardiso
+        pypardiso: Any = import_module("pypardiso")
 
         A, b, solver = ready
         return pypardiso.spsolve(A, b, solver=solver), solver
 
-    def read(raw: Any, problem: Any) -> Found:
+    def free(raw: Any) -> None:
         raw[1].free_memory(everything=True)
+
+    def read(raw: Any, problem: Any) -> Found:
         return Found(np.asarray(raw[0]))
 
-    return Contender("pypardiso", prepare, solve, read, "pypardiso", alone)
+    return Contender("pypardiso", prepare, solve, read, "pypardiso", alone, free=free)
 
 
 def pyamg_rs(accel: str = "bicgstab", *, alone: bool = False) -> Contender:
@@ -134,7 +138,7 @@ def pyamg_rs(accel: str = "bicgstab", *, alone: bool = False) -> Contender:
         return sp.csr_matrix(A), b
 
     def solve(ready: Any) -> Any:
-        import pyamg
+        pyamg: Any = import_module("pyamg")
 
         A, b = ready
         told: list[float] = []
@@ -149,7 +153,8 @@ def lineax_bicgstab(*, alone: bool = False) -> Contender:
 
     def prepare(problem: Problem) -> Any:
         import jax
-        import lineax
+
+        lineax: Any = import_module("lineax")
         from jax.experimental import sparse
 
         A, b = system(problem)
@@ -198,7 +203,7 @@ def deeptime(*, alone: bool = False) -> Contender:
         return sp.csr_matrix(P), problem.n
 
     def solve(ready: Any) -> Any:
-        from deeptime.markov.tools.analysis import committor
+        committor = import_module("deeptime.markov.tools.analysis").committor
 
         P, n = ready
         return np.asarray(committor(P, [n + 1], [n]))[:n]
@@ -210,13 +215,13 @@ def storm(exact: bool = False, *, alone: bool = True) -> Contender:
     """stormpy: its default, sound value iteration with bounds; or rational arithmetic from the counts."""
 
     def prepare(problem: Problem) -> Any:
-        import stormpy
+        stormpy: Any = import_module("stormpy")
 
         made = problem if exact else problem.probabilities()
         return _storm_model(made, stormpy.Rational if exact else float), problem.n
 
     def solve(ready: Any) -> Any:
-        import stormpy
+        stormpy: Any = import_module("stormpy")
 
         model, n = ready
         question = stormpy.parse_properties('P=? [F "harm"]')[0]
@@ -236,8 +241,7 @@ def storm(exact: bool = False, *, alone: bool = True) -> Contender:
 
 
 def _storm_model(problem: Problem, kind: Any) -> Any:
-    import stormpy
-
+    stormpy: Any = import_module("stormpy")
     P, n = problem.matrix(), problem.n
     rows = [*np.repeat(np.arange(n + 2), np.diff(P.indptr)).tolist(), n, n + 1]
     columns = [*P.indices.tolist(), n, n + 1]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .families import Problem
 
-__all__ = ["back_substitution", "rationals", "refined", "relative_errors"]
+__all__ = ["adjoint", "back_substitution", "rationals", "refined", "relative_errors"]
 
 
 def back_substitution(
@@ -85,6 +85,24 @@ def refined(problem: Problem, start: str = "superlu", data: NDArray | None = Non
         if size > 0.5 * before and size < 1e-17:
             return x
     raise ArithmeticError(f"the reference of {problem.name} is still moving by {size:g}")
+
+
+def adjoint(problem: Problem, start: int = 0) -> NDArray[np.longdouble]:
+    """Expected visits from a start state, ``(I - Q)^T x = e``, by SuperLU refined in long double."""
+    Q, n = problem.Q, problem.n
+    row = np.repeat(np.arange(n, dtype=np.int32), np.diff(Q.indptr))
+    order = "NATURAL" if problem.widths else "COLAMD"
+    factors = sla.splu(sp.csc_array(sp.eye_array(n, format="csr") - Q), permc_spec=order)
+    weight, x = Q.data.astype(np.longdouble), np.zeros(n, np.longdouble)
+    for _ in range(10):
+        residual = -x
+        residual[start] += 1
+        np.add.at(residual, Q.indices, weight * x[row])
+        step = factors.solve(residual.astype(np.float64), "T")
+        x = x + step
+        if float(np.abs(step).max() / np.abs(x).max()) < 2e-18:
+            return x
+    raise ArithmeticError(f"the visits of {problem.name} are still moving")
 
 
 def rationals(problem: Problem) -> tuple[list[Fraction], list[Fraction]]:
