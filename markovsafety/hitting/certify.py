@@ -307,7 +307,7 @@ def _radius(g: NDArray, lift: Lift | None) -> NDArray | None:
     if lift is None:
         return None
     v, t = lift
-    return float(np.max(g / t)) * (1 + 4 * U) * v * (1 + 4 * U) + TINY
+    return (float(np.max(g / t)) * (1 + 4 * U) + TINY) * v * (1 + 4 * U) + TINY
 
 
 def _summed_radius(g: NDArray, lift: Lift | None) -> NDArray | None:

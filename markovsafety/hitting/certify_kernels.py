@@ -5,8 +5,8 @@ unsigned integers, for which numba leaves out the check for negative ones.
 
 What is computed, in which order, and with how much room, is what section 3 of papers/markovsafety/certificates.md
 proves: change one and the other must follow. In short, per row: the large parts go into ``s`` by error-free sums, what
-these lose and the small parts go into ``c`` by plain ones, ``size`` is the sum of the magnitudes of all that was rounded,
-and ``mass`` that of the large parts.
+these lose and the small parts go into ``c`` by plain ones, ``size`` is the sum of the magnitudes of all that was
+rounded, and ``mass`` that of the large parts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,18 @@ TINY = 2.0**-1074
 
 
 @njit(cache=True, error_model="numpy")
-def _room(r, k, size, mass, span, errors):
+def _top(x):
+    """Largest magnitude."""
+    top = 0.0
+    for v in x:
+        top = max(top, abs(v))
+    return top
+
+
+@njit(cache=True, error_model="numpy")
+def _room(r, k, size, mass, top, errors):
     """Bound on the error of ``r = fl(s + c)``; the factor in front covers its own roundings."""
-    lost = (3 * k + 8 + span) * TINY
+    lost = (3 * k + 8) * (1 + 2 * top) * TINY
     return (1 + 16 * U) * (U * abs(r) + 2 * (k + 8) * U * size + 2 * errors * U * (mass + size) + lost)
 
 
@@ -36,6 +45,7 @@ def quick_residuals(inside, outside, known, y, gain, errors):
     r, error = np.empty(m), np.empty(m)
     ptr, index, data = inside
     far_ptr, far_data = outside
+    top = max(_top(y[:, 0]), _top(known))
     for i in range(m):
         yh, yl = y[i, 0], y[i, 1]
         s, size = gain[i], abs(gain[i])
@@ -51,7 +61,7 @@ def quick_residuals(inside, outside, known, y, gain, errors):
         k = (ptr[i + 1] - ptr[i]) + (far_ptr[i + 1] - far_ptr[i])
         r[i] = s
         n = k + 6 + errors
-        error[i] = (1 + 16 * U) * ((n + 4 * n * n * U) * U * size + (3 * k + 8) * TINY)
+        error[i] = (1 + 16 * U) * ((n + 4 * n * n * U) * U * size + (3 * k + 8) * (1 + 2 * top) * TINY)
     return r, error
 
 
@@ -77,9 +87,10 @@ def residuals(inside, outside, known, y, gain, errors):
     r, error = np.empty(m), np.empty(m)
     ptr, index, data = inside
     far_ptr, far_data = outside
+    top = max(_top(y[:, 0]), _top(known))
     for i in range(m):
         yh, yl = y[i, 0], y[i, 1]
-        s, c, size, mass, span = gain[i], 0.0, 0.0, 0.0, 0.0
+        s, c, size, mass = gain[i], 0.0, 0.0, 0.0
         for p in range(ptr[i], ptr[i + 1]):
             j, w = index[p], data[p]
             d, lost = two_sum(y[j, 0], -yh)
@@ -92,7 +103,6 @@ def residuals(inside, outside, known, y, gain, errors):
             c += (b + e) + w * (small + lost)
             size += (abs(b) + abs(e)) + w * (abs(small) + abs(lost))
             mass += abs(a)
-            span += abs(d)
         for p in range(far_ptr[i], far_ptr[i + 1]):
             w = far_data[p]
             d, lost = two_sum(known[p], -yh)
@@ -104,10 +114,9 @@ def residuals(inside, outside, known, y, gain, errors):
             c += (b + e) + w * (lost - yl)
             size += (abs(b) + abs(e)) + w * (abs(yl) + abs(lost))
             mass += abs(a)
-            span += abs(d)
         k = (ptr[i + 1] - ptr[i]) + (far_ptr[i + 1] - far_ptr[i])
         r[i] = s + c
-        error[i] = _room(r[i], k, size, mass, span, errors)
+        error[i] = _room(r[i], k, size, mass, top, errors)
     return r, error
 
 
@@ -154,6 +163,7 @@ def flow_residuals(into, out, z, source, errors):
     r, error = np.empty(m), np.empty(m)
     ptr, index, data = into
     out_high, out_low, out_error = out
+    top = _top(z[:, 0])
     for j in range(m):
         zh, zl, dh, dl = z[j, 0], z[j, 1], out_high[j], out_low[j]
         a, b = two_product(dh, zh)
@@ -161,7 +171,7 @@ def flow_residuals(into, out, z, source, errors):
         if abs(a) < SMALL:
             b = 0.0
             size += abs(a)
-        mass, span = abs(a), 0.0
+        mass = abs(a)
         s, e = two_sum(source[j], -a)
         c = (e - b) - (dh * zl + dl * zh)
         size += (abs(e) + abs(b)) + (abs(dh * zl) + abs(dl * zh))
@@ -176,10 +186,9 @@ def flow_residuals(into, out, z, source, errors):
             c += (b + e) + small
             size += (abs(b) + abs(e)) + abs(small)
             mass += abs(a)
-            span += abs(z[i, 0])
         r[j] = s + c
         left = out_error[j] * (abs(zh) + abs(zl)) + abs(dl * zl)
-        error[j] = _room(r[j], ptr[j + 1] - ptr[j] + 4, size, mass, span, errors) + 2 * left
+        error[j] = _room(r[j], ptr[j + 1] - ptr[j] + 4, size, mass, top, errors) + 2 * left
     return r, error
 
 
@@ -206,9 +215,9 @@ def move_out(y, radius, ceiling):
 
 @njit(cache=True, error_model="numpy")
 def swept(inside, outside, sweeps):
-    """Pairs near the share of the first `sweeps` jumps that find a walk still in the class; no proof needs their digits.
+    """Pairs near the mean probability of being in the class still after 0, 1, ... jumps; no proof needs their digits.
 
-    With ``q_k`` the probability of having left within k jumps, ``v = 1 - mean(q_0 .. q_(K-1))`` has ``M v = D q_K / K``:
+    If q_k is the probability of having left within k jumps, ``v = 1 - mean(q_0 .. q_(K-1))`` has ``M v = D q_K / K``,
     positive where some exit is at most K jumps away. ``1 - q`` is never formed, so that no leak is too small.
     """
     ptr, index, data = inside
