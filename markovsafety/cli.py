@@ -184,9 +184,16 @@ def _demo(verb: Verb) -> None:
     v.add_argument("--budget", type=float, default=0.1)
     v.add_argument("--title")
     v = verb("bench", "measure against the peers, side by side on this machine", "bench rollouts", "bench")
-    v.add_argument("what", choices=["rollouts"])
-    v.add_argument("--model", default="organism:shallow")
-    v.add_argument("--out", help="also write the JSON here")
+    v.add_argument("what", choices=["rollouts", "hitting"])
+    v.add_argument("--model", default="organism:shallow", help="for rollouts (default: organism:shallow)")
+    v.add_argument(
+        "--out", help="also write the JSON here; hitting: case by case, a table beside it, and goes on with it"
+    )
+    v.add_argument("--case", nargs="+", metavar="NAME", action="extend", default=[], help="hitting: only these, anew")
+    v.add_argument("--quick", action="store_true", help="hitting: small sizes; are the answers right?")
+    v.add_argument("--gpu", action="store_true", help="hitting: the cases for a GPU instead of the others")
+    v.add_argument("--turns", type=int, default=5, help="hitting: rounds of taking turns (default: 5)")
+    v.add_argument("--limit", type=float, default=20.0, help="hitting: seconds until a peer is stopped (default: 20)")
 
 
 def _evidence(verb: Verb) -> None:
@@ -250,9 +257,19 @@ def _numbers(verb: Verb) -> None:
     )
     v.add_argument("before")
     v.add_argument("after")
-    v = verb("solve", "probability of harm, expected length, visits", "solve x.npz --target harm", "solve")
+    v = verb(
+        "solve",
+        "probability of harm, expected length, visits",
+        "solve x.npz --target harm,refusal --horizon 64",
+        "solve",
+    )
     v.add_argument("chain")
-    v.add_argument("--target", default="harm")
+    v.add_argument(
+        "--target",
+        action="append",
+        help="outcome or state; several with commas, or the option again (default: harm)",
+    )
+    v.add_argument("--horizon", type=int, help="also the law of the time of the hit, token by token up to here")
     v.add_argument("--method", default="auto")
     v.add_argument("--out", help="also write every state's numbers here (CSV)")
     v = verb("sweep", "harm over depth and ensemble width", "sweep x.parquet --width 1 2 4 8 --harm 0.01", "sweep")

@@ -165,38 +165,62 @@ def compare(options: argparse.Namespace) -> Answer:
 
 def solve(options: argparse.Namespace) -> Answer:
     from .chains import read_chain
-    from .hitting import hitting_probability, hitting_time, visits
+    from .hitting import hitting_distribution, hitting_probability, hitting_spread, hitting_time, visits
 
     chain = read_chain(options.chain)
-    harm = hitting_probability(chain, options.target, method=options.method)
-    time = hitting_time(chain)
-    start = harm.at_start if chain.start is not None else None
-    tokens = time.at_start if chain.start is not None else None
+    targets = _targets(chain, options.target or ["harm"])
+    one = targets[0] if len(targets) == 1 else None
+    harm = hitting_probability(chain, one or {name: name for name in targets}, method=options.method)
+    time, begun = hitting_time(chain), chain.start is not None
     result = {
-        "target": options.target,
-        "at_start": start.to_json() if start is not None else None,
+        "target": one or targets,
+        "at_start": harm.at_start.to_json() if begun else None,
         "method": harm.info.get("method"),
         "certified": bool(harm.info.get("certified")),
         "n_states": chain.n_states,
-        "expected_tokens": tokens.to_json() if tokens is not None else None,
+        "expected_tokens": time.at_start.to_json() if begun else None,
+        "deviation_tokens": hitting_spread(chain).at_start.to_json() if begun else None,
     }
+    laws = {}
+    if options.horizon is not None:
+        laws = {name: hitting_distribution(chain, name, horizon=options.horizon) for name in targets}
+        told = {name: law.to_json() for name, law in laws.items()}
+        result["distribution"] = told[one] if one else told
     files = []
     if options.out:
-        files = [_table(options.out, chain, harm, time, visits(chain) if chain.start is not None else None)]
-    if start is None:
-        line = f"P({options.target}) of {chain.n_states:,} states solved; the chain has no start law"
+        files = [_table(options.out, chain, harm, time, visits(chain) if begun else None)]
+    if not begun:
+        line = f"P({', '.join(targets)}) of {chain.n_states:,} states solved; the chain has no start law"
     else:
-        line = f"P({options.target}) = {start.value:.6g} [{start.lower:.6g}, {start.upper:.6g}] by {result['method']}"
+        starts = [harm.at_start] if one else [harm.at_start[k] for k in range(len(targets))]
+        parts = [f"P({t}) = {b.value:.6g} [{b.lower:.6g}, {b.upper:.6g}]" for t, b in zip(targets, starts)]
+        line = f"{'; '.join(parts)} by {result['method']}"
+    for name, law in laws.items():
+        line += f"; by token {law.horizon}: {law.cumulative.value[-1]:.6g} {name}"
     return Answer(line, result, files=files)
+
+
+def _targets(chain: Any, given: list[str]) -> list[str]:
+    """Names of the targets, each once; what is no name itself may be several, separated by commas."""
+    known = {*chain.outcomes, *(["truncated"] if chain.is_layered else [])}
+    names = [name for item in given for name in ([item] if item in known else item.split(","))]
+    return list(dict.fromkeys(name.strip() for name in names if name.strip())) or given
 
 
 def _table(path: str, chain: Any, harm: Any, time: Any, seen: Any) -> str:
     """Every state's probability, expected time and visits, as CSV (a layered chain: those of its first layer)."""
     pick = (lambda x: x[0]) if chain.is_layered else (lambda x: x)
-    columns = [pick(harm.value), pick(harm.lower), pick(harm.upper), pick(time.value)]
-    columns += [pick(seen.value)] if seen is not None else []
-    head = ["state", "value", "lower", "upper", "expected_tokens", *(["visits"] if seen is not None else [])]
-    return write_csv(path, [head, *([str(s), *map(float, row)] for s, *row in zip(chain.states, *columns))])
+    targets = harm.info.get("targets")
+    ends = ("value", "lower", "upper")
+    if targets is None:
+        columns = {name: pick(getattr(harm, name)) for name in ends}
+    else:
+        columns = {f"{t} {name}": pick(getattr(harm, name))[:, k] for k, t in enumerate(targets) for name in ends}
+    columns["expected_tokens"] = pick(time.value)
+    if seen is not None:
+        columns["visits"] = pick(seen.value)
+    head = ["state", *columns]
+    return write_csv(path, [head, *([str(s), *map(float, row)] for s, *row in zip(chain.states, *columns.values()))])
 
 
 def sweep(options: argparse.Namespace) -> Answer:
@@ -255,6 +279,8 @@ def report(options: argparse.Namespace) -> Answer:
 
 
 def bench(options: argparse.Namespace) -> Answer:
+    if options.what == "hitting":
+        return _bench_hitting(options)
     from .bench.rollouts import run
 
     result = run(model=model_of(options.model))
@@ -262,6 +288,22 @@ def bench(options: argparse.Namespace) -> Answer:
     if options.out:
         files = [write_text(options.out, json.dumps(result, indent=1) + "\n")]
     return Answer(result["line"], result, files=files)
+
+
+def _bench_hitting(options: argparse.Namespace) -> Answer:
+    from .bench.hitting import run
+
+    result = run(
+        case=options.case,
+        quick=options.quick,
+        gpu=options.gpu,
+        turns=options.turns,
+        limit=options.limit,
+        json=options.out,
+    )
+    files = [str(options.out), str(Path(options.out).with_suffix(".md"))] if options.out else []
+    faults = [f"wrong: {fault}" for fault in result["faults"]]
+    return Answer(result.pop("line"), result, files=files, warnings=faults, trusted=not faults)
 
 
 def organism(options: argparse.Namespace) -> Answer:

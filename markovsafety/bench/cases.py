@@ -83,11 +83,12 @@ def solves() -> list[Case]:
 def _layered() -> Case:
     known, known_plain = (f"markovsafety, {KNOWN}{x}" for x in ("", ", uncertified"))
     unknown, unknown_plain = (f"markovsafety, {UNKNOWN}{x}" for x in ("", ", uncertified"))
+    triangular = peers.triangular(), peers.triangular(unit=True)
     goals = [
         Goal("speed", known_plain, "klujax", least=40),
-        Goal("speed", known_plain, "scipy spsolve_triangular", least=20),
         Goal("speed", known, "klujax", least=25),
-        Goal("speed", known, "scipy spsolve_triangular", least=13),
+        *(Goal("speed", known_plain, rival.name, least=20) for rival in triangular),
+        *(Goal("speed", known, rival.name, least=13) for rival in triangular),
         Goal("speed", unknown, "klujax", least=3),
         Goal("relative", known, most=1e-15),
         Goal("relative", unknown, most=1e-15),
@@ -98,7 +99,7 @@ def _layered() -> Case:
         solver(known, layered=True),
         solver(unknown_plain, certify=False),
         solver(unknown),
-        peers.triangular(),
+        *triangular,
         peers.klu(),
         peers.storm(),
         peers.spsolve(alone=True),

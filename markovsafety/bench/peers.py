@@ -52,13 +52,14 @@ def spsolve(*, alone: bool = False) -> Contender:
     return Contender("scipy spsolve", prepare, lambda ready: sla.spsolve(*ready), _found, "scipy", alone)
 
 
-def triangular() -> Contender:
-    """scipy.sparse.linalg.spsolve_triangular, for states numbered along the layers."""
+def triangular(unit: bool = False) -> Contender:
+    """scipy.sparse.linalg.spsolve_triangular, for states numbered along the layers; told of the unit diagonal or not."""
 
     def solve(ready: Any) -> Any:
-        return sla.spsolve_triangular(*ready, lower=False, unit_diagonal=True)
+        return sla.spsolve_triangular(*ready, lower=False, unit_diagonal=unit)
 
-    return Contender("scipy spsolve_triangular", system, solve, _found, "scipy")
+    name = "scipy spsolve_triangular" + (", unit diagonal" if unit else "")
+    return Contender(name, system, solve, _found, "scipy")
 
 
 def bicgstab(rtol: float = 1e-12, *, alone: bool = False) -> Contender:
