@@ -1,15 +1,15 @@
 """Rational arithmetic: the same equations in `fractions.Fraction`, from integer counts or from the floats as given.
 
-For tests, for small chains and as the last resort where floating point proves nothing. Cyclic classes are solved by
-fraction-free elimination (E. H. Bareiss, Math. Comp. 22 (1968) 565); the numbers grow with the size of a class and with
-the depth of the graph, so hundreds of states are comfortable and thousands are not.
+For tests, for small chains and as the last resort where floating point proves nothing. Small cyclic classes are solved
+by fraction-free elimination (E. H. Bareiss, Math. Comp. 22 (1968) 565), others by p-adic lifting; the numbers grow with
+the size of a class and with the depth of the graph, so hundreds of states are comfortable and thousands are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import lcm
+from math import gcd, lcm
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from ..chains import Chain
 from ..errors import InputError
+from . import padic
 from .graph import plan
 from .rates import Rates
 
 __all__ = ["CYCLE_LIMIT", "backward", "potential", "probability", "rows_of", "to_columns"]
 
-CYCLE_LIMIT = 300  # states in one cyclic class; about a minute
+CYCLE_LIMIT = 600  # states in one cyclic class
+SHORT = 16  # classes up to this size are eliminated, larger ones solved by p-adic lifting
 ZERO, ONE = Fraction(0), Fraction(1)
 
 Rows = list[dict[int, Fraction]]
@@ -77,19 +79,25 @@ def _solve_class(rows: Rows, own: list[int], x: list[Fraction], c: list[Fraction
             next='Use method="auto": its enclosure is proven as well.',
         )
     place = {i: k for k, i in enumerate(own)}
-    table = []
-    for i in own:
-        line = [ZERO] * (len(own) + 1)
-        line[-1] = c[i]
+    table, right = [], []
+    for k, i in enumerate(own):
+        line, gain = {k: ZERO}, c[i]
         for j, w in rows[i].items():
-            line[place[i]] += w
+            line[k] += w
             if j in place:
-                line[place[j]] -= w
-            else:
-                line[-1] += w * x[j]
-        scale = lcm(*(v.denominator for v in line))
-        table.append([int(v * scale) for v in line])
-    return _bareiss(table)
+                line[place[j]] = -w
+            elif x[j]:
+                gain += w * x[j]
+        scale = Fraction(lcm(*(v.denominator for v in line.values())), gcd(*(v.numerator for v in line.values())))
+        table.append({j: int(v * scale) for j, v in line.items()})
+        right.append(gain * scale)
+    # One denominator for the whole right-hand side: those of earlier classes are long, and belong to no row.
+    common = lcm(*(v.denominator for v in right))
+    whole = [int(v * common) for v in right]
+    if len(own) > SHORT:
+        return [v / common for v in padic.solve(table, whole)]
+    dense = [[row.get(j, 0) for j in range(len(own))] + [v] for row, v in zip(table, whole)]
+    return [v / common for v in _bareiss(dense)]
 
 
 def _bareiss(A: list[list[int]]) -> list[Fraction]:
