@@ -1,0 +1,233 @@
+"""Compiled loops of `krylov`: sweeps in single precision, residuals in double.
+
+The inner solver may be as inexact as it likes; only `defect` enters a proof (papers/markovsafety/certificates.md,
+section 3), and its docstring says what is rounded. Indices are unsigned: numba wraps signed ones around, which costs as
+much again as the sweep itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+__all__ = ["REFINED", "bicgstab", "defect", "localize", "refine"]
+
+U = 2.0**-53
+OUTER = 12
+REFINED = 0  # state of `refine`: converged; 1: the corrections do not shrink
+ONE = np.uint64(1)
+
+
+@njit(cache=True, error_model="numpy")
+def localize(starts, ends, indices, data, out, own, place, near):
+    """Cut a class out of the chain, every row divided by its total rate.
+
+    Row i of the chain is ``starts[i] .. ends[i]``; `place` holds the local number of every state, -1 outside. Returns
+    where each row begins, columns and values inside; the share of each row that leaves, the most rates of a row, and
+    the states outside that are moved to (`near` is room for them).
+    """
+    m = len(own)
+    nnz, most = np.uint64(0), np.uint64(0)
+    for row in own:
+        length = np.uint64(ends[row]) - np.uint64(starts[row])
+        nnz += length
+        most = max(most, length)
+    ptr = np.empty(m + 1, np.uint64)
+    cols, vals = np.empty(nnz, np.uint32), np.empty(nnz, np.float32)
+    leave = np.empty(m)
+    found, at = 0, np.uint64(0)
+    ptr[0] = 0
+    for i in range(m):
+        row = own[i]
+        scale = 1.0 / out[row]
+        gone = 0.0
+        for p in range(np.uint64(starts[row]), np.uint64(ends[row])):
+            j = place[indices[p]]
+            if j >= 0:
+                cols[at] = j
+                vals[at] = data[p] * scale
+                at += ONE
+            else:
+                gone += data[p]
+                if j == -1:  # -2 once noted, and -1 again below
+                    place[indices[p]] = -2
+                    near[found] = indices[p]
+                    found += 1
+        leave[i] = gone * scale
+        ptr[i + 1] = at
+    for p in range(found):
+        place[near[p]] = -1
+    return (ptr, cols[:at], vals[:at]), leave, most, near[:found].copy()
+
+
+@njit(cache=True, error_model="numpy")
+def defect(starts, ends, indices, data, own, D, gain, r, size):
+    """Residual ``sum_j w_ij (D_j - D_i) + gain_i`` of the states `own`, and the sum of the magnitudes of its terms.
+
+    Rounded are each difference, each product, and the sums, at most as many for each term as the row has rates.
+    """
+    for i in range(len(own)):
+        row = own[i]
+        here = D[row]
+        total, weight = gain[i], abs(gain[i])
+        for p in range(np.uint64(starts[row]), np.uint64(ends[row])):
+            part = data[p] * (D[indices[p]] - here)
+            total += part
+            weight += abs(part)
+        r[i], size[i] = total, weight
+
+
+@njit(cache=True, error_model="numpy")
+def _start(small, b):
+    """``(I - L)^-1 b``."""
+    ptr, cols, vals = small
+    r = np.zeros(len(b), np.float32)
+    begin = ptr[0]
+    for i in range(len(b)):
+        end = ptr[i + 1]
+        s = np.float32(0.0)
+        for k in range(begin, end):
+            s += vals[k] * r[cols[k]]  # from i on r is still zero
+        begin = end
+        r[i] = b[i] + s
+    return r
+
+
+@njit(cache=True, error_model="numpy")
+def _apply(small, p, g, v, mean, shadow):
+    """``v = p - G p + mean`` with G a Gauss-Seidel sweep; g holds a copy of p. Returns shadow.v and v.v."""
+    ptr, cols, vals = small
+    first, second = 0.0, 0.0
+    begin = ptr[0]
+    for i in range(len(p)):
+        end = ptr[i + 1]
+        s = np.float32(0.0)
+        for k in range(begin, end):
+            s += vals[k] * g[cols[k]]
+        begin = end
+        g[i] = s
+        x = p[i] - s + mean
+        v[i] = x
+        first += shadow[i] * x
+        second += x * x
+    return first, second
+
+
+@njit(cache=True, error_model="numpy")
+def bicgstab(small, b, phi, tol, limit):
+    """Solve ``(I - G) x + phi (sum x) 1 = (I - L)^-1 b``: G a Gauss-Seidel sweep, L the rates to earlier states.
+
+    H. A. van der Vorst, SIAM J. Sci. Stat. Comput. 13 (1992) 631. Where the recurrence breaks down it starts again from
+    the residual it has. Returns x, its sum, and the number of iterations.
+    """
+    m = len(b)
+    r = _start(small, b)
+    x, v, p = np.zeros(m, np.float32), np.zeros(m, np.float32), np.zeros(m, np.float32)
+    t, g, shadow = np.empty(m, np.float32), np.empty(m, np.float32), r.copy()
+    norm = 0.0
+    for i in range(m):
+        norm += r[i] * r[i]
+    goal, length, now = tol * tol * norm, norm, norm
+    beta, omega = np.float32(0.0), np.float32(0.0)
+    done = 0
+    while done < limit and norm > goal and norm < np.inf:
+        done += 1
+        if not now * now > 1e-12 * norm * length:
+            shadow[:] = r
+            length, now, beta = norm, norm, np.float32(0.0)
+        total = 0.0
+        for i in range(m):
+            y = r[i] + beta * (p[i] - omega * v[i])
+            p[i] = y
+            g[i] = y
+            total += y
+        along = _apply(small, p, g, v, np.float32(phi * total), shadow)[0]
+        if along == 0.0:
+            break
+        alpha = np.float32(now / along)
+        total = 0.0
+        for i in range(m):
+            y = r[i] - alpha * v[i]
+            r[i] = y
+            g[i] = y
+            total += y
+        along, square = _apply(small, r, g, t, np.float32(phi * total), r)
+        omega = np.float32(along / square) if square > 0.0 else np.float32(0.0)
+        last, norm, now = now, 0.0, 0.0
+        for i in range(m):
+            x[i] += alpha * p[i] + omega * r[i]
+            y = r[i] - omega * t[i]
+            r[i] = y
+            norm += y * y
+            now += shadow[i] * y
+        if omega == 0.0:
+            now = 0.0
+        else:
+            beta = np.float32(now / last * alpha / omega)
+    total = 0.0
+    for i in range(m):
+        total += x[i]
+    return x, total, done
+
+
+@njit(cache=True, error_model="numpy")
+def refine(chain, own, out, small, z, phi, sum_z, near, known, gain, D, r, size, tight, limit):
+    """Correct ``x = c + D`` until nothing moves; D is 0 on the class at first.
+
+    Parameters
+    ----------
+    chain : (starts, ends, indices, data)
+    small : tuple
+        From `localize`.
+    z, phi, sum_z : array, float, float
+        The solution of `bicgstab` for the right side `leave`, the phi it used, and the sum of z.
+    near, known : arrays
+        The states next to the class and their values.
+    tight : bool
+        End with r and size, the residual of the answer.
+
+    Returns
+    -------
+    c, state
+    """
+    starts, ends, indices, data = chain
+    m = len(own)
+    b = np.empty(m, np.float32)
+    c, change, value, last, tol, worst = 0.0, np.inf, 0.0, np.inf, 1.0, 0.0
+    for outer in range(OUTER):
+        for q in range(len(near)):
+            D[near[q]] = known[q] - c
+        defect(starts, ends, indices, data, own, D, gain, r, size)
+        top = 0.0
+        for i in range(m):
+            top = max(top, abs(r[i]) / out[own[i]])
+        if not top < np.inf:
+            return c, 1
+        if top == 0.0:
+            return c, REFINED
+        rate = top / last
+        if outer > 0:
+            if change * rate <= 0.25 * U * value:
+                return c, REFINED
+            if rate > 0.1:  # at rest: fine at the level of rounding only
+                return c, REFINED if change <= 64 * U * value else 1
+            tol = min(1e-1, max(1e-6, U * value / (change * rate)))
+        else:
+            tol = 1e-6
+        for i in range(m):
+            b[i] = r[i] / (top * out[own[i]])
+        y, total, _ = bicgstab(small, b, phi, tol, limit)
+        s = total * top / sum_z if phi > 0.0 else 0.0
+        moved, value = abs(s), 0.0
+        c += s
+        for i in range(m):
+            step = y[i] * top - s * z[i]
+            D[own[i]] += step
+            moved = max(moved, abs(step))
+            value = max(value, abs(c + D[own[i]]))
+        change, last = moved, top
+        if not (change < np.inf):
+            return c, 1
+        if not tight and outer > 0 and change * tol * 8 <= U * value:
+            return c, REFINED
+    return c, 1
