@@ -141,7 +141,8 @@ def hitting_time(
     Bound
         Tokens, shape (n,), layered (L + 1, n), several targets in a last axis ``outcome``; 0 on the target. On an
         estimated chain a state's interval is that of the mean of as many times as prompts had rollouts through it; at
-        the start it is the variance between prompts, linearised. Where no two times differ, nothing bounds their mean from above.
+        the start it is the variance between prompts, linearised. Where no two times differ, nothing bounds their mean
+        from above.
 
     Raises
     ------

@@ -18,12 +18,13 @@ from ..chains import Chain
 from ..errors import InputError
 from . import graph, layered
 from .blocks import potential
-from .certify import TINY, gamma, residual, widen
+from .certify import TINY, gamma, widen
 from .core import Answer, Walk, check_chain, occupation, probability, without_start
 from .intervals import proven, refuse_unproven
 from .rates import Rates, rates_of
 from .several import beside, laws_of
 from .times import ending
+from .waiting import waiting
 
 __all__ = ["Distribution", "hitting_distribution"]
 
@@ -121,7 +122,7 @@ def hitting_distribution(
     -----
     The law is that of a phase-type variable, defective where a hit is not certain (M. F. Neuts, Matrix-Geometric
     Solutions in Stochastic Models (1981), chapter 2). `escape` is enclosed by the quotients of Collatz and Wielandt
-    (Math. Z. 52 (1950) 642) in difference form, so that it keeps its digits however small it is.
+    (Math. Z. 52 (1950) 642) of a vector whose defect is known, so that it keeps its digits however small it is.
     """
     check_chain(chain)
     if start is None and chain.start is None:
@@ -229,7 +230,8 @@ def _moves(w: Walk) -> _Moves:
     lost = ~(w.hit | live)
     exits = np.stack([rows @ w.hit.astype(np.float64), rows @ lost.astype(np.float64)])
     into = sp.csr_array(rows[:, states].T.tocsr())
-    stay = _staying(w.chain, rates)[states]
+    stay = waiting(rates)[states] / rates.step[states, None]
+    widen(stay, gamma(1))
     out_error = gamma(rates.terms[states] + 4 + 2 * rates.errors)
     return _Moves(
         live, into, exits, stay, rates.step[states], out_error, gamma(np.diff(into.indptr) + 5 + 2 * rates.errors)
@@ -259,17 +261,6 @@ def _push(m: _Moves, w: Walk, law: NDArray, last: int, h: NDArray) -> _Passed:
     tail = Z * h[m.live]
     widen(tail, gamma(1), np.where(here, TINY, 0.0))
     return _Passed(hits, lost, free, _total(tail))
-
-
-def _staying(chain: Chain, rates: Rates) -> NDArray[np.float64]:
-    """Probability to stay for a token, what the rates leave of it; columns value, lower, upper."""
-    room = gamma(np.maximum(rates.terms - 1, 0) + 2 * rates.errors) * rates.out
-    if chain.integer_counts is not None and not rates.errors:
-        room = 0 * room  # sums of integers
-    left = rates.step - rates.out
-    ends = np.column_stack([left, (left - room) * (1 - 2.0**-51), (left + room) * (1 + 2.0**-51)]) / rates.step[:, None]
-    widen(ends := np.maximum(ends, 0.0), 2.0**-52)
-    return ends
 
 
 def _push_layers(w: Walk, law: NDArray, last: int, h: NDArray) -> _Passed:
@@ -362,25 +353,23 @@ def _alone(rates: Rates, own: NDArray[np.intp], place: NDArray[np.intp]) -> Rate
 def _leaving(alone: Rates, m: int, least: float) -> NDArray[np.float64]:
     """1 minus the spectral radius of the first m states, a class; the search ends where it is proven above `least`.
 
-    For any positive x, ``(x_i - (P x)_i) / x_i = -sum_j w_ij (x_j - x_i) / (step_i x_i)`` with x = 0 outside the class
-    has its minimum below and its maximum above the answer. Iterating with the inverse brings both together."""
+    For any positive y, the least and the largest ``(y_i - (P y)_i) / y_i``, y = 0 outside the class, are below and
+    above the answer. If y solves ``y - P y = x``, that is ``x_i / y_i``, and the solver's ends of y keep their digits
+    where 1 minus a quotient would not. Putting y in the place of x brings both bounds together (inverse iteration)."""
     inside = np.arange(alone.n) < m
-    x, known, zero = inside.astype(np.float64), np.zeros((alone.n, 1)), np.zeros(alone.n)
-    best = np.array([np.nan, 0.0, 1.0])
+    x, known = inside.astype(np.float64), np.zeros((alone.n, 1))
     for _ in range(STEPS):
         y = potential(alone, inside, known, (alone.step * x)[:, None])[0][:, 0]
         if not (np.isfinite(y).all() and (y[:m] > 0).all()):
             break
+        share = (x / np.where(inside, y, 1.0))[:m]
+        if share.max() - share.min() <= CLOSE * share.max() or share.min() > 2 * least:
+            break
         x = y / y.max()
-        r, error = residual(alone.W, x, x, zero)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            size = (alone.step * x)[:m]
-            low, high = float(np.min((-r - error)[:m] / size)), float(np.max((-r + error)[:m] / size))
-        low, high = max(low * (1 - 2.0**-50), best[1]), min(high * (1 + 2.0**-50), best[2])
-        if not low <= high:
-            break
-        best = np.array([(low + high) / 2, low, high])
-        if high - low <= CLOSE * high or low > least:
-            break
-    best[0] = (best[1] + best[2]) / 2
-    return best
+    with np.errstate(divide="ignore"):
+        gain = np.repeat((alone.step * x)[:, None], 3, axis=1)
+        widen(gain, 2.0**-52)
+        y = potential(alone, inside, np.zeros_like(gain), gain)[0][:m]
+        low, high = float(np.min(x[:m] / y[:, 2])), float(np.max(x[:m] / y[:, 1]))
+    low, high = low * (1 - 2.0**-50), min(high * (1 + 2.0**-50), 1.0)
+    return np.array([min(max((low + high) / 2, low), high), low, high])

@@ -18,6 +18,7 @@ from .core import Answer, Walk, duration, given_hit, law_mean
 from .intervals import proven, refuse_unproven
 from .rates import rates_of
 from .times import as_reward, moments, ratio
+from .waiting import waiting
 
 __all__ = ["deviation"]
 
@@ -33,7 +34,7 @@ def deviation(w: Walk, reward: Any, given: bool) -> Bound:
     mean = np.where(w.hit[:, None] | np.isnan(m) | np.isinf(m[..., :1]), 0.0, m)
     with np.errstate(invalid="ignore", over="ignore"):  # what was not proven has no ends; it is refused below
         gain = _layered_gain(w, r, mean, h.X) if chain.is_layered else _gain(w, r, mean, h.X)
-        found = given_hit(w, gain) if given else duration(w, gain)
+        found = given_hit(w, gain) if given else duration(w, gain[:-1] if chain.is_layered else gain)
     V = np.where(w.hit[:, None], 0.0, found.X)
     if not chain.is_layered and (r >= 0).all() and _wide(V):
         V = _by_moments(w, r, (u.X, h.X), mean, V, given)
@@ -72,17 +73,7 @@ def _gain(w: Walk, r: NDArray, m: NDArray, h: NDArray) -> NDArray:
     row = np.repeat(np.arange(rates.n), rates.terms)
     part = W.data[:, None] * (h[W.indices] * _change(m[W.indices], m[row], r[row]))
     gain = np.column_stack([row_sums(part[:, c], W.indptr) for c in range(3)])
-    # A state stays with what its rates leave of a token; a sum of one rate has no rounding.
-    room = gamma(np.maximum(rates.terms - 1, 0) + 2 * rates.errors) * rates.out
-    if w.chain.integer_counts is not None and not rates.errors:
-        room = 0 * room
-    stay = np.maximum(rates.step - rates.out, 0.0)
-    ends = [
-        stay,
-        np.maximum(stay - room, 0.0) * (1 - ROOM),
-        (np.maximum(rates.step - rates.out + room, 0.0)) * (1 + ROOM),
-    ]
-    gain += np.column_stack(ends) * h * (r**2)[:, None]
+    gain += waiting(rates) * h * (r**2)[:, None]
     gain /= rates.step[:, None]
     _widened(gain, rates.terms + 8 + 2 * rates.errors)
     return gain
@@ -136,9 +127,11 @@ def _start(w: Walk, V: NDArray, m: NDArray, u: NDArray, h: NDArray, given: bool)
     h = np.where(w.hit[:, None], 1.0, h)
     mean = law_mean(law, np.where(w.hit[:, None], 0.0, u))[0]
     weight = law_mean(law, h)[0]
-    mean = ratio(mean, weight)
     if not np.isfinite(mean[0]):
         return np.full(3, mean[0])
+    mean = ratio(mean, weight)
+    if np.isnan(mean[0]):
+        return mean
     with np.errstate(invalid="ignore", over="ignore"):
         total = V + h * _change(m, np.broadcast_to(mean, m.shape), 0.0)
         _widened(total, np.full(len(total), 6))
