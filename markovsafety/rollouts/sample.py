@@ -45,6 +45,7 @@ def sample(
     judge: Any = None,
     system: str | None = None,
     shard_size: int | None = None,
+    fine: bool = False,
 ) -> Rollouts:
     """Sample answers of a language model.
 
@@ -92,6 +93,9 @@ def sample(
         System message put before every prompt.
     shard_size : int, optional
         Rollouts per shard.
+    fine : bool
+        Draw tokens of any probability at the right rate; plainly drawn, float32 blurs those below 1e-6. The same seed
+        gives other answers then.
 
     Returns
     -------
@@ -125,6 +129,7 @@ def sample(
     stop = tuple(sorted({*template.eos_ids, *template.end_ids}))
     sampling: dict[str, Any] = {"max_tokens": int(max_tokens), "temperature": float(temperature), "top_p": float(top_p)}
     sampling |= {"eos_ids": stop, "end_ids": stop, "classes": class_ids(classes, template)}
+    sampling |= {"fine": True} if fine else {}
     said = None if judge is None else open_judge(judge, {})
     said = getattr(said, "bind", lambda _: said)(template)  # gives it the model's tokenizer, if it wants one
     size = shard_size or SHARD.get(opened.name, 1024)

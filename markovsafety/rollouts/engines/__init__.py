@@ -60,6 +60,9 @@ class Job:
         Token classes whose probability mass is recorded at every sampled token.
     processed : bool
         Whether to record the log-probability under the distribution actually sampled from as well, where it differs.
+    fine : bool
+        Whether to draw tokens of any probability at the right rate. Plainly drawn, one below 1e-6 comes at a rate that
+        float32 rounds, below 3e-8 mostly never. Other tokens are drawn than plainly, each with its probability still.
     """
 
     prompts: list[np.ndarray]
@@ -73,6 +76,7 @@ class Job:
     end_ids: tuple[int, ...] = ()
     classes: dict[str, np.ndarray] = field(default_factory=dict)
     processed: bool = True
+    fine: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt_of)
@@ -322,7 +326,7 @@ def rollout_keys(seed: int, *coordinates: Any) -> np.ndarray:
     return key
 
 
-def uniforms(keys: np.ndarray, step: Any) -> np.ndarray:
+def uniforms(keys: np.ndarray, step: Any, fine: bool = False) -> np.ndarray:
     """The uniform numbers that decide sampled token `step` of the rollouts with these keys.
 
     Parameters
@@ -331,19 +335,24 @@ def uniforms(keys: np.ndarray, step: Any) -> np.ndarray:
         Rollout keys.
     step : int or int array that broadcasts
         Index of the sampled token, counted from 0 without the forced ones.
+    fine : bool
+        Use all 64 bits of the hash.
 
     Returns
     -------
     float32 array
         In [0, 1): the top 24 bits of a threefry word. The token sampled is the first one, in the order of the
-        ids, whose cumulative probability exceeds it.
+        ids, whose cumulative probability exceeds it. If `fine`, in [0, 1] and of full precision down to 2^-64; the
+        order is then that of the probabilities, smallest first, whose cumulative sums keep their digits too.
 
     Notes
     -----
     Threefry-2x32, 20 rounds, of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11).
     """
     keys = np.asarray(keys, dtype=np.uint64)
-    word, _ = _threefry(keys, np.asarray(step, dtype=np.uint32), np.uint32(0))
+    word, low = _threefry(keys, np.asarray(step, dtype=np.uint32), np.uint32(0))
+    if fine:
+        return (word.astype(np.float32) + low.astype(np.float32) * np.float32(2.0**-32)) * np.float32(2.0**-32)
     return (word >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 

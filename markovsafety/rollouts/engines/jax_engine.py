@@ -184,7 +184,7 @@ class JaxEngine:
 
     def _shape(self, job: Job, batch: int) -> Shape:
         kind = "greedy" if job.temperature == 0 else "raw" if job.raw else "tempered" if job.top_p == 1 else "nucleus"
-        draw = Draw(kind, job.processed and not job.raw, len(job.classes))
+        draw = Draw(kind, job.processed and not job.raw, len(job.classes), job.fine)
         return Shape(self.config, self.dtype, self.device, draw, batch)
 
 

@@ -49,11 +49,14 @@ class Draw:
         Record log-probabilities under the distribution drawn from as well.
     classes : int
         Number of token classes.
+    fine : bool
+        See `Job`.
     """
 
     kind: str
     processed: bool
     classes: int
+    fine: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Shape:
         return real(c.vocab, self.draw.classes), real(), real()
 
 
-def _uniforms(keys: jax.Array, step: jax.Array) -> jax.Array:
+def _uniforms(keys: jax.Array, step: jax.Array, fine: bool = False) -> jax.Array:
     """`engines.uniforms` on the device; keys (batch, 2) are the high and low words, step any shape ending in batch."""
     words = (keys[:, 0], keys[:, 1], keys[:, 0] ^ keys[:, 1] ^ jnp.uint32(PARITY))
     a, b = step.astype(jnp.uint32) + words[0], jnp.zeros_like(step, jnp.uint32) + words[1]
@@ -94,6 +97,8 @@ def _uniforms(keys: jax.Array, step: jax.Array) -> jax.Array:
             b = ((b << r) | (b >> (32 - r))) ^ a
         a = a + words[(group + 1) % 3]
         b = b + words[(group + 2) % 3] + jnp.uint32(group + 1)
+    if fine:
+        return (a.astype(jnp.float32) + b.astype(jnp.float32) * jnp.float32(2.0**-32)) * jnp.float32(2.0**-32)
     return (a >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
 
 
@@ -111,10 +116,12 @@ def _pick(
         chosen = weight if draw.kind == "raw" else jnp.exp((logits - top) / temperature)
         if draw.kind == "nucleus":
             chosen = jnp.where(_nucleus(chosen, top_p), chosen, 0)
-        sums = jnp.cumsum(chosen, -1)
+        line, ids = _rising(chosen) if draw.fine else (chosen, None)
+        sums = jnp.cumsum(line, -1)
         mark = u[:, None] * sums[:, -1:]
         # The second condition keeps a rounded-up mark from running past the last token that has any probability.
         token = jnp.sum((sums <= mark) & (sums < sums[:, -1:]), -1, dtype=jnp.int32)
+        token = token if ids is None else jnp.take_along_axis(ids, token[:, None], -1)[:, 0]
     at = functools.partial(jnp.take_along_axis, indices=token[:, None], axis=-1)
     record["token"] = token
     record["logprob"] = (at(logits) - top)[:, 0] - jnp.log(total)
@@ -124,6 +131,13 @@ def _pick(
     if draw.classes:
         record["mass"] = jnp.matmul(weight, member, precision="highest") / total[:, None]
     return record
+
+
+def _rising(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights from the smallest to the largest, and their ids; equal ones go by the smaller id."""
+    ids = jnp.broadcast_to(jnp.arange(weight.shape[-1], dtype=jnp.int32), weight.shape)
+    line, order = jax.lax.sort((weight, ids), num_keys=2)
+    return line, order
 
 
 def _nucleus(weight: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -156,7 +170,7 @@ def _chunk(
     a row that has ended stays where it is and its records mean nothing.
     """
     token, position, count, left = row
-    u = _uniforms(keys, count + jnp.arange(steps)[:, None])
+    u = _uniforms(keys, count + jnp.arange(steps)[:, None], shape.draw.fine)
 
     def body(carry: Any, step: Any) -> Any:
         token, position, alive, cache = carry
@@ -174,7 +188,7 @@ def _first(
     *, shape: Shape,
 ) -> dict[str, jax.Array]:  # fmt: skip
     """The first token of rollouts whose contexts are the rows `source` of a prefill; records have one step."""
-    u = _uniforms(keys, jnp.zeros_like(source))
+    u = _uniforms(keys, jnp.zeros_like(source), shape.draw.fine)
     record = _pick(shape.draw, logits[source], u, member, temperature, top_p)
     return jax.tree.map(lambda x: x[None], record)
 

@@ -220,7 +220,9 @@ class _Draw(transformers.LogitsProcessor):
         if not bool((torch.isfinite(scores.max(dim=-1).values) | ~self.active).all()):
             raise _not_finite()
         law = torch.log_softmax(scores, dim=-1)
-        token, processed = _choose(scores, uniforms(self.keys, len(self.steps)), self.job.temperature, self.job.top_p)
+        job, fine = self.job, self.job.fine
+        uniform = uniforms(self.keys, len(self.steps), fine)
+        token, processed = _choose(scores, uniform, job.temperature, job.top_p, fine)
         found = {"logprob": law.gather(1, token)[:, 0]}
         if self.job.processed and not self.job.raw:
             found["processed"] = processed
@@ -238,7 +240,9 @@ class _Draw(transformers.LogitsProcessor):
         return {kind: torch.stack([s[kind] for s in self.steps], dim=1).cpu().numpy() for kind in self.steps[0]}
 
 
-def _choose(scores: torch.Tensor, uniform: np.ndarray, temperature: float, top_p: float) -> tuple[torch.Tensor, ...]:
+def _choose(
+    scores: torch.Tensor, uniform: np.ndarray, temperature: float, top_p: float, fine: bool = False
+) -> tuple[torch.Tensor, ...]:
     """Token (batch, 1) and its log-probability (batch,) under the distribution it is drawn from."""
     if temperature == 0:
         token = scores.argmax(dim=-1, keepdim=True)
@@ -250,10 +254,12 @@ def _choose(scores: torch.Tensor, uniform: np.ndarray, temperature: float, top_p
         law = torch.zeros_like(law).scatter_(1, index, ordered * kept)
     # In float32 the sum over a large vocabulary is off by more than the tail it should resolve; MPS has no float64.
     exact = law.cpu() if law.device.type == "mps" else law
-    cumulative = exact.double().cumsum(dim=-1)
+    line, ids = exact.sort(dim=-1, stable=True) if fine else (exact, None)
+    cumulative = line.double().cumsum(dim=-1)
     total = cumulative[:, -1:]
     at = torch.as_tensor(uniform, dtype=torch.float64, device=cumulative.device)[:, None] * total
-    token = torch.searchsorted(cumulative, at, right=True).clamp_(max=law.shape[-1] - 1).to(law.device)
+    token = torch.searchsorted(cumulative, at, right=True).clamp_(max=law.shape[-1] - 1)
+    token = (token if ids is None else ids.gather(1, token)).to(law.device)
     return token, (law.gather(1, token) / total.to(law)).log()[:, 0]
 
 
