@@ -71,15 +71,17 @@ def _with_probability(stages: int, p: float) -> Chain:
 def cases() -> Iterator[tuple[str, Chain, dict[str, Any]]]:
     """Name, chain and method of every row."""
     rng = np.random.default_rng(7)
-    for p, stages, exact, found in ((1e-6, 9, 130, 100), (1e-9, 13, 175, 148)):
+    for p, stages, sizes in ((1e-6, 9, (130, 150, 120)), (1e-9, 13, (190, 175, 152))):
         chain = _with_probability(stages, p)
         h = hitting_probability(chain, "harm", certify=False).value
-        rough = np.where((h > 0) & (h < 1), h * np.exp(rng.normal(0, 0.5, len(h))), h)
+        rough = np.where((h > 0) & (h < 1), h * np.exp(rng.normal(0, 0.3, len(h))), h)
         name = f"{stages} leaks, {p:g}"
-        yield name, chain, {"method": "splitting", "level": "exact committor", "n": exact, "score": None}
-        yield name, chain, {"method": "splitting", "level": "committor off by 50 %", "n": found, "score": rough}
+        yield name, chain, {"method": "splitting", "level": "exact committor", "n": sizes[0], "score": None}
+        yield name, chain, {"method": "splitting", "level": "committor off by 30 %", "n": sizes[1], "score": rough}
+        leaks = np.append(np.arange(2 * stages) // 2, [stages, 0.0])
+        yield name, chain, {"method": "splitting", "level": "leaks so far, pilot", "n": sizes[2], "score": leaks}
         tilted = rare.tilt(chain, rough, power=0.8)
-        yield name, chain, {"method": "importance", "level": "tilted, off by 50 %", "n": 2000, "proposal": tilted}
+        yield name, chain, {"method": "importance", "level": "tilted, off by 30 %", "n": 2000, "proposal": tilted}
         one = toy.leak(
             0.7 * p
         )  # a single token of this probability leaves the refusal, and a seventh / 0.1 of it harms

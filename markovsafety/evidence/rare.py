@@ -75,10 +75,10 @@ def splitting(
         Of a chain; `Prefixes` are made for theirs.
     score : array, shape (n_states,), layered also (L + 1, n_states), optional
         Level function of a chain; by default its exact hitting probability. Any function gives an unbiased answer, the
-        committor of a chain estimated from rollouts a good one.
+        committor of a chain estimated from rollouts a good one; numbers within [0, 1] are taken for such an estimate.
     levels : increasing floats, optional
-        Levels of the score before the target. By default powers of the hitting probability, about one in five passing
-        each; with a score of your own, or `Prefixes`, a pilot run finds them.
+        Levels of the score before the target. By default values of the hitting probability, each about five times the
+        one before; with a score of another kind, or `Prefixes`, a pilot run finds them.
     n : int
         Particles per level and replication.
     replications : int
@@ -178,7 +178,9 @@ def opened(source: Any, target: Any, score: Any, levels: Any) -> tuple[Source, l
     made = jumps(source, target, value)
     if levels is not None:
         return made, _increasing(levels)
-    return made, _geometric(made) if score is None else None
+    given = made.score[made.moving]
+    likely = score is None or bool(((given >= 0) & (given <= 1)).all() and (made.score[made.start > 0] > 0).all())
+    return made, _geometric(made) if likely else None
 
 
 def _increasing(levels: Any) -> list[float]:
@@ -225,13 +227,13 @@ def pilot_levels(source: Source, n: int, rng: np.random.Generator) -> tuple[list
         cost = {"pilot_rollouts": cost["pilot_rollouts"] + n, "pilot_tokens": cost["pilot_tokens"] + tokens}
         if np.isposinf(best).mean() >= RATIO:
             return levels, cost
-        beyond = np.sort(best[(best > last) & np.isfinite(best)])
+        beyond = np.unique(best[(best > last) & np.isfinite(best)])
         if not beyond.size:
             if np.isposinf(best).any():
                 return levels, cost
             break
-        quantile = np.sort(best)[-max(1, int(np.ceil(RATIO * n)))]
-        last = float(quantile) if last < quantile < np.inf else float(beyond[0])
+        passing = (best[:, None] >= beyond).mean(axis=0)
+        last = float(beyond[np.argmin(np.abs(np.log(passing / RATIO)))])
         levels.append(last)
         hits, entered, tokens = source.run(particles, last, rng)
         cost = {"pilot_rollouts": cost["pilot_rollouts"] + n, "pilot_tokens": cost["pilot_tokens"] + tokens}
@@ -302,6 +304,7 @@ def importance(
     seed: int = 0,
     level: float = 0.95,
     prompts: str = "drawn",
+    own: float = 0.0,
 ) -> Bound:
     """Probability of a rare hit by importance sampling.
 
@@ -321,6 +324,10 @@ def importance(
         Confidence level.
     prompts : {"drawn", "fixed"}
         Whether the prompts of rollouts are a sample (the interval is clustered by prompt) or the ones that are meant.
+    own : float
+        Share of the rollouts of every prompt that the model in question sampled itself, the rest being the
+        proposal's, all of them scored under both; in [0, 1). The weights are then those of the mixture and at most
+        ``1 / own``, which keeps harmful answers that the proposal hardly ever gives from ruling the estimate.
 
     Returns
     -------
@@ -339,13 +346,15 @@ def importance(
     -----
     The weight of an answer is the product over its tokens up to the hit of the ratio of probabilities (Glynn and
     Iglehart 1989); tokens after the hit change nothing and would add noise. For chains it is the product over changes
-    of state, which alone decide whether there is a hit.
+    of state, which alone decide whether there is a hit. The mixture is the defensive one of T. Hesterberg,
+    Technometrics 37 (1995) 185, in fixed shares (the balance heuristic).
     """
     check_level(level)
     if not isinstance(truth, Chain) or not isinstance(proposal, Chain):
-        hits, weights, prompt, info, lost = logged_weights(truth, proposal, target)
-        bound = _or_partial(lost, hits, weights, prompt, level, prompts, _name(None, target), info)
-        return bound
+        if not 0 <= own < 1:
+            raise InputError(f"own is {own!r}.", cause="It is a share of the rollouts.", next="Pass 0 <= own < 1.")
+        hits, weights, prompt, info, lost = logged_weights(truth, proposal, target, own)
+        return _or_partial(lost, hits, weights, prompt, level, prompts, _name(None, target), info)
     _sizes(n=(n, 2))
     if list(truth.states) != list(proposal.states) or truth.n_layers != proposal.n_layers:
         raise InputError(

@@ -46,8 +46,8 @@ class Prefixes:
     ----------
     continue_ : callable
         ``continue_(prompt, prefixes, seed)`` with int array prompt, shape (n,), and a list of n int arrays gives n
-        judged Rollouts: the whole answers, prefix first (`markovsafety.rollouts.continuing` makes one for any engine).
-        An answer has at most a fixed number of tokens, whatever its prefix.
+        judged Rollouts: the whole answers, prefix first (`markovsafety.rollouts.continuing.continuing` makes one for
+        any engine). An answer has at most a fixed number of tokens, whatever its prefix.
     score : callable
         ``score(rolls)`` gives the level function of every prefix of every answer, shape (total + n,): that of answer r
         after i tokens stands at ``offsets[r] + r + i`` (`committor_score` makes one from a chain).
@@ -191,7 +191,7 @@ def committor_score(chain: Chain, states: Any, target: Any = "harm") -> Callable
 
 
 def logged_weights(
-    truth: Any, proposal: Any, target: Any
+    truth: Any, proposal: Any, target: Any, own: float = 0.0
 ) -> tuple[NDArray, NDArray, NDArray, dict[str, Any], str | None]:
     """Hits, log-weights up to the hit, prompts, facts, and how the proposal's support is too small (or None).
 
@@ -203,6 +203,8 @@ def logged_weights(
         As sampled and judged; ``logprob_processed`` is taken where it is there, for that is what was sampled from.
     target : str
         An outcome.
+    own : float
+        Share of the answers that came from the model in question itself.
     """
     for name, rolls in (("truth", truth), ("proposal", proposal)):
         if not hasattr(rolls, "offsets") or "logprob" not in getattr(rolls, "columns", {}):
@@ -229,11 +231,15 @@ def logged_weights(
     else:
         end = np.where(hits, np.asarray(proposal.hit) + 1, np.diff(proposal.offsets))
     said = proposal.columns.get("logprob_processed", proposal.columns["logprob"])
-    ratio = np.asarray(truth.columns["logprob"], dtype=np.float64) - np.asarray(said, dtype=np.float64)
     row = np.repeat(np.arange(len(end)), np.diff(proposal.offsets))
-    index = np.arange(len(ratio)) - proposal.offsets[:-1][row]
+    index = np.arange(len(said)) - proposal.offsets[:-1][row]
     counted = (index >= np.asarray(proposal.prefill)[row]) & (index < end[row])
-    weights = np.bincount(row[counted], ratio[counted], minlength=len(end))
+    one, other = (
+        np.bincount(row[counted], np.asarray(law, dtype=np.float64)[counted], minlength=len(end))
+        for law in (truth.columns["logprob"], said)
+    )
+    with np.errstate(divide="ignore"):
+        weights = one - (np.logaddexp(np.log(own) + one, np.log1p(-own) + other) if own > 0 else other)
     sampling = getattr(proposal, "provenance", {}).get("sampling", {})
     lost = None
     if sampling.get("top_p", 1.0) < 1 or sampling.get("temperature", 1.0) == 0:
