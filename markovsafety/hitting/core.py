@@ -201,7 +201,7 @@ def probability(w: Walk, method: str = "auto", certify: bool = True) -> Answer:
         return Answer(X, method, f"rational, from {source}", fractions, (), expression)
     ends = np.repeat(one.astype(np.float64)[:, None], _sides(certify), axis=1)
     how = "recursion" if method == "layered" else method
-    X, report = potential(rates, free, ends, None, how, 1.0, known.order.plan(rates.W, free))
+    X, report = potential(rates, free, ends, None, how, 1.0, known.plan(free))
     return Answer(X, report.method, _graph_note(known) + report.why(), None, tuple(report.failed))
 
 
@@ -252,7 +252,7 @@ def duration(w: Walk, gain: NDArray) -> Answer:
     sure = known.sure
     gain = np.where(sure[:, None], rates.step[:, None] * np.where(sure[:, None], gain, 0.0), 0.0)
     _spread(gain, 2)
-    X, report = potential(rates, sure, np.zeros_like(gain), gain, order=known.order.plan(rates.W, sure))
+    X, report = potential(rates, sure, np.zeros_like(gain), gain, order=known.plan(sure))
     X[~(sure | w.hit)] = np.inf
     return Answer(X, report.method, report.why(), None, tuple(report.failed))
 
@@ -298,7 +298,7 @@ def given_hit(w: Walk, gain: NDArray) -> Answer:
     free = known.can & w.moving
     gain = np.where(free[:, None], rates.step[:, None] * gain, 0.0)
     _spread(gain, 2)
-    X, report = potential(rates, free, np.zeros_like(gain), gain, order=known.order.plan(rates.W, free))
+    X, report = potential(rates, free, np.zeros_like(gain), gain, order=known.plan(free))
     return Answer(X, report.method, report.why(), None, tuple(report.failed))
 
 

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 KEPT = 4  # orders kept per chain; one for most chains, whose outcomes never move
+SWEEPS, STEPS = 40, 1000  # how long a class that holds most states is looked for, and how long a walk hints at one
 
 
 @dataclass(frozen=True)
@@ -77,24 +78,6 @@ class Order:
         """Whether any class has two states or more."""
         return len(self.first) - 1 < len(self.sequence)
 
-    def plan(self, W: sp.csr_array, free: NDArray[np.bool_]) -> Plan:
-        """The order of some of the states, a union of classes."""
-        if not self.cyclic:
-            some = self.sequence[free[self.sequence]]
-            return Plan([(some, [])] if some.size else [])
-        stage = np.zeros(len(free), dtype=self.sequence.dtype)
-        kernels.stages(W.indptr, W.indices, self.sequence, self.first, free, stage)
-        size = np.diff(self.first)
-        alone, start = self.first[:-1][size == 1], np.flatnonzero(size > 1)
-        single = self.sequence[alone]
-        single = single[free[single]]
-        start = start[free[self.sequence[self.first[start]]]]
-        level, behind = stage[single], stage[self.sequence[self.first[start]]] - 1
-        depth = int(max(level.max(initial=-1), behind.max(initial=-1))) + 1
-        singles, classes = _by_stage(single, level, depth), _by_stage(start, behind, depth)
-        members = lambda c: np.sort(self.sequence[self.first[c] : self.first[c + 1]])  # noqa: E731
-        return Plan([(one, [members(c) for c in many]) for one, many in zip(singles, classes)])
-
 
 def _by_stage(part: NDArray, stage: NDArray, depth: int) -> list[NDArray]:
     """The parts with stage 0 .. depth - 1, each in the given order."""
@@ -114,14 +97,38 @@ class Decided:
         Moving states from which nothing else can happen.
     order : Order
         Of all states whose rows are read.
-    levels : int
-        Classes on the longest way from a state to one that does not move.
+    level : int array, shape (n,)
+        States on the longest way from each state to one that does not move; if there are cycles, cyclic classes only.
     """
 
     can: NDArray[np.bool_]
     sure: NDArray[np.bool_]
     order: Order
-    levels: int
+    level: NDArray[np.integer]
+
+    @property
+    def levels(self) -> int:
+        """The largest level."""
+        return int(self.level.max(initial=0))
+
+    def plan(self, free: NDArray[np.bool_]) -> Plan:
+        """An order to solve some of the states in, a union of classes."""
+        sequence, first = self.order.sequence, self.order.first
+        if not self.order.cyclic:
+            some = sequence[free[sequence]]
+            return Plan([(some, [])] if some.size else [])
+        size = np.diff(first)
+        single = sequence[first[:-1][size == 1]]
+        single = single[free[single]]
+        start = np.flatnonzero(size > 1)
+        start = start[free[sequence[first[start]]]]
+        # A cyclic class counts itself, so that states of its level come after it, and before the next class.
+        level, behind = self.level[single], self.level[sequence[first[start]]] - 1
+        used, place = np.unique(np.concatenate([level, behind]), return_inverse=True)
+        singles = _by_stage(single, place[: len(single)], len(used))
+        classes = _by_stage(start, place[len(single) :], len(used))
+        members = lambda c: sequence[first[c] : first[c + 1]]  # noqa: E731
+        return Plan([(one, [members(c) for c in many]) for one, many in zip(singles, classes)])
 
 
 def index_type(*sizes: int) -> type[np.signedinteger[Any]]:
@@ -137,18 +144,53 @@ def slices(indptr: NDArray, rows: NDArray) -> NDArray[np.intp]:
 
 
 def order_of(W: sp.csr_array, rows: NDArray[np.bool_]) -> Order:
-    """Strongly connected classes of the marked states, sinks first; only their rows are read."""
-    n, m = len(rows), int(np.count_nonzero(rows))
-    kind = index_type(n + 2)
+    """Strongly connected classes of the marked states, sinks first, each sorted; only their rows are read."""
+    kind = index_type(len(rows) + 2)
     for goes, turn in ((kernels.goes_up, -1), (kernels.goes_down, 1)):  # most acyclic chains are numbered in order
         if goes(W.indptr, W.indices, rows):
-            return Order(np.flatnonzero(rows)[::turn].astype(kind), np.arange(m + 1, dtype=kind))
+            sequence = np.flatnonzero(rows)[::turn].astype(kind)
+            return Order(sequence, np.arange(len(sequence) + 1, dtype=kind))
+    return _around_giant(W, rows) or _searched(W, rows)
+
+
+def _searched(W: sp.csr_array, rows: NDArray[np.bool_]) -> Order:
+    """By depth-first search."""
+    n, m = len(rows), int(np.count_nonzero(rows))
+    kind = index_type(n + 2)
     sequence, first = np.empty(m, dtype=kind), np.empty(m + 1, dtype=kind)
     path, born, waiting = (np.empty(m, dtype=kind) for _ in range(3))
     at = np.empty(m, dtype=W.indptr.dtype)
     low = np.zeros(n, dtype=kind)
     classes = kernels.components(W.indptr, W.indices, rows, low, sequence, first, path, born, at, waiting)
-    return Order(sequence, first[: classes + 1].copy())
+    first = first[: classes + 1].copy()
+    for c in np.flatnonzero(np.diff(first) > 1):
+        sequence[first[c] : first[c + 1]].sort()
+    return Order(sequence, first)
+
+
+def _around_giant(W: sp.csr_array, rows: NDArray[np.bool_]) -> Order | None:
+    """The order where one class holds most states; sweeps over the matrix find it faster than a depth-first search.
+
+    None if a walk ends soon, which hints at few cycles, or the sweeps do not come to an end, or find no such class.
+    """
+    marked = np.flatnonzero(rows)
+    root = int(marked[len(marked) // 2])
+    moves = W.indptr[root + 1] > W.indptr[root]
+    if not moves or not kernels.survives(W.indptr, W.indices, rows, root, STEPS):
+        return None
+    back, on = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    back[root] = on[root] = True
+    found = kernels.sweep_back(W.indptr, W.indices, rows, back, SWEEPS, len(marked) // 2)
+    if not found or not kernels.sweep_on(W.indptr, W.indices, rows, on, np.zeros_like(on), SWEEPS):
+        return None
+    giant = back & on
+    if 2 * np.count_nonzero(giant) < len(marked):
+        return None
+    # What cannot come to the giant is before it, what can and is not in it behind it.
+    before, behind = _searched(W, rows & ~back), _searched(W, back & ~on)
+    own = np.flatnonzero(giant).astype(before.sequence.dtype)
+    ends = behind.first + (before.first[-1] + len(own))
+    return Order(np.concatenate([before.sequence, own, behind.sequence]), np.concatenate([before.first, ends]))
 
 
 def _labelled(W: sp.csr_array, order: Order, target: NDArray[np.bool_]) -> NDArray[np.integer]:
@@ -156,7 +198,7 @@ def _labelled(W: sp.csr_array, order: Order, target: NDArray[np.bool_]) -> NDArr
     code = np.where(target, kernels.CAN | kernels.DONE, kernels.MISS | kernels.DONE)
     code = code.astype(index_type(8 * (len(target) + 2)))
     code[order.sequence] = 0
-    kernels.label(W.indptr, W.indices, order.sequence, order.first, code)
+    kernels.label(W.indptr, W.indices, order.sequence, order.first, code, not order.cyclic)
     return code
 
 
@@ -183,9 +225,13 @@ def decided(
         while len(kept) >= KEPT:
             del kept[next(iter(kept))]
         kept[key] = order
+    return _decided(W, order, target, moving)
+
+
+def _decided(W: sp.csr_array, order: Order, target: NDArray, moving: NDArray) -> Decided:
     code = _labelled(W, order, target)
     can = (code & kernels.CAN) > 0
-    return Decided(can, can & ((code & kernels.MISS) == 0) & moving, order, int(code.max(initial=0)) >> 3)
+    return Decided(can, can & ((code & kernels.MISS) == 0) & moving, order, code >> 3)
 
 
 def reaching(W: sp.csr_array, target: NDArray[np.bool_], moving: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -230,4 +276,4 @@ def plan(W: sp.csr_array, free: NDArray[np.bool_]) -> Plan:
     free : bool array, shape (n,)
         The unknown states; all others count as known.
     """
-    return order_of(W, free).plan(W, free)
+    return _decided(W, order_of(W, free), ~free, free).plan(free)

@@ -147,8 +147,70 @@ def components(indptr, indices, rows, low, sequence, first, path, born, at, wait
 
 
 @njit(cache=True, error_model="numpy")
-def label(indptr, indices, sequence, first, code):
-    """Who can hit and who can miss, and the longest way in classes to a state that is not in the sequence.
+def survives(indptr, indices, rows, root, steps):
+    """Whether one walk over marked rows goes on for some steps; where it does, a cycle is likely."""
+    v, turn = np.int64(root), np.uint64(1)
+    for _ in range(steps):
+        start, k = np.int64(indptr[v]), np.int64(indptr[v + 1]) - np.int64(indptr[v])
+        turn = turn * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+        first, down = np.int64(turn >> np.uint64(33)) % k, np.int64(-1)
+        for move in range(k):
+            w = np.int64(indices[start + (first + move) % k])
+            if rows[w]:
+                down = w
+                break
+        if down < 0:
+            return False
+        v = down
+    return True
+
+
+@njit(cache=True, error_model="numpy")
+def sweep_back(indptr, indices, rows, found, sweeps, half):
+    """Mark rows with a move to a marked state, forth and back over all rows. Returns whether nothing is left.
+
+    Gives up after all the sweeps, or after a few of them if fewer than `half` are marked.
+    """
+    n, count = len(rows), 0
+    for sweep in range(sweeps):
+        before = count
+        for s in range(n):
+            i = s if sweep % 2 == 0 else n - 1 - s
+            if rows[i] and not found[i]:
+                for k in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+                    if found[np.uint64(indices[k])]:
+                        found[i] = True
+                        count += 1
+                        break
+        if count == before:
+            return True
+        if sweep == 3 and count < half:
+            break
+    return False
+
+
+@njit(cache=True, error_model="numpy")
+def sweep_on(indptr, indices, rows, found, done, sweeps):
+    """Find the marked rows that found states move to, forth and back. Returns whether nothing is left."""
+    n = len(rows)
+    for sweep in range(sweeps):
+        changed = False
+        for s in range(n):
+            i = s if sweep % 2 == 0 else n - 1 - s
+            if found[i] and not done[i]:
+                done[i] = changed = True
+                for k in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+                    j = np.uint64(indices[k])
+                    if rows[j]:
+                        found[j] = True
+        if not changed:
+            return True
+    return False
+
+
+@njit(cache=True, error_model="numpy")
+def label(indptr, indices, sequence, first, code, acyclic):
+    """Who can hit and who can miss, and how far a class is from the states that are not in the sequence.
 
     Parameters
     ----------
@@ -157,22 +219,25 @@ def label(indptr, indices, sequence, first, code):
     first : int array
         Where every class begins, and the end.
     code : int array, shape (n,)
-        CAN or MISS, and DONE, for states not in the sequence, 0 for those in it; these get 8 times their level (1 and
-        more) and their marks. What cannot hit misses.
+        CAN or MISS, and DONE, for states not in the sequence, 0 for those in it; these get their marks and 8 times
+        their level. What cannot hit misses.
+    acyclic : bool
+        Whether levels count classes or, if there are cycles, only the cyclic classes on the longest way.
     """
     for c in range(len(first) - 1):
-        marks, level = 0, 0
+        marks, level = np.int64(0), np.int64(0)
         for s in range(first[c], first[c + 1]):
             v = np.uint64(sequence[s])
             for k in range(np.uint64(indptr[v]), np.uint64(indptr[v + ONE])):
-                seen = code[np.uint64(indices[k])]
+                seen = np.int64(code[np.uint64(indices[k])])
                 marks |= seen
                 level = max(level, seen)
-        marks = marks & (CAN | MISS)
+        marks &= CAN | MISS
         if not marks & CAN:
             marks |= MISS
+        level = (level >> 3) + (acyclic or first[c + 1] - first[c] > 1)
         for s in range(first[c], first[c + 1]):
-            code[sequence[s]] = ((level >> 3) + 1) << 3 | marks | DONE
+            code[np.uint64(sequence[s])] = level << 3 | marks | DONE
 
 
 @njit(cache=True, error_model="numpy")
@@ -191,40 +256,6 @@ def leaving(indptr, indices, sequence, first, closed):
         for s in range(start, end):
             mine[sequence[s]] = False
             closed[sequence[s]] = stays
-
-
-@njit(cache=True, error_model="numpy")
-def stages(indptr, indices, sequence, first, free, stage):
-    """Sort the free classes by how many cyclic classes lie one behind the other on any way out.
-
-    Parameters
-    ----------
-    free : bool array, shape (n,)
-        A union of classes.
-    stage : int array, shape (n,), zero
-        Filled for states on no cycle with their stage, for states of a cyclic class with the stage behind it.
-
-    Returns
-    -------
-    int
-        Number of cyclic free classes.
-    """
-    cyclic = 0
-    for c in range(len(first) - 1):
-        start, end = first[c], first[c + 1]
-        if not free[sequence[start]]:
-            continue
-        most = 0
-        for s in range(start, end):
-            v = np.uint64(sequence[s])
-            for k in range(np.uint64(indptr[v]), np.uint64(indptr[v + ONE])):
-                most = max(most, stage[np.uint64(indices[k])])
-        if end - start > 1:
-            most += 1
-            cyclic += 1
-        for s in range(start, end):
-            stage[sequence[s]] = most
-    return cyclic
 
 
 @njit(cache=True, error_model="numpy")
