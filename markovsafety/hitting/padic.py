@@ -1,9 +1,9 @@
 """Integer systems solved exactly by p-adic lifting (J. D. Dixon, Numer. Math. 40 (1982) 137).
 
 With C the inverse of A modulo a prime p, ``x = d_0 + d_1 p + d_2 p^2 + ...`` is found digit by digit:
-``d = C r mod p``, ``r <- (r - A d) / p``. Once there are enough digits the fractions are read off by Euclid's algorithm, and the answer is
-checked in the integers, so nothing rests on a bound. All products are made in floating point, of parts so short that
-they are exact; only r is a vector of long integers."""
+``d = C r mod p``, ``r <- (r - A d) / p``. Once there are enough digits the fractions are read off by Euclid's
+algorithm, and the answer is checked in the integers, so nothing rests on a bound. All products are made in floating
+point, of parts so short that they are exact; only r is a vector of long integers."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .exact import CYCLE_LIMIT
 from .graph import plan
 
 __all__ = ["solve"]
 
+CYCLE_LIMIT = 300  # states in one cyclic class; about a minute
 Pair = tuple[Any, Any]  # numerator, denominator
 
 
