@@ -11,6 +11,7 @@ from hypothesis import given
 from made import ENDS, LABELS, P3, chain3, chains, quick
 
 import markovsafety as ms
+from markovsafety.chains.checks import index_dtype
 
 # --- what a chain is ---------------------------------------------------------------------------------------------
 
@@ -55,14 +56,68 @@ def test_duplicates_are_summed_and_zeros_are_no_transitions():
     assert ms.Chain(raw, {"harm": 1}).P.data.tolist() == [0.5, 0.5, 1.0]
 
 
-def test_the_input_stays_the_callers():
-    dense, start = np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([1.0, 0])
-    matrix = sp.csr_array(dense)
-    chains = [ms.Chain(x, {"harm": 1}, start) for x in (dense, matrix)]
-    dense[0, 0] = matrix.data[0] = start[0] = 7
-    for chain in chains:
-        assert chain.P[0, 0] == 0.5
-        assert chain.start[0] == 1
+@pytest.mark.parametrize(
+    "convert", [np.array, sp.csc_array, sp.coo_array, lambda P: sp.csr_array(P).astype(np.float32)]
+)
+def test_what_is_not_canonical_csr_of_floats_is_copied(convert):
+    matrix, start = convert(np.array([[0.5, 0.5], [0.0, 1.0]])), np.array([1.0, 0])
+    chain = ms.Chain(matrix, {"harm": 1}, start)
+    matrix[0, 0] = 7
+    start[0] = 7
+    assert chain.P.toarray().tolist() == [[0.5, 0.5], [0, 1]]
+    assert chain.start.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_canonical_csr_is_shared_read_only_and_stays_writable_for_its_owner(index):
+    matrix = sp.csr_array(np.array([[0.5, 0.5], [0.0, 1.0]]))
+    matrix.indices, matrix.indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
+    for chain in (ms.Chain(matrix, {"harm": 1}), ms.Chain.layered([matrix, matrix], {"harm": 1})):
+        for P in chain.layers:
+            assert np.shares_memory(P.data, matrix.data)
+            assert P.indices.dtype == P.indptr.dtype == np.int32
+            assert not any(x.flags.writeable for x in (P.data, P.indices, P.indptr))
+    assert all(x.flags.writeable for x in (matrix.data, matrix.indices, matrix.indptr))
+    assert not np.shares_memory(ms.Chain(matrix.copy(), {"harm": 1}).P.data, matrix.data)
+
+
+@pytest.mark.parametrize(
+    ("data", "indices"),
+    [([0.25, 0.5, 0.25, 1], [0, 1, 0, 1]), ([0.5, 0.5, 0, 1], [1, 0, 0, 1]), ([0, 0.5, 0.5, 1], [0, 1, 0, 1])],
+    ids=["duplicates", "unsorted", "zeros"],
+)
+def test_changing_a_matrix_to_canonical_form_leaves_the_given_one_alone(data, indices):
+    matrix = sp.csr_array((np.array(data, float), np.array(indices), np.array([0, 3, 4])), shape=(2, 2))
+    before = [x.copy() for x in (matrix.data, matrix.indices, matrix.indptr)]
+    assert ms.Chain(matrix, {"harm": 1}).P.toarray().tolist() == [[0.5, 0.5], [0, 1]]
+    assert all(np.array_equal(x, y) for x, y in zip((matrix.data, matrix.indices, matrix.indptr), before))
+
+
+def test_flags_of_a_matrix_changed_behind_scipys_back_are_not_believed():
+    matrix = sp.csr_array(np.array([[0.5, 0.5], [0.0, 1.0]]))
+    assert matrix.has_canonical_format
+    matrix.indices[:2] = [1, 0]
+    assert ms.Chain(matrix, {"harm": 1}).P.indices.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("size", [1, 7, 2000])
+def test_empty_outcome_rows_anywhere_become_absorbing(size):
+    n, rng = size + 1, np.random.default_rng(size)
+    ends = np.sort(rng.choice(n, max(size // 2, 1), replace=False))
+    P = sp.lil_array((n, n))
+    for i in np.setdiff1d(np.arange(n), ends):
+        P[i, rng.integers(n)] = 1.0
+    want = P.tocsr() + sp.diags_array(np.isin(np.arange(n), ends).astype(float)).tocsr()
+    for matrix in (P, sp.csr_array(P)):
+        chain = ms.Chain(matrix, {"harm": ends})
+        assert np.array_equal(chain.P.toarray(), want.toarray())
+        assert chain.P.has_sorted_indices
+        assert chain.outcomes["harm"].tolist() == ends.tolist()
+
+
+def test_row_pointers_are_wide_only_where_the_non_zeros_need_it():
+    assert [index_dtype(n) for n in (0, 2**31 - 1, 2**31, 2**40)] == [np.int32, np.int32, np.int64, np.int64]
+    assert (index_dtype(), index_dtype(5, 2**31)) == (np.int32, np.int64)
 
 
 def test_outcome_rows_absorb_when_empty_and_leak_when_given():
@@ -145,6 +200,16 @@ def test_repr_says_what_it_is():
 nan = float("nan")
 
 
+FOUR = sp.coo_array(([2**62] * 4, ([0] * 4, [1] * 4)), shape=(2, 2))  # one entry of 2**64, which no int64 holds
+
+
+def broken(data=(1.0, 1.0), indices=(1, 1), indptr=(0, 1, 2)):
+    """A CSR matrix whose arrays were changed behind scipy's back."""
+    matrix = sp.csr_array(np.array([[0, 1.0], [0, 1.0]]))
+    matrix.data, matrix.indices, matrix.indptr = np.array(data), np.array(indices), np.array(indptr)
+    return matrix
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -160,6 +225,19 @@ nan = float("nan")
         (lambda: ms.Chain([["a", "b"], ["c", "d"]], {"harm": 1}), ["numeric"]),
         (lambda: ms.Chain(np.eye(2) * 1j, {"harm": 1}), ["numeric"]),
         (lambda: ms.Chain(np.zeros((0, 0)), {"harm": 1}), ["(0, 0)"]),
+        (lambda: ms.Chain([["1", "0"], ["0", "1"]], {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain(np.array([["x", None], [1, 2]], dtype=object), {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain(sp.csr_array(np.eye(2) * 1j), {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain([1.0], {"harm": 0}), ["(1,)"]),
+        (lambda: ms.Chain(sp.csr_array((0, 0)), {"harm": 1}), ["(0, 0)"]),
+        (lambda: ms.Chain([[0.0]], {"harm": []}), ["state 0", "sums to 0"]),
+        (lambda: ms.Chain(broken(indices=[0, 9]), {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain(broken(indices=[0, -1]), {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain(broken(indptr=[0, 2, 1]), {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain(broken(indptr=[0, 1, 9]), {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain(broken(indptr=[1, 1, 2]), {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain(broken(data=[0.5, nan]), {"harm": 1}), ["nan", "state 1"]),
+        (lambda: ms.Chain(broken(data=[np.inf, 1]), {"harm": 1}), ["inf", "state 0"]),
         (lambda: ms.Chain(P3, {"harm": 3}), ["'harm'", "3"]),
         (lambda: ms.Chain(P3, {"harm": [-1]}), ["'harm'", "-1"]),
         (lambda: ms.Chain(P3, {"harm": [1, 2], "refusal": 2}), ["state 2", "'harm'", "'refusal'"]),
@@ -191,6 +269,10 @@ nan = float("nan")
         (lambda: ms.Chain.from_counts([[1, 2**70], [0, 0]], {"harm": 1}), [str(2**70)]),
         (lambda: ms.Chain.from_counts([["x", 1], [0, 0]], {"harm": 1}), ["x"]),
         (lambda: ms.Chain.from_counts([1, 2], {"harm": 1}), ["(2,)"]),
+        (lambda: ms.Chain.from_counts([[2**62, 2**62], [0, 0]], {"harm": 1}), ["state 0", "9.223"]),
+        (lambda: ms.Chain.from_counts(FOUR, {"harm": 1}), ["state 0", "1.84"]),
+        (lambda: ms.Chain.from_counts(broken(indptr=[0, 2, 1]), {"harm": 1}), ["no valid"]),
+        (lambda: ms.Chain.from_counts([["1", "2"], ["0", "0"]], {"harm": 1}), ["1"]),
     ],
 )
 def test_refuses_and_says_fact_cause_and_next(make, says):

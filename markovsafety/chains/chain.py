@@ -17,7 +17,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .checks import as_csr, as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of, stochastic
+from .checks import as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of
+from .matrices import as_counts, as_csr, csr, divided, stochastic
 from .tally import Evidence
 
 __all__ = ["Chain", "Evidence"]
@@ -61,6 +62,13 @@ class Chain:
     ------
     InputError
         If anything above does not hold; the message names the state and the value.
+
+    Notes
+    -----
+    A float64 CSR matrix that is canonical already (sorted, without duplicates, zeros or outcome rows left empty) is not
+    copied: the chain keeps read-only views of its arrays, which stay writable for their owner. Writing to them later
+    would change the chain behind its checks; pass ``P.copy()`` to go on writing. The start law is always copied. Row
+    pointers and column indices are int32 wherever the number of non-zeros fits, else int64.
     """
 
     P: Any
@@ -76,9 +84,9 @@ class Chain:
     def __post_init__(self):
         layers = [self.P] if self.n_layers == 0 else list(self.P)
         names = ["P"] if self.n_layers == 0 else [f"layer {t}" for t in range(len(layers))]
-        matrices = [as_csr(P, what) for P, what in zip(layers, names)]
-        n = shape_of(matrices[0])[0]
-        for matrix, what in zip(matrices, names):
+        surveyed = [as_csr(P, what) for P, what in zip(layers, names)]
+        n = shape_of(surveyed[0][0])[0]
+        for (matrix, _), what in zip(surveyed, names):
             if matrix.shape != (n, n):
                 raise InputError(
                     f"{what} has shape {matrix.shape}, layer 0 has shape {(n, n)}.",
@@ -89,13 +97,14 @@ class Chain:
         put("states", as_states(self.states, n))
         put("outcomes", as_outcomes(self.outcomes, n, self._lookup, self._name))
         done = self.outcome_mask
-        matrices = [stochastic(m, done, self._name, what) for m, what in zip(matrices, names)]
+        matrices = [stochastic(*found, done, self._name, what) for found, what in zip(surveyed, names)]
         put("P", matrices[0] if self.n_layers == 0 else tuple(matrices))
         put("start", as_law(self.start, n, self._lookup, self._name, "start"))
         laws = {int(k): as_law(v, n, self._lookup, self._name, f"entry[{k}]") for k, v in sorted(self.entry.items())}
         put("entry", laws)
         if self.integer_counts is not None:
-            freeze(self.integer_counts)
+            C = self.integer_counts
+            put("integer_counts", csr(C.data, C.indices, C.indptr, shape_of(C)))
 
     @classmethod
     def layered(
@@ -138,10 +147,8 @@ class Chain:
         InputError
             If an entry is negative or not an integer, or a state that is no outcome has no counts.
         """
-        matrix = _integers(C)
-        totals = np.asarray(matrix.sum(axis=1)).ravel()
-        P = sp.csr_array(matrix, dtype=np.float64, copy=True)
-        P.data /= np.repeat(np.maximum(totals, 1), np.diff(matrix.indptr))
+        matrix = as_counts(C)
+        P = divided(matrix)
         try:
             return cls(P, outcomes, start, states, integer_counts=matrix)
         except InputError as error:
@@ -238,45 +245,6 @@ class Chain:
             where = np.flatnonzero(self.start)
             start = self._name(int(where[0])) if len(where) == 1 else f"a law over {len(where)} states"
         return f"<Chain {self.n_states} states, {kind}, {arrows} transitions; outcomes {size}; start: {start}>"
-
-
-def _integers(C: Any) -> sp.csr_array:
-    """Canonical read-only int64 CSR of integer counts; values are checked before anything is rounded."""
-    data = C.tocoo().data if sp.issparse(C) else np.asarray(C)
-    flat = np.asarray(data).ravel()
-    try:
-        exact = np.array([int(x) for x in flat]) if flat.dtype == object else flat
-        whole = (exact == np.floor(exact)) & (exact >= 0) & (exact < 2**63)
-        okay = bool(np.all(whole & (exact == flat))) and exact.dtype != object
-    except (TypeError, ValueError, OverflowError):
-        okay, exact = False, flat
-    if not okay:
-        wrong = next((x for x in flat.tolist() if not _is_count(x)), "a value")
-        raise InputError(
-            f"The counts contain {wrong!r}.",
-            cause="Counts are non-negative whole numbers below 2**63.",
-            next="Use Chain for probabilities, or estimate() for weighted counts.",
-        )
-    exact = exact.astype(np.int64)
-    if sp.issparse(C):
-        parts = C.tocoo()
-        matrix = sp.csr_array(sp.coo_array((exact, parts.coords), shape=parts.shape))
-    else:
-        matrix = sp.csr_array(exact.reshape(np.shape(C))) if np.ndim(C) == 2 else None
-    if matrix is None or len(shape_of(matrix)) != 2 or len(set(shape_of(matrix))) != 1:
-        raise InputError(
-            f"The counts have shape {np.shape(C)}.", cause="Counts form a square matrix.", next="Pass shape (n, n)."
-        )
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    return freeze(matrix)
-
-
-def _is_count(x: Any) -> bool:
-    try:
-        return x == int(x) and 0 <= x < 2**63
-    except (TypeError, ValueError, OverflowError):
-        return False
 
 
 def _content(chain: Chain) -> dict[str, Any]:

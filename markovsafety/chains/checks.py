@@ -13,7 +13,6 @@ from ..errors import InputError
 
 __all__ = [
     "TOLERANCE",
-    "as_csr",
     "as_indices",
     "as_label",
     "as_law",
@@ -21,7 +20,7 @@ __all__ = [
     "as_states",
     "freeze",
     "index_dtype",
-    "stochastic",
+    "shape_of",
 ]
 
 TOLERANCE = 1e-9  # how far the sum of a row or a law may be from one
@@ -44,69 +43,6 @@ def index_dtype(*sizes: int) -> np.dtype:
 def shape_of(matrix: Any) -> tuple[int, ...]:
     """The shape of a dense or sparse matrix (scipy's types say it may be None)."""
     return tuple(matrix.shape)
-
-
-def as_csr(P: Any, what: str = "P") -> sp.csr_array:
-    """A canonical CSR float64 copy of a square dense or sparse matrix: duplicates summed, zeros dropped, sorted."""
-    try:
-        if np.issubdtype(P.dtype, np.complexfloating) if sp.issparse(P) else np.iscomplexobj(P):
-            raise TypeError("its entries are complex")
-        if sp.issparse(P):
-            matrix = sp.csr_array(P.tocsr(), dtype=np.float64, copy=True)
-        else:
-            matrix = sp.csr_array(np.asarray(P, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{what} is not a numeric matrix.",
-            cause=str(error),
-            next="Pass a square array, a scipy sparse matrix or a list of rows of equal length.",
-        ) from None
-    shape = shape_of(matrix)
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-        raise InputError(
-            f"{what} has shape {shape}.",
-            cause="A chain needs a square matrix with one row per state, outcome states included.",
-            next="Give outcome states a row too (all zeros means absorbing).",
-        )
-    matrix.sum_duplicates()
-    return matrix
-
-
-def stochastic(matrix: sp.csr_array, outcome: NDArray, name: Name, what: str = "P") -> sp.csr_array:
-    """Check that rows are probability laws; give all-zero outcome rows a one on the diagonal; return read-only."""
-    bad = np.flatnonzero(~np.isfinite(matrix.data) | (matrix.data < 0))
-    if bad.size:
-        k = int(bad[0])
-        row = int(np.searchsorted(matrix.indptr, k, side="right")) - 1
-        raise InputError(
-            f"{what} has the entry {matrix.data[k]:g} from {name(row)} to {name(int(matrix.indices[k]))}.",
-            cause="Transition probabilities are finite and not negative.",
-            next="Correct this entry.",
-        )
-    matrix.eliminate_zeros()
-    sums = np.asarray(matrix.sum(axis=1)).ravel()
-    absorbing = outcome & (np.diff(matrix.indptr) == 0)
-    off = np.flatnonzero(~absorbing & ~(np.abs(sums - 1) <= TOLERANCE))
-    if off.size:
-        row = int(off[0])
-        empty = np.diff(matrix.indptr)[row] == 0
-        raise InputError(
-            f"The row of {name(row)} in {what} sums to {sums[row]:.12g}"
-            + (f"; so do not {off.size - 1} other rows." if off.size > 1 else "."),
-            cause="An all-zero row is allowed for outcome states only."
-            if empty
-            else f"A row is a probability law: its entries sum to one within {TOLERANCE:g}.",
-            next="Name the state in `outcomes`, or give it transitions."
-            if empty
-            else "Normalise the row, or use Chain.from_counts for counts.",
-        )
-    if absorbing.any():
-        matrix = sp.csr_array(
-            matrix + sp.dia_array((absorbing.astype(np.float64)[None], [0]), shape=matrix.shape).tocsr()
-        )
-        matrix.eliminate_zeros()
-    matrix.sort_indices()
-    return freeze(matrix)
 
 
 def as_states(states: Sequence[Any] | None, n: int) -> Sequence[Any]:
@@ -158,16 +94,27 @@ def as_indices(target: Any, n: int, lookup: Mapping[Any, int], what: str) -> NDA
     if isinstance(target, str) or _is_label(target, lookup):
         return np.array([as_label(target, lookup, what)])
     if isinstance(target, (list, tuple, set, frozenset, range, np.ndarray)):
+        if isinstance(target, range) or (isinstance(target, np.ndarray) and target.dtype.kind in "iu"):
+            return _distinct(np.asarray(target).ravel(), n, what)
         items = target.ravel().tolist() if isinstance(target, np.ndarray) else list(target)
         if any(isinstance(x, (list, set, np.ndarray)) for x in items):
             raise _neither(target, what)
         if all(type(x) is int for x in items):
             for edge in (min(items, default=0), max(items, default=0)):
                 _in_range(edge, n, what)
-            return np.unique(np.array(items, dtype=np.int64))
+            return _distinct(np.array(items, dtype=np.int64), n, what)
         found = [as_indices(x, n, lookup, what) for x in items]
         return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
     raise _neither(target, what)
+
+
+def _distinct(items: NDArray, n: int, what: str) -> NDArray:
+    """Whole numbers, all of them indices, sorted and without repetitions."""
+    if items.size:
+        _in_range(int(items.min()), n, what)
+        _in_range(int(items.max()), n, what)
+    rising = np.sort(items.astype(np.int64))
+    return rising[np.append(True, rising[1:] != rising[:-1])[: len(rising)]]
 
 
 def _is_mask(x: Any) -> bool:

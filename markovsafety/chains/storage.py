@@ -7,6 +7,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import InputError
 from ..outcomes import OUTCOMES
 from .chain import Chain, Evidence
 from .counts import Counts, Table
+from .matrices import csr
 from .tally import Tally
 
 __all__ = ["read_chain", "read_counts", "write_chain", "write_counts"]
@@ -335,7 +337,7 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Chain:
         extra["evidence"] = Evidence(
             arrays["visits"], *(arrays[f"tally_{k}"] for k in _TALLY), *(arrays.get(k) for k in _TRIALS)
         )
-    blocks = P if layers == 0 else [P[t * n : (t + 1) * n] for t in range(layers)]
+    blocks = P if layers == 0 else _layers(P, n)
     return Chain(blocks, meta["outcomes"], start, states, **extra)
 
 
@@ -344,3 +346,12 @@ def _csr(arrays: dict[str, np.ndarray], prefix: str, shape: tuple[int, int]) -> 
     matrix = sp.csr_array((data, indices, indptr), shape=shape)
     matrix.check_format(full_check=True)
     return matrix
+
+
+def _layers(P: sp.csr_array, n: int) -> list[sp.csr_array]:
+    """The blocks that a layered chain was stacked from, as views."""
+    cuts = P.indptr[::n].tolist()
+    return [
+        csr(P.data[a:b], P.indices[a:b], P.indptr[t * n : (t + 1) * n + 1] - a, (n, n))
+        for t, (a, b) in enumerate(pairwise(cuts))
+    ]

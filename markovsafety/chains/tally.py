@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..outcomes import CODES, OUTCOMES
 from .checks import freeze, index_dtype
 
-__all__ = ["NO_ORDER", "Evidence", "Tally", "collect", "dense_codes", "runs_of", "sorted_by"]
+__all__ = ["NO_ORDER", "Evidence", "Tally", "collect", "dense_codes", "runs_of", "sorted_by", "sums_of"]
 
 SMALL = 1 << 15  # rows up to which numpy sorts; loading compiled code would cost more
 NO_ORDER = np.zeros(0, dtype=np.int64)
@@ -284,12 +284,12 @@ def collect(keys: Sequence[NDArray], values: Sequence[NDArray]) -> tuple[list[ND
         return [key.view() for key in keys], [np.asarray(v, dtype=np.float64).view() for v in values]
     found, order = sorted_by(packed, (span - 1).bit_length())
     first = runs_of(found)
-    columns = lambda v: _sums(v, order, first) if v.ndim == 1 else np.stack([columns(c) for c in v.T], axis=1)  # noqa: E731
+    columns = lambda v: sums_of(v, order, first) if v.ndim == 1 else np.stack([columns(c) for c in v.T], axis=1)  # noqa: E731
     where = order[first]
     return [key[where] for key in keys], [columns(v) for v in values]
 
 
-def _sums(values: NDArray, order: NDArray, first: NDArray) -> NDArray[np.float64]:
+def sums_of(values: NDArray, order: NDArray, first: NDArray) -> NDArray[np.float64]:
     """Sums over runs, in the order of the data from 0.0 on: the same numbers either way."""
     if len(order) < SMALL:
         codes = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
@@ -297,5 +297,5 @@ def _sums(values: NDArray, order: NDArray, first: NDArray) -> NDArray[np.float64
     from . import counting_kernels as kernels
 
     sums = np.empty(len(first))
-    kernels.sum_runs(np.ascontiguousarray(values, dtype=np.float64), order, first, sums)
+    kernels.sum_runs(freeze(np.ascontiguousarray(values, dtype=np.float64).view()), order, first, sums)
     return sums

@@ -17,8 +17,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .checks import index_dtype
-from .tally import NO_ORDER, dense_codes, runs_of, sorted_by
+from .checks import freeze, index_dtype
+from .tally import NO_ORDER, dense_codes, runs_of, sorted_by, sums_of
 
 __all__ = ["Transitions", "count_transitions"]
 
@@ -162,7 +162,7 @@ class _Run:
         for lo in range(0, len(self.tokens), STEP):
             hi, start = min(lo + STEP, len(self.tokens)), max(lo - self.order, 0)
             a, b = np.searchsorted(self.offsets, lo, "right") - 1, np.searchsorted(self.offsets, hi, "left")
-            part = np.ascontiguousarray(self.tokens[start:hi], dtype=np.int32)
+            part = freeze(np.ascontiguousarray(self.tokens[start:hi], dtype=np.int32).view())  # one type to compile
             yield part, self.offsets[a : b + 1] - start, lo - start, hi - start
 
     @property
@@ -266,8 +266,7 @@ def _by_sorting(run: _Run, weights: NDArray | None) -> Parts:
             answer = np.searchsorted(run.offsets, np.arange(done, done + hi - lo), "right") - 1
             keys, order = sorted_by(keys, bits)
             first = runs_of(keys)
-            sums = np.empty(len(first))
-            kernels.sum_runs(weights[answer], order, first, sums)
+            sums = sums_of(weights[answer], order, first)
         done += hi - lo
         lists.append((1, keys[first], sums))
         while len(lists) > 1 and (lists[-1][0] >= lists[-2][0] or done == len(run.tokens)):
