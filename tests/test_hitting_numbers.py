@@ -17,7 +17,6 @@ from markovsafety.bound import Bound
 from markovsafety.cli import main
 from markovsafety.hitting import core
 
-
 # Several targets, several starts
 
 
