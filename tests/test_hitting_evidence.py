@@ -13,7 +13,7 @@ from scipy.stats import t as student
 import markovsafety as ms
 from markovsafety.bound import clopper_pearson, clustered
 from markovsafety.chains import Evidence
-from markovsafety.hitting import blocks
+from markovsafety.hitting import blocks, elimination, krylov
 from markovsafety.rollouts import Rollouts
 
 ENDS = {3: 0, 4: 1, 5: 2}  # tokens 3, 4, 5 end an answer in harm, refusal, benign
@@ -351,6 +351,8 @@ def nearly_closed(n=30):
 def test_what_cannot_be_proven_is_not_returned(monkeypatch):
     assert ms.hitting_probability(nearly_closed(), "harm").at_start.value == pytest.approx(1 / 3, rel=1e-13)
     monkeypatch.setattr(blocks, "DENSE_LIMIT", 10)
+    monkeypatch.setattr(elimination, "eliminate_class", lambda *a: None)
+    monkeypatch.setattr(krylov, "solve", lambda *a: None)
     for certify in (True, False):
         with pytest.raises(ms.UntrustedError, match="No enclosure") as caught:
             ms.hitting_probability(nearly_closed(), "harm", certify=certify)
@@ -384,5 +386,5 @@ def test_large_class_iterative_and_long_class_direct(bridge):
     seen = ms.visits(chain)
     assert seen.value[n] == pytest.approx(fast.at_start.value, rel=1e-8)
     thin = ms.hitting_probability(ms.toy.ladder(900, 0.5), "harm")
-    assert "LU" in thin.info["why"]
+    assert "nested dissection" in thin.info["why"]
     assert thin.value == pytest.approx(np.arange(901) / 900, rel=1e-9)

@@ -16,8 +16,9 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from . import elimination, sparse
+from . import elimination, krylov, sparse
 from .certify import TINY, enclose, enclose_flow, gamma, widen
+from .cyclic import Cyclic, Room
 from .graph import Plan, plan
 from .layered import Flow, substitute
 from .rates import Rates
@@ -30,6 +31,7 @@ WIDE = 1e-9  # a certificate wider than this, relative to the largest value, is 
 
 HOW = {
     "elimination": "subtraction-free elimination",
+    "dissection": "subtraction-free elimination in nested dissection",
     "krylov": "BiCGStab with refinement",
     "lu": "sparse LU with refinement",
 }
@@ -40,50 +42,26 @@ class Report:
     """What was done, for `Bound.info`, and what could not be proven."""
 
     single: int = 0
-    classes: list[tuple[int, str]] = field(default_factory=list)
+    classes: list[tuple[int, str, str]] = field(default_factory=list)  # states, method, because
     failed: list[int] = field(default_factory=list)
 
     @property
     def method(self) -> str:
         """The heaviest method that was used."""
-        used = {method for _, method in self.classes}
-        return "sparse" if used & {"lu", "krylov"} else "elimination" if used else "layered"
+        used = {method for _, method, _ in self.classes}
+        return "sparse" if used & {"lu", "krylov", "dissection"} else "elimination" if used else "layered"
 
     def why(self) -> str:
         """One sentence."""
         parts = [f"{self.single} states on no cycle by substitution"] if self.single else []
         for method, how in HOW.items():
-            sizes = [m for m, used in self.classes if used == method]
-            if sizes:
-                classes = "class" if len(sizes) == 1 else "classes"
-                parts.append(f"{len(sizes)} cyclic {classes} (largest {max(sizes)}) by {how}")
+            done = [(m, because) for m, used, because in self.classes if used == method]
+            if done:
+                classes = "class" if len(done) == 1 else "classes"
+                largest, because = max(done)
+                reason = f", because {because}" if because else ""
+                parts.append(f"{len(done)} cyclic {classes} (largest {largest}) by {how}{reason}")
         return "; ".join(parts) or "the graph alone decides"
-
-
-@dataclass(frozen=True)
-class _Class:
-    """A cyclic class cut out of the chain."""
-
-    own: NDArray[np.intp]
-    rows: sp.csr_array  # its rates to every state, shape (m, n)
-    inside: sp.csr_array  # to its own states, shape (m, m)
-    outside: sp.csr_array  # to all others, shape (m, n)
-    out: NDArray[np.float64]
-    leave: NDArray[np.float64]
-
-
-def _cut(W: sp.csr_array, out: NDArray, own: NDArray[np.intp], place: NDArray[np.intp]) -> _Class:
-    rows = W[own]
-    m = len(own)
-    place[own] = np.arange(m)
-    local = place[rows.indices]
-    place[own] = -1
-    line = np.repeat(np.arange(m), np.diff(rows.indptr))
-    here = local >= 0
-    inside = sp.csr_array((rows.data[here], (line[here], local[here])), shape=(m, m))
-    outside = sp.csr_array((rows.data[~here], (line[~here], rows.indices[~here])), shape=rows.shape)
-    leave = np.bincount(line[~here], rows.data[~here], minlength=m).astype(np.float64)
-    return _Class(own, rows, inside, outside, out[own], leave)
 
 
 def potential(
@@ -124,13 +102,14 @@ def potential(
     order = plan(rates.W, free) if order is None else order
     report = Report(order.n_single)
     _check(order, how)
-    place = np.full(rates.n, -1)
+    room = Room.of(rates.n) if order.cyclic else None
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is caught by looking at the results
         for single, cyclic in order.levels:
             if single.size:
                 substitute(rates, single, X, gain, ceiling)
             for own in cyclic:
-                X[own] = _solve_class(rates, _cut(rates.W, rates.out, own, place), X, gain[own], how, ceiling, report)
+                assert room is not None
+                X[own] = _solve_class(Cyclic(rates, own, room), X, gain[own], how, ceiling, report)
     return X, report
 
 
@@ -150,77 +129,83 @@ def _check(order: Plan, how: str) -> None:
         )
 
 
-def _order(how: str, c: _Class) -> list[str]:
-    """Which solvers to try on a class, in order."""
-    m = len(c.own)
+def _order(how: str, c: Cyclic) -> tuple[list[str], str]:
+    """Which solvers to try on a class, in order, and why the first."""
+    m = len(c)
     dense = ["elimination"] if m <= DENSE_LIMIT else []
     if dense and (how == "elimination" or (how == "auto" and m <= SMALL)):
-        return dense
-    if m <= SMALL or sparse.thin(c.inside):
-        return ["lu", "krylov", *dense]
-    return ["krylov", *dense] if dense else ["krylov", "lu"]
+        return dense, ""
+    if c.fronts is not None:
+        because = f"it is long and thin: {c.fronts.fill / m:.0f} numbers of fill per state"
+        return ["dissection", "lu", "krylov", *dense], because
+    rest = dense if dense else ["lu"]
+    return ["krylov", *rest], f"it spreads too fast to be eliminated cheaply and leaks {c.local.leak:.1g} per move"
 
 
-def _try(order: list[str], attempt: Callable[[str], NDArray | None], m: int, report: Report) -> NDArray | None:
+def _try(
+    order: tuple[list[str], str], attempt: Callable[[str], NDArray | None], c: Cyclic, report: Report
+) -> NDArray | None:
     """The first attempt that is proven and narrow, or what all attempts together prove."""
-    best = None
-    for which in order:
-        if best and (which != "elimination" or _width(best[1]) <= gamma(elimination.roundings(m))):
+    best, (ways, because), refused = None, order, []
+    for which in ways:
+        if best and (which in ("lu", "krylov") or _width(best[1]) <= gamma(elimination.roundings(len(c)))):
             continue  # it would prove no more
         x = attempt(which)
         if x is None:
+            refused.append(HOW[which])
             continue
         best = (which, x if best is None or x.shape[1] == 1 else _narrower(best[1], x))
         if _width(x) <= WIDE:
             break
-    report.classes.append((m, order[-1] if best is None else best[0]))
+        refused.append(HOW[which])
+    method = ways[-1] if best is None else best[0]
+    tried = [name for name in refused if name != HOW[method]]
+    report.classes.append((len(c), method, f"{' and '.join(tried)} could not be trusted" if tried else because))
     if best is None:
-        report.failed.append(m)
+        report.failed.append(len(c))
     return None if best is None else best[1]
 
 
-def _solve_class(
-    rates: Rates, c: _Class, X: NDArray, gain: NDArray, how: str, ceiling: float, report: Report
-) -> NDArray:
-    right = gain + c.outside @ X
-
+def _solve_class(c: Cyclic, X: NDArray, gain: NDArray, how: str, ceiling: float, report: Report) -> NDArray:
     def attempt(which: str) -> NDArray | None:
-        if which == "elimination":
-            return _eliminated_class(rates, c, X, right, gain, ceiling)
-        return _sparse_class(which, c, X, right, gain, ceiling, rates.errors)
+        if which == "krylov":
+            return krylov.solve(c.rates, c.mixer, X, gain, c.room.values, ceiling)
+        if which == "lu":
+            return _factored_class(c, X, gain, ceiling)
+        return _eliminated_class(c, X, gain, ceiling, which == "dissection")
 
-    m = len(c.own)
-    x = _try(_order(how, c), attempt, m, report)
-    return np.tile([np.nan, 0.0, ceiling][: X.shape[1]], (m, 1)) if x is None else x
+    x = _try(_order(how, c), attempt, c, report)
+    return np.tile([np.nan, 0.0, ceiling][: X.shape[1]], (len(c), 1)) if x is None else x
 
 
-def _sparse_class(
-    which: str, c: _Class, X: NDArray, right: NDArray, gain: NDArray, ceiling: float, errors: int = 2
-) -> NDArray | None:
-    solve = sparse.krylov(c.inside, c.out) if which == "krylov" else sparse.factor(c.inside, c.out)
-    x = None if solve is None else sparse.refined(solve, c.rows, c.own, X[:, 0], right[:, 0], gain[:, 0])
+def _factored_class(c: Cyclic, X: NDArray, gain: NDArray, ceiling: float) -> NDArray | None:
+    inside, outside = c.parts
+    solve = sparse.factor(inside, c.out)
+    right = gain[:, 0] + outside @ X[:, 0]
+    x = None if solve is None else sparse.refined(solve, c.rows, c.own, X[:, 0], right, gain[:, 0])
     if solve is None or x is None:
         return None
     if X.shape[1] == 1:
         return np.clip(x, 0.0, ceiling)[:, None]
-    ends = enclose(None, c.own, X, x, gain, solve, ceiling, parts=(c.inside, c.outside), errors=errors)
+    ends = enclose(None, c.own, X, x, gain, solve, ceiling, parts=c.parts, errors=c.rates.errors)
     return None if ends is None else _columns(x, *ends)
 
 
-def _eliminated_class(
-    rates: Rates, c: _Class, X: NDArray, right: NDArray, gain: NDArray, ceiling: float
-) -> NDArray | None:
-    eliminated = elimination.eliminate(c.inside.toarray(), c.leave)
+def _eliminated_class(c: Cyclic, X: NDArray, gain: NDArray, ceiling: float, sparse: bool = False) -> NDArray | None:
+    eliminated = c.eliminated(sparse)
     if eliminated is None:
         return None
+    right = gain + c.parts[1] @ X
     if X.shape[1] == 1:
         return _finite(np.minimum(elimination.solve(eliminated, right), ceiling))
-    terms = int(np.diff(c.outside.indptr).max()) + 1 + rates.errors
+    solver = lambda g: elimination.solve(eliminated, g)  # noqa: E731
+    first = solver(np.ascontiguousarray(right[:, 0]))
+    ends = enclose(None, c.own, X, first, gain, solver, ceiling, parts=c.parts, errors=c.rates.errors)
+    if ends is not None and sparse and _width(_columns(first, *ends)) <= WIDE:
+        return _columns(first, *ends)
+    terms = c.exits + 1 + c.rates.errors
     x, relative, absolute = elimination.enclosed_solve(eliminated, right, terms)
     widen(x, relative, absolute[:, 0], ceiling)
-    solver = lambda g: elimination.solve(eliminated, g)  # noqa: E731
-    parts = c.inside, c.outside
-    ends = enclose(None, c.own, X, x[:, 0], gain, solver, ceiling, parts=parts, errors=rates.errors)
     if ends is None and not np.isfinite(absolute).all():
         return None
     return x if ends is None else _narrower(x, _columns(x[:, 0], *ends))
@@ -265,58 +250,58 @@ def flow(rates: Rates, free: NDArray, source: NDArray, how: str = "auto") -> tup
     order = plan(rates.W, free)
     report = Report(order.n_single)
     _check(order, how)
-    place = np.full(rates.n, -1)
+    room = Room.of(rates.n) if order.cyclic else None
     with np.errstate(over="ignore", invalid="ignore"):
         for single, cyclic in reversed(order.levels):
             for own in cyclic:
-                there = _cut(rates.W, rates.out, own, place)
-                Z[own] = _flow_class(rates, there, moved.settled(own), how, report)
-                moved.pass_on(own, there.outside)
+                assert room is not None
+                there = Cyclic(rates, own, room)
+                Z[own] = _flow_class(there, moved.settled(own), how, report)
+                moved.pass_on(own, there.parts[1])
             if single.size:
                 moved.single(single)
         moved.settled(np.flatnonzero(~free))
     return Z, report
 
 
-def _flow_class(rates: Rates, c: _Class, source: NDArray, how: str, report: Report) -> NDArray:
-    m, inflow = len(c.own), sp.csr_array(c.inside.T.tocsr())
+def _flow_class(c: Cyclic, source: NDArray, how: str, report: Report) -> NDArray:
     if not source[:, -1].any():
         return np.zeros_like(source)
+    inflow = sp.csr_array(c.parts[0].T.tocsr())
 
     def attempt(which: str) -> NDArray | None:
-        if which == "elimination":
-            return _eliminated_flow(rates, c, inflow, source)
-        return _sparse_flow(which, rates, c, inflow, source)
+        if which in ("elimination", "dissection"):
+            return _eliminated_flow(c, inflow, source, which == "dissection")
+        return _sparse_flow(which, c, inflow, source)
 
-    z = _try(_order(how, c), attempt, m, report)
-    return np.tile([np.nan, 0.0, np.inf][: source.shape[1]], (m, 1)) if z is None else z
+    z = _try(_order(how, c), attempt, c, report)
+    return np.tile([np.nan, 0.0, np.inf][: source.shape[1]], (len(c), 1)) if z is None else z
 
 
-def _sparse_flow(which: str, rates: Rates, c: _Class, inflow: sp.csr_array, source: NDArray) -> NDArray | None:
+def _sparse_flow(which: str, c: Cyclic, inflow: sp.csr_array, source: NDArray) -> NDArray | None:
     make = sparse.krylov if which == "krylov" else sparse.factor
-    solve = make(c.inside, c.out, flow=True)
+    solve = make(c.parts[0], c.out, flow=True)
     z = None if solve is None else sparse.refined_flow(solve, inflow, c.out, source[:, 0])
     if solve is None or z is None:
         return None
     if source.shape[1] == 1:
         return np.maximum(z, 0.0)[:, None]
-    parts = c.inside, c.outside
-    ends = enclose_flow(inflow, c.out, z, source, solve, rates.terms[c.own], parts=parts, errors=rates.errors)
+    terms, errors = c.rates.terms[c.own], c.rates.errors
+    ends = enclose_flow(inflow, c.out, z, source, solve, terms, parts=c.parts, errors=errors)
     return None if ends is None else _columns(z, *ends)
 
 
-def _eliminated_flow(rates: Rates, c: _Class, inflow: sp.csr_array, source: NDArray) -> NDArray | None:
-    eliminated = elimination.eliminate(c.inside.toarray(), c.leave)
+def _eliminated_flow(c: Cyclic, inflow: sp.csr_array, source: NDArray, sparse: bool = False) -> NDArray | None:
+    eliminated = c.eliminated(sparse)
     if eliminated is None:
         return None
     if source.shape[1] == 1:
         return _finite(elimination.solve_flow(eliminated, source))
-    terms = int(np.diff(c.outside.indptr).max()) + 1 + rates.errors
-    y, relative, absolute = elimination.enclosed_flow(eliminated, source, terms)
+    y, relative, absolute = elimination.enclosed_flow(eliminated, source, c.exits + 1 + c.rates.errors)
     widen(y, relative, absolute)
     solver = lambda g: elimination.solve_flow(eliminated, g)  # noqa: E731
-    terms, parts = rates.terms[c.own], (c.inside, c.outside)
-    ends = enclose_flow(inflow, c.out, y[:, 0], source, solver, terms, parts=parts, errors=rates.errors)
+    terms, errors = c.rates.terms[c.own], c.rates.errors
+    ends = enclose_flow(inflow, c.out, y[:, 0], source, solver, terms, parts=c.parts, errors=errors)
     if ends is None and not np.isfinite(absolute):
         return None
     return y if ends is None else _narrower(y, _columns(y[:, 0], *ends))

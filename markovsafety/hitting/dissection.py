@@ -1,8 +1,8 @@
 """Nested dissection: an order of elimination in which long and thin classes stay sparse.
 
-A class is split by the states of one level of a breadth-first search, far from both ends; the two halves are split again
-(A. George, SIAM J. Numer. Anal. 10 (1973) 345; the level sets are those of J. A. George and J. W. H. Liu's automatic
-dissection). A half comes before what separates it, so that its elimination only touches its border.
+A class is split by the states of one level of a breadth-first search, far from both ends; the two halves are split
+again (A. George, SIAM J. Numer. Anal. 10 (1973) 345; level sets as in J. A. George and J. W. H. Liu, SIAM J. Numer.
+Anal. 15 (1978) 1053). A half comes before what separates it, so that its elimination only touches its border.
 
 Only patterns are read here; an order is never wrong, at worst slow.
 """
@@ -54,6 +54,11 @@ class Fronts:
     def borders(self) -> NDArray[np.int64]:
         """States in each border."""
         return np.diff(self.edge)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return 8 * (len(self.order) + len(self.border) + 3 * len(self.begin))
 
     @property
     def work(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["borders", "broadest", "by_front", "dissect", "room", "symmetric"]
+__all__ = ["borders", "broadest", "by_front", "dissect", "room", "split", "symmetric"]
 
 
 @njit(cache=True)
@@ -234,8 +234,8 @@ def borders(ptr, adjacent, order, begin, parent):
 def by_front(starts, ends, indices, data, own, place, order, begin):
     """Rates inside a class sorted by the front that needs them, and what leaves the class.
 
-    `place`, of the length of the chain, is -1 everywhere, and so again afterwards. Returns entries, rows, cols, vals and
-    exit as `elimination_kernels.eliminate` takes them.
+    `place`, of the length of the chain, is -1 everywhere, and so again afterwards. Returns entries, rows, cols, vals
+    and exit as `elimination_kernels.eliminate` takes them.
     """
     m, n_fronts = len(order), len(begin) - 1
     front = np.empty(m, np.int64)
@@ -289,3 +289,38 @@ def room(begin, parent, edge):
             held += b * (b + 1)
             deepest = max(deepest, held)
     return deepest, largest
+
+
+@njit(cache=True)
+def split(starts, ends, indices, data, own, place):
+    """The rows of a class as two matrices in rows: to its own states (numbered anew) and to all others.
+
+    `place`, of the length of the chain, is -1 everywhere, and so again afterwards.
+    """
+    m = len(own)
+    near, far = np.zeros(m + 1, np.int64), np.zeros(m + 1, np.int64)
+    for i in range(m):
+        place[own[i]] = i
+    for i in range(m):
+        inner, outer = 0, 0
+        for p in range(np.int64(starts[own[i]]), np.int64(ends[own[i]])):
+            if place[indices[p]] >= 0:
+                inner += 1
+            else:
+                outer += 1
+        near[i + 1], far[i + 1] = near[i] + inner, far[i] + outer
+    near_col, near_val = np.empty(near[m], np.int64), np.empty(near[m])
+    far_col, far_val = np.empty(far[m], np.int64), np.empty(far[m])
+    for i in range(m):
+        a, b = near[i], far[i]
+        for p in range(np.int64(starts[own[i]]), np.int64(ends[own[i]])):
+            j = place[indices[p]]
+            if j >= 0:
+                near_col[a], near_val[a] = j, data[p]
+                a += 1
+            else:
+                far_col[b], far_val[b] = indices[p], data[p]
+                b += 1
+    for i in range(m):
+        place[own[i]] = -1
+    return (near, near_col, near_val), (far, far_col, far_val)

@@ -1,27 +1,39 @@
 """Subtraction-free elimination (Grassmann, Taksar and Heyman): entrywise accurate however small the leak.
 
 States are removed one after the other; removing k redirects every path through k, ``w_ij += w_ik w_kj / d_k``, with
-``d_k = exit_k + sum_j<k w_kj`` formed as a sum of what leaves k, never as 1 minus what stays. No operation subtracts,
-so each rate of each smaller chain has a small *relative* error.
+``d_k = exit_k + sum_j w_kj`` over the states that are left, formed as a sum of what leaves k, never as 1 minus what
+stays. No operation subtracts, so each rate of each smaller chain has a small *relative* error. Only states next to k
+are touched: a long and thin class, in the order of `dissection`, stays sparse, and is eliminated front by front (I. S.
+Duff, J. K. Reid, ACM Trans. Math. Software 9 (1983) 302); a small one is a single front.
 
-Why that is enough: by the matrix-tree theorem the solution of ``d_i x_i = c_i + sum_j w_ij x_j`` is a ratio of two
-polynomials of degree m in the rates, exits and gains with non-negative coefficients; relative changes of all of them by
-``1 + delta`` change x by at most ``(1 + delta)^2m`` (C. A. O'Cinneide, Numer. Math. 65 (1993) 109; A. S. Alfa, J. Xue
+Why relative errors are enough: by the matrix-tree theorem the solution of ``d_i x_i = c_i + sum_j w_ij x_j`` is a ratio
+of two polynomials with non-negative coefficients whose terms have one rate of each row; a relative change of r rows by
+``1 + delta`` changes x by at most ``(1 + delta)^2r`` (C. A. O'Cinneide, Numer. Math. 65 (1993) 109; A. S. Alfa, J. Xue
 and Q. Ye, Math. Comp. 71 (2002) 217). `roundings` adds this up over all smaller chains."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import dissection_kernels
+from . import elimination_kernels as kernels
 from .certify import TINY, gamma
+from .dissection import Fronts, one_front
+from .rates import Rates
 
-__all__ = ["Eliminated", "eliminate", "enclosed_flow", "enclosed_solve", "roundings", "solve", "solve_flow"]
-
-PANEL = 16
+__all__ = [
+    "Eliminated",
+    "eliminate",
+    "eliminate_class",
+    "enclosed_flow",
+    "enclosed_solve",
+    "roundings",
+    "solve",
+    "solve_flow",
+]
 
 
 @dataclass(frozen=True)
@@ -30,19 +42,28 @@ class Eliminated:
 
     Attributes
     ----------
-    factors : array, shape (m, m)
-        Above the diagonal ``w_ik / d_k``, below it the rates ``w_kj`` at the moment k was removed; the diagonal is
-        unused.
+    fronts : Fronts
+    factors : array
+        Of each front from `offset` on: the pivots' rows, with ``w_kj`` at the moment k was removed above the diagonal
+        and ``w_ik / d_k`` below it; then ``w_ik / d_k`` of the border.
+    offset : int array, shape (F,)
     pivots : array, shape (m,)
-        ``d_k``.
+        ``d_k`` in the order of elimination.
     """
 
+    fronts: Fronts
     factors: NDArray[np.float64]
+    offset: NDArray[np.int64]
     pivots: NDArray[np.float64]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.factors.nbytes + 4 * self.pivots.nbytes + self.fronts.border.nbytes
 
 
 def eliminate(rates: NDArray, exit: NDArray) -> Eliminated | None:
-    """Eliminate a class of m states.
+    """Eliminate a class of m states, given as a dense matrix.
 
     Parameters
     ----------
@@ -55,69 +76,83 @@ def eliminate(rates: NDArray, exit: NDArray) -> Eliminated | None:
     -------
     Eliminated or None
         None if a pivot underflowed to zero (rates spanning more than 300 orders of magnitude).
-
-    Notes
-    -----
-    Work is done in panels of `PANEL` states, whose updates to the rest are one matrix product; the operations are those
-    of the textbook algorithm in another order.
     """
     m = len(exit)
-    A = np.empty((m, m + 1))
-    A[:, :m], A[:, m] = rates, exit
-    pivots = np.empty(m)
-    for high in range(m, 0, -PANEL):
-        low = max(high - PANEL, 0)
-        for k in range(high - 1, low - 1, -1):
-            done = slice(k + 1, high)
-            if k + 1 < high:
-                A[k, :k] += A[k, done] @ A[done, :k]
-                A[k, m] += A[k, done] @ A[done, m]
-                A[:k, k] += A[:k, done] @ A[done, k]
-            pivots[k] = math.fsum([*A[k, :k].tolist(), A[k, m]])  # one rounding, whatever the length
-            if not 0 < pivots[k] < np.inf:
-                return None
-            A[:k, k] /= pivots[k]
-        A[:low, :low] += A[:low, low:high] @ A[low:high, :low]
-        A[:low, m] += A[:low, low:high] @ A[low:high, m]
-    return Eliminated(A[:, :m], pivots)
+    row, col = np.nonzero(np.asarray(rates) * ~np.eye(m, dtype=bool))
+    entries = np.array([0, len(row)])
+    vals = np.ascontiguousarray(rates[row, col], dtype=np.float64)
+    return _run(one_front(m), entries, row, col, vals, np.array(exit, dtype=np.float64))
+
+
+def eliminate_class(rates: Rates, own: NDArray, place: NDArray, fronts: Fronts | None = None) -> Eliminated | None:
+    """Eliminate a class of a chain, as one dense front or along a dissection; None if a pivot vanished.
+
+    Parameters
+    ----------
+    own : int array, shape (m,)
+    place : int array, shape (n,)
+        -1 everywhere, and so again afterwards.
+    fronts : Fronts, optional
+    """
+    W = rates.W
+    fronts = one_front(len(own)) if fronts is None else fronts
+    parts = dissection_kernels.by_front(
+        W.indptr[:-1], W.indptr[1:], W.indices, W.data, own, place, fronts.order, fronts.begin
+    )
+    return _run(fronts, *parts)
+
+
+def _run(
+    fronts: Fronts, entries: NDArray, rows: NDArray, cols: NDArray, vals: NDArray, exit: NDArray
+) -> Eliminated | None:
+    s, b = fronts.pivots, fronts.borders
+    offset = np.concatenate([[0], np.cumsum(s * (s + 2 * b))])
+    factors, pivots = np.empty(offset[-1]), np.empty(len(exit))
+    shape = fronts.begin, fronts.parent, fronts.edge, fronts.border
+    room = dissection_kernels.room(*shape[:3])
+    done = kernels.eliminate(*shape, entries, rows, cols, vals, exit, factors, offset, pivots, *room)
+    return Eliminated(fronts, factors, offset, pivots) if done else None
 
 
 def solve(eliminated: Eliminated, gain: NDArray) -> NDArray[np.float64]:
     """Solve ``d_i x_i = c_i + sum_j w_ij x_j`` for non-negative gains c of shape (m,) or (m, r)."""
-    F, d = eliminated.factors, eliminated.pivots
-    x = np.array(gain, dtype=np.float64)
-    for k in range(len(d) - 1, 0, -1):
-        x[:k] += np.multiply.outer(F[:k, k], x[k])
-    for k in range(len(d)):
-        x[k] = (x[k] + F[k, :k] @ x[:k]) / d[k]
+    f, x = eliminated.fronts, np.empty(gain.shape)
+    where = f.begin, f.edge, f.border, eliminated.factors, eliminated.offset
+    for given, found in _columns(gain, x):
+        y = np.asarray(given, dtype=np.float64)[f.order]
+        kernels.forward(*where, y)
+        kernels.backward(*where, eliminated.pivots, y)
+        found[f.order] = y
     return x
 
 
 def solve_flow(eliminated: Eliminated, source: NDArray) -> NDArray[np.float64]:
     """Solve the transposed equation ``d_j z_j = s_j + sum_i z_i w_ij`` for non-negative sources s."""
-    F, d = eliminated.factors, eliminated.pivots
-    z = np.array(source, dtype=np.float64)
-    for k in range(len(d) - 1, -1, -1):
-        z[k] = z[k] / d[k]
-        z[:k] += np.multiply.outer(F[k, :k], z[k])
-    for k in range(1, len(d)):
-        z[k] += F[:k, k] @ z[:k]
+    f, z = eliminated.fronts, np.empty(source.shape)
+    where = f.begin, f.edge, f.border, eliminated.factors, eliminated.offset
+    for given, found in _columns(source, z):
+        y = np.asarray(given, dtype=np.float64)[f.order]
+        kernels.forward_flow(*where, eliminated.pivots, y)
+        kernels.backward_flow(*where, y)
+        found[f.order] = y
     return z
 
 
-def roundings(m: int) -> float:
-    """Number N such that a solution for m states is within a factor ``1 +- gamma(N)`` of the exact one, entry by entry.
+def _columns(given: NDArray, found: NDArray) -> list[tuple[NDArray, NDArray]]:
+    return [(given, found)] if given.ndim == 1 else list(zip(given.T, found.T))
 
-    Let ``p`` be the position of k in its panel. A rate read when k is removed is an exact sum of ``p + 1`` terms with
-    at most ``p + 1`` roundings on each; the redirected rate ``w_ik w_kj / d_k`` has two such factors, a divisor made of
-    such rates by one more rounding, and the division: ``3 p + 5``, one added for the same step on the gains. In the
-    remaining chain of k states this is a relative change of every rate, hence ``2 k (3 p + 6)`` in the solution. Adding
-    a finished panel rounds every remaining rate ``PANEL + 1`` times at most. The final back-substitution of k divides a
-    sum of ``k + 1`` terms: ``2 p + k + 6``. Fused multiply-adds only lower the counts."""
-    k = np.arange(m)
-    place = (m - 1 - k) % PANEL
-    low = np.arange(m - PANEL, 0, -PANEL)
-    return float(np.sum(2.0 * k * (3 * place + 6) + 2 * place + k + 6) + 2.0 * (PANEL + 1) * low.sum())
+
+def roundings(fronts: Fronts | int) -> float:
+    """Number N such that a solution is within a factor ``1 +- gamma(N)`` of the exact one, entry by entry.
+
+    Removing k changes the rates, exit and gain of the r states that come after k in its front: a divisor that is a sum
+    rounded twice, quotient, product and sum, 5 roundings, in r rows, hence ``10 r`` in the solution. Adding what a
+    front left to its parent rounds the rows of its border once, ``2 b``. The last substitution of k is a product, r
+    sums and a division by the pivot: ``r + 4``, one spare. An int stands for a class that is one front."""
+    fronts = one_front(fronts) if isinstance(fronts, int) else fronts
+    s, b = fronts.pivots.astype(np.float64), fronts.borders.astype(np.float64)
+    after = s * (s - 1) / 2 + s * b
+    return float(np.sum(11 * after + 5 * s + 2 * b))
 
 
 def enclosed_solve(eliminated: Eliminated, gain: NDArray, errors: float) -> tuple[NDArray, float, NDArray]:
@@ -142,7 +177,7 @@ def enclosed_solve(eliminated: Eliminated, gain: NDArray, errors: float) -> tupl
     m = len(eliminated.pivots)
     both = solve(eliminated, np.column_stack([gain, np.ones(m)]))
     x, time = both[:, :-1], both[:, -1:]
-    relative = float(gamma(roundings(m) + 2 * m * errors))
+    relative = float(gamma(roundings(eliminated.fronts) + 2 * m * errors))
     with np.errstate(over="ignore"):
         scale = TINY * (64.0 * m**3 + errors) / min(1.0, float(eliminated.pivots.min()))
         absolute = scale * (1 + x.max(initial=0.0)) * time * 2
@@ -154,7 +189,7 @@ def enclosed_flow(eliminated: Eliminated, source: NDArray, errors: float) -> tup
     m = len(eliminated.pivots)
     z = solve_flow(eliminated, source)
     time = float(solve(eliminated, np.ones(m)).max())
-    relative = float(gamma(roundings(m) + 2 * m * errors))
+    relative = float(gamma(roundings(eliminated.fronts) + 2 * m * errors))
     with np.errstate(over="ignore"):
         scale = TINY * 64.0 * m**3 / min(1.0, float(eliminated.pivots.min()))
         absolute = scale * (1 + float(z.sum(axis=0).max(initial=0.0))) * time * 2

@@ -1,8 +1,8 @@
 """Compiled loops of `elimination`: the dense elimination of a front, and the walk over the fronts of a dissection.
 
 The proof of papers/markovsafety/certificates.md, section 3, counts the operations of `reduce` as they stand: an update
-``w_ij += w_ik w_kj / d_k`` is one quotient, one product and one sum, sums of a row are made in the order of k, and d_k is
-a compensated sum.
+``w_ij += w_ik w_kj / d_k`` is one quotient, one product and one sum, sums of a row are made in the order of k, and d_k
+is a compensated sum.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["eliminate", "forward", "forward_flow", "backward", "backward_flow", "reduce"]
+__all__ = ["backward", "backward_flow", "eliminate", "forward", "forward_flow", "reduce"]
 
 PANEL = 16
 
@@ -51,8 +51,8 @@ def reduce(A, count, pivots):
     """Eliminate the first `count` states of a front.
 
     A, of shape (f, f + 1), holds the rates among the f states of the front, the diagonal unused, and in the last column
-    their exits. Afterwards row k < count holds the rates of k at the moment it was removed, column k ``w_ik / d_k``, and
-    the rest the rates that remain. Returns False if a pivot vanished or overflowed.
+    their exits. Afterwards row k < count holds the rates of k at the moment it was removed, column k ``w_ik / d_k``,
+    and the rest the rates that remain. Returns False if a pivot vanished or overflowed.
     """
     f = len(A)
     ratio = np.empty(PANEL)

@@ -193,7 +193,7 @@ def refine(chain, own, out, small, z, phi, sum_z, near, known, gain, D, r, size,
     starts, ends, indices, data = chain
     m = len(own)
     b = np.empty(m, np.float32)
-    c, change, value, last, tol, worst = 0.0, np.inf, 0.0, np.inf, 1.0, 0.0
+    c, change, value, last, tol = 0.0, np.inf, 0.0, np.inf, 1.0
     for outer in range(OUTER):
         for q in range(len(near)):
             D[near[q]] = known[q] - c
