@@ -256,8 +256,9 @@ def leak(rate: float = 2e-15, n: int = 60, seed: int = 0) -> Problem:
     """
     rng = np.random.default_rng(seed)
     ends = rng.integers(1, 10, size=(2, n))
-    scale = max(1, round(ends.sum() / rate / (n * (n - 1) * 500.0)))
-    inside = rng.integers(1, 1000, size=(n, n)) * scale
+    inside = rng.integers(1, 1000, size=(n, n))
+    ratio = ends.sum() / rate / (n * (n - 1) * 500.0)
+    ends, inside = ends * max(1, round(1 / ratio)), inside * max(1, round(ratio))
     np.fill_diagonal(inside, 0)
     Q = sp.csr_array(inside)
     Q.indices, Q.indptr = Q.indices.astype(np.int32), Q.indptr.astype(np.int32)

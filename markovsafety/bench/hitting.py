@@ -32,6 +32,9 @@ from .table import as_markdown, as_text
 
 __all__ = ["run"]
 
+WORKER = [sys.executable, "-m", "markovsafety.bench.worker"]
+LOADING = 60.0  # seconds on top of the limit until somebody begins to solve: imports, the problem, its reference
+
 
 def run(
     *,
@@ -177,7 +180,9 @@ def _in_process(case: Case, turns: int) -> tuple[list[dict], dict[str, float]]:
     return rows, numbers
 
 
-def _in_workers(case: Case, folder: Path, turns: int, limit: float, gpu: bool) -> tuple[list[dict], dict[str, float]]:
+def _in_workers(
+    case: Case, folder: Path, turns: int, limit: float, gpu: bool, quick: bool = False
+) -> tuple[list[dict], dict[str, float]]:
     """Those that take turns in one process, then each of the others in its own."""
     rows: list[dict] = []
     numbers: dict[str, float] = {}
@@ -185,8 +190,9 @@ def _in_workers(case: Case, folder: Path, turns: int, limit: float, gpu: bool) -
         left = [c.name for c in group]
         patience = limit if group and group[0].alone else 15 * limit
         while left:
-            order = {"case": case.name, "who": left, "quick": False, "turns": turns, "pin": not gpu}
-            running = left[0]
+            alone = group[0].alone
+            order = {"case": case.name, "who": left, "quick": quick, "turns": turns, "pin": not gpu, "alone": alone}
+            running, before = left[0], len(left)
             for message in _messages(order, environment(folder, gpu), patience):
                 running = message.get("begin", running)
                 if "row" in message:
@@ -198,35 +204,19 @@ def _in_workers(case: Case, folder: Path, turns: int, limit: float, gpu: bool) -
                     rows.append({"who": who, **message["stopped"]})
                     left.remove(who)
                     _say(f"  {who}: {message['stopped']['status']}")
-                if not group[0].alone:
-                    numbers.update(message.get("numbers", {}))
+                numbers.update(message.get("numbers", {}))
+            if len(left) == before:
+                raise RuntimeError(f"the worker of {case.name} said nothing of {left}")
     return rows, numbers
 
 
 def _messages(order: dict[str, Any], variables: dict[str, str], patience: float) -> Iterator[dict[str, Any]]:
     """What a worker says; a last ``{"stopped": row}`` if it took too long or died."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "markovsafety.bench.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=variables,
-        text=True,
-        start_new_session=True,
-    )
-    lines: queue.Queue[str | None] = queue.Queue()
-    complaints: list[str] = []
-    readers = [
-        threading.Thread(target=_pass_on, args=(process.stdout, lines.put), daemon=True),
-        threading.Thread(target=_pass_on, args=(process.stderr, complaints.append), daemon=True),
-    ]
-    try:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as words:
-            words.write(json_module.dumps(order))
-        for reader in readers:
-            reader.start()
-        deadline, solving = time.monotonic() + patience + 60, False
+    with _worker(variables) as (process, lines, complaints):
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json_module.dumps(order))
+            process.stdin.close()
+        deadline, solving = time.monotonic() + patience + LOADING, False
         while True:
             try:
                 line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -242,18 +232,39 @@ def _messages(order: dict[str, Any], variables: dict[str, str], patience: float)
             yield message
         code = process.wait()
         if code:
-            last = next((x.strip() for x in reversed(complaints) if x and x.strip()), "")
+            said = [line.strip() for line in iter(complaints.get, None) if line.strip()]
+            last = said[-1] if said else "without a word"
             yield {"stopped": {"status": f"failed: ended with code {code}: {last[:160]}"}}
+
+
+@contextlib.contextmanager
+def _worker(variables: dict[str, str]) -> Iterator[tuple[Any, queue.Queue, queue.Queue]]:
+    """A process with what it prints, line by line; None when it has closed its output. Killed at the end."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        WORKER, stdin=pipe, stdout=pipe, stderr=pipe, env=variables, text=True, errors="replace", start_new_session=True
+    )
+    streams = [(stream, queue.Queue()) for stream in (process.stdout, process.stderr)]
+    readers = [threading.Thread(target=_pass_on, args=pair, daemon=True) for pair in streams]
+    try:
+        for reader in readers:
+            reader.start()
+        yield process, streams[0][1], streams[1][1]
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for reader in readers:
+            reader.join()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
 
 
-def _pass_on(stream: Any, put: Any) -> None:
+def _pass_on(stream: Any, lines: queue.Queue) -> None:
     for line in stream:
-        put(line)
-    put(None)
+        lines.put(line)
+    lines.put(None)
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ def spsolve(*, alone: bool = False) -> Contender:
 
 
 def triangular(unit: bool = False) -> Contender:
-    """scipy.sparse.linalg.spsolve_triangular, for states numbered along the layers; told of the unit diagonal or not."""
+    """scipy.sparse.linalg.spsolve_triangular, for states numbered by layers; told of the unit diagonal or not."""
 
     def solve(ready: Any) -> Any:
         return sla.spsolve_triangular(*ready, lower=False, unit_diagonal=unit)

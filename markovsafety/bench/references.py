@@ -146,4 +146,5 @@ def relative_errors(found: NDArray, exact: Any) -> float:
     far = np.abs(np.asarray(found, dtype=np.longdouble) - exact)
     if not np.isfinite(far).all():
         return float("inf")
-    return float((far[far > 0] / np.abs(exact[far > 0])).max(initial=0.0))
+    with np.errstate(divide="ignore"):
+        return float((far[far > 0] / np.abs(exact[far > 0])).max(initial=0.0))

@@ -24,7 +24,8 @@ def work(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     Parameters
     ----------
     order : dict
-        ``case`` (its name), ``who`` (names of contenders), ``quick``, ``turns``.
+        ``case`` (its name), ``who`` (names of contenders), ``quick``, ``turns``; ``alone``: the others are measured
+        elsewhere, and so are the case's own numbers.
     tell : called with every message
     """
     from .catalogue import find
@@ -37,7 +38,7 @@ def work(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     for row in measured(chosen, problem, reference, order["turns"], lambda who: tell({"begin": who})):
         rows[row["who"]] = summary(row)
         tell({"row": rows[row["who"]]})
-    if case.numbers is not None:
+    if case.numbers is not None and not order.get("alone"):
         tell({"numbers": case.numbers(problem, rows)})
 
 
