@@ -261,8 +261,8 @@ def reachable(W: sp.csr_array, seeds: NDArray[np.bool_], moving: NDArray[np.bool
 
 def closed_classes(W: sp.csr_array) -> NDArray[np.bool_]:
     """States of classes that are never left (an absorbing state is a class of one)."""
-    order = order_of(W, np.ones(W.shape[0], dtype=bool))
-    closed = np.ones(W.shape[0], dtype=bool)
+    order = order_of(W, np.ones(len(W.indptr) - 1, dtype=bool))
+    closed = np.ones(len(W.indptr) - 1, dtype=bool)
     kernels.leaving(W.indptr, W.indices, order.sequence, order.first, closed)
     return closed
 

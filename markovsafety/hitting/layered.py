@@ -141,7 +141,7 @@ def backward(
 
 def staying(layers: Layers) -> NDArray[np.bool_]:
     """States that no layer ever leaves, shape (n,)."""
-    stay = np.ones(layers[0].shape[0], dtype=bool)
+    stay = np.ones(len(layers[0].indptr) - 1, dtype=bool)
     for P in layers:
         kernels.leave(*_parts(P), stay)
     return stay
