@@ -140,7 +140,8 @@ def splitting(
     if 2 * reached < replications:
         raise _not_reached(hits, n, level, info, reached)
     naive = (1 - value) / value / error**2 if error > 0 else np.inf
-    info |= {"naive_rollouts": naive, "cost_ratio": (begun + info["pilot_rollouts"]) / naive}
+    spent = begun + info["pilot_rollouts"]
+    info |= {"naive_rollouts": naive, "cost_ratio": spent / naive if naive > 0 else np.inf}
     return Bound(value, lower, upper, level, {"sampling": (upper - lower) / 2}, None, json_ready(info))
 
 
@@ -233,7 +234,8 @@ def pilot_levels(source: Source, n: int, rng: np.random.Generator) -> tuple[list
                 return levels, cost
             break
         passing = (best[:, None] >= beyond).mean(axis=0)
-        last = float(beyond[np.argmin(np.abs(np.log(passing / RATIO)))])
+        distance = np.where(passing > 0.7, np.inf, np.abs(np.log(passing / RATIO)))  # nearly all pass: no progress
+        last = float(beyond[np.argmin(distance) if np.isfinite(distance).any() else -1])
         levels.append(last)
         hits, entered, tokens = source.run(particles, last, rng)
         cost = {"pilot_rollouts": cost["pilot_rollouts"] + n, "pilot_tokens": cost["pilot_tokens"] + tokens}

@@ -77,10 +77,10 @@ def weighted(
     error = float(np.sqrt(variance)) / mean
     naive = (1 - value) / value / error**2 if error > 0 and value > 0 else np.inf
     told |= {"largest_share": float(z.max() / z.sum()), "relative_error": error}
-    told |= {"naive_rollouts": naive, "cost_ratio": n / naive}
+    told |= {"naive_rollouts": naive, "cost_ratio": n / naive if naive > 0 else np.inf}
     if prompts == "fixed" or (prompt_id is not None and K == 1):
         told["note"] = f"for {'this prompt' if K == 1 else f'these {K} prompts'}; others are not assessed"
-    lower, upper = min(lower, value), max(upper, value)
+    lower, upper = min(lower, value), max(upper, value, np.finfo(float).tiny)  # an upper end never rounds to 0
     bound = Bound(value, lower, upper, level, {"sampling": (upper - lower) / 2}, None, told)
     if size < FEWEST:
         raise _too_few(size, n, bound, "A few large weights carry the estimate.")
