@@ -9,13 +9,23 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["eliminate", "krylov", "substitute"]
+__all__ = ["eliminate", "krylov", "levels", "substitute"]
 
 U = 2.0**-53
 ITERATIONS = 60  # of BiCGStab per pass
 PASSES = 6
 WIDTH = 16  # samples side by side in `krylov`
 INNER = 1e-5  # what a pass in float32 leaves of the residual
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def levels(indptr, indices, sequence, level):
+    """Longest ways from the states of a sequence, each behind all it can move to; `level` is -1 on all others."""
+    for i in sequence:
+        top = -1
+        for p in range(indptr[i], indptr[i + 1]):
+            top = max(top, level[indices[p]])
+        level[i] = top + 1
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
@@ -282,12 +292,18 @@ def _load(values, line, ptr, source, outer_ptr, outer, hit, w, V, V32, leave, le
 
 @njit(cache=True, error_model="numpy", nogil=True)
 def _bounds(terms, lifted, x, r, size, worst):
-    """``max_i |r_i| / t_i`` with the rounding of r, and that of adding a constant to x after r was known."""
+    """``max_i |r_i| / t_i`` with the rounding of r, and that of adding a constant to x after r was known.
+
+    Adding rounds x by at most ``u |x|``, which moves a residual by twice that."""
     worst[:] = 0.0
+    top = np.zeros(len(worst))
+    for i in range(len(terms)):
+        for s in range(len(worst)):
+            top[s] = max(top[s], abs(x[i, s]))
     for i in range(len(terms)):
         slack = (terms[i] + 16) * U * 1.01
         for s in range(len(worst)):
-            gap = (abs(r[i, s]) + slack * size[i, s] + 16 * U * (1 + abs(x[i, s]))) / lifted[i, s]
+            gap = (abs(r[i, s]) + slack * size[i, s] + 3 * U * top[s]) / lifted[i, s]
             worst[s] = worst[s] if gap <= worst[s] else gap  # a NaN stays
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from . import graph, layered
+from . import batch_kernels, graph, layered
 from .core import Walk
 
 __all__ = ["Ell", "Pattern", "bucket", "pack", "pattern"]
@@ -146,7 +146,12 @@ def pattern(w: Walk) -> Pattern:
         W = sp.csr_array((np.ones(int(off.sum())), (row[off], col[off])), shape=(n, n))
         unknown, one = graph.reaching(W, w.hit, w.moving) & w.moving, w.hit
         order = graph.plan(W, unknown)
-        cyclic, level = bool(order.cyclic), [single for single, _ in order.levels]
+        cyclic, level = bool(order.cyclic), []
+        if not cyclic and unknown.any():
+            sequence, height = np.concatenate([single for single, _ in order.levels]), np.full(n, -1)
+            batch_kernels.levels(W.indptr, W.indices, sequence, height)
+            stage = np.argsort(height[sequence], kind="stable")
+            level = np.split(sequence[stage], np.cumsum(np.bincount(height[sequence]))[:-1])
         used = off & unknown[row]
     level = [x for x in level if x.size] if not cyclic else []
     many = np.bincount(row[used], minlength=len(unknown))
@@ -164,7 +169,7 @@ def _numbered(w, level, unknown, one, used, row, col, nnz, many, cyclic) -> Patt
     slot[~unknown] = steps * width + one[~unknown]
     roundings, so_far = np.zeros(len(unknown), dtype=np.int64), 0
     for x in level:
-        so_far += int(many[x].max()) * (1 if w.chain.is_layered else 2) + 3
+        so_far += int(many[x].max()) * (1 if w.chain.is_layered else 2) + 5
         roundings[x] = so_far
     shape = (w.chain.n_layers + 1, w.chain.n_states) if w.chain.is_layered else (w.chain.n_states,)
     at = np.where(used, slot[row], steps * width)
