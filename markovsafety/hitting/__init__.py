@@ -221,5 +221,4 @@ def visits(chain: Chain, start: Any = None, *, level: float = 0.95) -> Bound:
     core.check_chain(chain)
     if start is None and chain.start is None:
         raise core.without_start("The number of visits")
-    start = chain.start if start is None else start
     return each_start(chain, start, lambda law: times.expected_visits(chain, law, level))

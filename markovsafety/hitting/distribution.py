@@ -129,7 +129,7 @@ def hitting_distribution(
         raise without_start("The law of the time of a hit")
     w = ending(chain, target)
     last = _horizon(chain, horizon)
-    laws, several = laws_of(chain, chain.start if start is None else start)
+    laws, several = laws_of(chain, start)
     found = probability(w)
     moves = None if chain.is_layered else _moves(w)
     each = [
@@ -335,7 +335,7 @@ def _escape(w: Walk, law: NDArray, can: NDArray) -> Bound:
     return proven(slowest, about | {"method": "inverse iteration", "why": "quotients of Collatz and Wielandt"})
 
 
-def _alone(rates: Rates, own: NDArray[np.intp], place: NDArray[np.intp]) -> Rates:
+def _alone(rates: Rates, own: NDArray, place: NDArray) -> Rates:
     """The rates of a class on their own; the states that they lead to outside stand behind the class, at rest."""
     m, rows = len(own), sp.csr_array(rates.W[own])
     place[own] = np.arange(m)

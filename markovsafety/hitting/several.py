@@ -121,13 +121,15 @@ def laws_of(chain: Chain, start: Any) -> tuple[list[NDArray[np.float64]], bool]:
     ----------
     chain : Chain
     start : int, label, law of shape (n,), array of shape (s, n), or sequence of indices, labels and laws
-        A flat sequence of whole numbers is one of indices, of floats a law.
+        None: the chain's own. A flat sequence of whole numbers is one of indices, of floats a law.
 
     Raises
     ------
     InputError
         If it is empty, names no state, or holds something that is no law.
     """
+    if start is None and chain.start is not None:
+        return [chain.start], False
     lookup = {label: i for i, label in enumerate(chain.states)}
     law = lambda x: np.array(as_law(x, chain.n_states, lookup, lambda i: f"state {i}", "start"))  # noqa: E731
     items = start.tolist() if isinstance(start, np.ndarray) and start.ndim == 1 else start
