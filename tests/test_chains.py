@@ -11,7 +11,7 @@ from hypothesis import given
 from made import ENDS, LABELS, P3, chain3, chains, quick
 
 import markovsafety as ms
-from markovsafety.chains.checks import index_dtype
+from markovsafety.chains.checks import Numbered, index_dtype
 
 # --- what a chain is ---------------------------------------------------------------------------------------------
 
@@ -181,6 +181,15 @@ def test_index_looks_labels_up_and_never_guesses():
     assert (chain.index(10), chain.index(0)) == (0, 2)
     assert ms.Chain(P3, ENDS).index(1) == 1
     for absent in (1, "q", [0]):
+        with pytest.raises(ms.InputError):
+            chain.index(absent)
+
+
+def test_states_without_labels_are_found_like_labels():
+    chain = ms.Chain(P3, ENDS)
+    assert (chain.index(2), chain.index(np.int64(0)), chain.index(1.0)) == (2, 0, 1)
+    assert (dict(Numbered(3)), len(Numbered(3))) == ({0: 0, 1: 1, 2: 2}, 3)
+    for absent in (3, -1, 0.5, float("nan"), float("inf"), "0", None, (0,), [0], True + 2j):
         with pytest.raises(ms.InputError):
             chain.index(absent)
 

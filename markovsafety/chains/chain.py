@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .checks import as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of
+from .checks import Numbered, as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of
 from .matrices import as_counts, as_csr, csr, divided, stochastic
 from .tally import Evidence
 
@@ -177,6 +177,8 @@ class Chain:
 
     @cached_property
     def _lookup(self) -> Mapping[Any, int]:
+        if isinstance(self.states, range):
+            return Numbered(len(self.states))
         return {label: i for i, label in enumerate(self.states)}
 
     def _name(self, i: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..errors import InputError
 
 __all__ = [
     "TOLERANCE",
+    "Numbered",
     "as_indices",
     "as_label",
     "as_law",
@@ -43,6 +45,24 @@ def index_dtype(*sizes: int) -> np.dtype:
 def shape_of(matrix: Any) -> tuple[int, ...]:
     """The shape of a dense or sparse matrix (scipy's types say it may be None)."""
     return tuple(matrix.shape)
+
+
+@dataclass(frozen=True)
+class Numbered(Mapping[Any, int]):
+    """Finds the states of ``range(n)``, as a dictionary of them would, without making one."""
+
+    n: int
+
+    def __getitem__(self, label: Any) -> int:
+        if isinstance(label, (int, float, np.integer, np.floating)) and 0 <= label < self.n and label == int(label):
+            return int(label)
+        raise KeyError(label)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.n))
+
+    def __len__(self) -> int:
+        return self.n
 
 
 def as_states(states: Sequence[Any] | None, n: int) -> Sequence[Any]:
@@ -200,6 +220,8 @@ def as_law(law: Any, n: int, lookup: Mapping[Any, int], name: Name, what: str) -
         result = np.zeros(n)
         result[as_indices(law, n, lookup, what)] = 1.0
         return freeze(result)
+    if np.iscomplexobj(law):
+        raise _neither(law, what)
     try:
         result = np.array(law, dtype=np.float64)
     except (TypeError, ValueError):
