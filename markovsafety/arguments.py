@@ -57,7 +57,7 @@ def rollouts_of(path: str, warnings: list[str]) -> Any:
 
 def write_text(path: str, text: str) -> str:
     """Write a text file, whole or not at all; its folder is made."""
-    from .rollouts.files import atomic
+    from .files import atomic
 
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -22,7 +22,7 @@ from .analysis import ALL, Analysis
 from .bound import REASONS, Bound, encode
 from .depth import Depth, operational_depth
 from .errors import InputError
-from .rollouts.files import atomic
+from .files import atomic
 
 __all__ = ["finding", "write"]
 

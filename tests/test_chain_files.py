@@ -162,7 +162,7 @@ def test_a_failing_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeyp
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ms.InputError, match="disk full"):
         ms.write_chain(ms.Chain(np.eye(2), {"harm": 1}), path)
     assert ms.read_chain(path).equals(chain3())
     assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]

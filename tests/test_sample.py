@@ -400,7 +400,7 @@ def test_leftovers_of_killed_runs_are_cleared_and_those_of_living_ones_stay(tmp_
     import subprocess
     import sys
 
-    from markovsafety.rollouts.files import clear_leftovers
+    from markovsafety.files import clear_leftovers
 
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()

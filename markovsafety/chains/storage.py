@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from itertools import pairwise
@@ -15,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..errors import InputError
+from ..files import atomic
 from ..outcomes import OUTCOMES
 from .chain import Chain, Evidence
 from .counts import Counts, Table
@@ -67,30 +67,9 @@ def write_chain(chain: Chain, path: str | os.PathLike[str]) -> Path:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written.",
-            cause=str(error),
-            next="Create the folder, or choose one that can be written to.",
-        ) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic(path, make_folder=False, sync=False) as part, open(part, "wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     return path
-
-
-def _umask() -> int:
-    """The permissions a plain open() would withhold; mkstemp alone would leave the file private."""
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _pack(chain: Chain) -> dict[str, np.ndarray]:

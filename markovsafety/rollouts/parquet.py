@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
-from .files import atomic
+from ..files import atomic
 from .rollouts import SCALARS, Ragged, Rollouts, is_aligned
 
 __all__ = ["METADATA_KEY", "read_rollouts", "write_rollouts"]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import InputError
+from .errors import InputError
 
 __all__ = ["atomic", "clear_leftovers"]
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, *, make_folder: bool = True, sync: bool = True) -> Iterator[Path]:
     """A temporary path in the same folder that replaces `path` when the block ends well, and goes away otherwise.
+
+    Parameters
+    ----------
+    path : path
+    make_folder : bool
+        Make the folder if it is not there.
+    sync : bool
+        Wait until the file is on the disk: what others continue from survives a power cut.
 
     Raises
     ------
@@ -22,13 +31,15 @@ def atomic(path: str | Path) -> Iterator[Path]:
         The folder cannot be made or written, or `path` is a folder.
     """
     path = Path(path)
-    # The process id keeps two runs that share a folder apart; the leading dot keeps readers of *.parquet away.
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Thread and process keep two writers of one file apart; the leading dot keeps readers of *.parquet away.
+    part = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         raise InputError(
