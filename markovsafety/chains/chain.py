@@ -227,6 +227,9 @@ class Chain:
                     cause=f"Its outcomes are {', '.join(map(repr, self.outcomes))}.",
                     next="Use one of these names, a state label, indices or a mask.",
                 )
+        elif isinstance(target, (list, tuple, set, frozenset)) and any(_is_outcome(x, self.outcomes) for x in target):
+            for x in target:
+                mask |= self.mask(x)
         else:
             mask[as_indices(target, self.n_states, self._lookup, "target")] = True
         return mask
@@ -247,6 +250,10 @@ class Chain:
             where = np.flatnonzero(self.start)
             start = self._name(int(where[0])) if len(where) == 1 else f"a law over {len(where)} states"
         return f"<Chain {self.n_states} states, {kind}, {arrows} transitions; outcomes {size}; start: {start}>"
+
+
+def _is_outcome(x: Any, outcomes: Mapping[str, Any]) -> bool:
+    return isinstance(x, str) and x in outcomes
 
 
 def _content(chain: Chain) -> dict[str, Any]:

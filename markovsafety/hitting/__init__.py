@@ -114,7 +114,7 @@ def committor(
     check_level(level)
     if (targets := named_targets(b)) is not None:
         return each_target(targets, lambda t: committor(chain, a, t, method=method, certify=certify, level=level))
-    w = core.walk(chain, b, a)
+    w = core.walk(chain, b, [] if a is None else a)
     return intervals.bound_of(w, core.probability(w, method, certify), level)
 
 

@@ -33,7 +33,10 @@ def ending(chain: Chain, target: Any) -> Walk:
 
 def as_reward(reward: Any, n: int) -> NDArray[np.float64]:
     """What a step from each state earns, shape (n,): a token, if nothing else is said."""
-    r = np.ones(n) if reward is None else np.array(reward, dtype=np.float64)
+    try:
+        r = np.ones(n) if reward is None else np.array(reward, dtype=np.float64)
+    except (TypeError, ValueError):
+        r = np.array(np.nan)
     if r.shape != (n,) or not np.isfinite(r).all():
         raise InputError(
             f"reward has shape {r.shape}" + ("." if r.shape != (n,) else " and entries that are not finite."),
