@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import InputError
-from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from ..files import atomic
+from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from .rollouts import SCALARS, Ragged, Rollouts, is_aligned
 
 __all__ = ["METADATA_KEY", "read_rollouts", "write_rollouts"]

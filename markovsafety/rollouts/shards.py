@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import InputError, MarkovsafetyError
+from ..files import atomic, clear_leftovers
 from ..outcomes import NOT_JUDGED
 from .asked import Asked
 from .engines import Engine, Job, Output, Progress, rollout_keys
-from ..files import atomic, clear_leftovers
 from .parquet import MANIFEST, read_parquet, read_rollouts, write_rollouts
 from .rollouts import Ragged, Rollouts
 
