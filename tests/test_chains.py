@@ -11,6 +11,7 @@ from hypothesis import given
 from made import ENDS, LABELS, P3, chain3, chains, quick
 
 import markovsafety as ms
+from markovsafety.chains import matrices
 from markovsafety.chains.checks import Numbered, index_dtype
 
 # --- what a chain is ---------------------------------------------------------------------------------------------
@@ -113,6 +114,32 @@ def test_empty_outcome_rows_anywhere_become_absorbing(size):
         assert np.array_equal(chain.P.toarray(), want.toarray())
         assert chain.P.has_sorted_indices
         assert chain.outcomes["harm"].tolist() == ends.tolist()
+
+
+@pytest.mark.parametrize("small", [0, 1 << 15], ids=["compiled", "numpy"])
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_the_survey_of_a_matrix_finds_every_fault(monkeypatch, small, index):
+    monkeypatch.setattr(matrices, "SMALL", small)
+
+    def look(data, indices, indptr):
+        parts = np.array(data, float), np.array(indices, index), np.array(indptr, index)
+        matrix = sp.csr_array((3, 3))
+        matrix.data, matrix.indices, matrix.indptr = parts
+        canonical, positive, sums = matrices.survey(matrix)
+        return canonical, positive, sums.tolist()
+
+    assert look([0.1, 0.2, 0.3, 4], [0, 2, 1, 0], [0, 2, 3, 4]) == (True, True, [0.1 + 0.2, 0.3, 4])
+    assert look([1, 2, 3, 4], [2, 0, 1, 0], [0, 2, 3, 4]) == (False, True, [3, 3, 4])
+    assert look([1, 2, 3, 4], [1, 1, 1, 0], [0, 2, 2, 4])[0] is False
+    assert look([1, 2, 3], [0, 1, 3], [0, 0, 3, 3])[0] is False
+    assert look([1, 2, 3], [-1, 1, 2], [0, 0, 3, 3])[0] is False
+    for bad in (0, -1, nan):
+        assert look([1, bad, 3], [0, 1, 2], [0, 0, 3, 3])[:2] == (True, False)
+    assert look([], [], [0, 0, 0, 0]) == (True, True, [0, 0, 0])
+    with pytest.raises(ms.InputError, match="numeric"):
+        ms.Chain(broken(indices=[0, 9]), {"harm": 1})
+    raw = sp.csr_array(([0.25, 0.25, 0.5, 1.0], [1, 0, 0, 1], [0, 3, 4]), shape=(2, 2))
+    assert ms.Chain(raw, {"harm": 1}).P.toarray().tolist() == [[0.75, 0.25], [0, 1]]
 
 
 def test_row_pointers_are_wide_only_where_the_non_zeros_need_it():

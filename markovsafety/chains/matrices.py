@@ -22,9 +22,7 @@ SMALL = 1 << 15  # entries up to which numpy surveys; loading compiled code woul
 FEW = 100  # places up to which an array is put together from slices
 
 
-def csr(
-    data: NDArray, indices: NDArray, indptr: NDArray, shape: tuple[int, int], canonical: bool = True
-) -> sp.csr_array:
+def csr(data: NDArray, indices: NDArray, indptr: NDArray, shape: Any, canonical: bool = True) -> sp.csr_array:
     """A CSR matrix of read-only views of these arrays; `canonical` says that they are sorted, without duplicates."""
     index = index_dtype(len(data), *shape)
     parts = data.view(), indices.astype(index, copy=False).view(), indptr.astype(index, copy=False).view()
@@ -79,7 +77,7 @@ def _canonical(given: Any, data: NDArray) -> tuple[sp.csr_array, Survey]:
     narrow = indices.dtype == index_dtype(size, *shape)
     if not narrow:
         _in_range(indices, shape[1])
-    matrix = csr(data, indices, indptr, (shape[0], shape[1]), canonical=False)
+    matrix = csr(data, indices, indptr, shape, canonical=False)
     found = survey(matrix)
     if found.canonical:
         matrix.has_canonical_format = True
@@ -88,7 +86,7 @@ def _canonical(given: Any, data: NDArray) -> tuple[sp.csr_array, Survey]:
         _in_range(indices, shape[1])
     matrix = sp.csr_array(matrix, copy=True)
     matrix.sum_duplicates()
-    matrix = csr(matrix.data, matrix.indices, matrix.indptr, (shape[0], shape[1]))
+    matrix = csr(matrix.data, matrix.indices, matrix.indptr, shape)
     return matrix, survey(matrix)
 
 
@@ -99,7 +97,7 @@ def _in_range(indices: NDArray, n: int) -> None:
 
 def survey(matrix: sp.csr_array) -> Survey:
     """What a square matrix is. Its row pointers must be sound; sums run from left to right."""
-    n, data, indices = matrix.shape[0], matrix.data, matrix.indices
+    n, data, indices = shape_of(matrix)[0], matrix.data, matrix.indices
     if matrix.nnz >= SMALL:
         from . import matrix_kernels as kernels  # compiled code is loaded where it pays
 
@@ -108,7 +106,7 @@ def survey(matrix: sp.csr_array) -> Survey:
     inside = bool(len(data) == 0 or 0 <= indices.min() <= indices.max() < n)
     row = np.repeat(np.arange(n), np.diff(matrix.indptr))
     rising = bool(((indices[1:] > indices[:-1]) | (row[1:] != row[:-1])).all())
-    return Survey(inside and rising, bool((data > 0).all()), np.bincount(row, data, n))
+    return Survey(inside and rising, bool((data > 0).all()), np.bincount(row, data, n).astype(np.float64))
 
 
 def stochastic(matrix: sp.csr_array, found: Survey, outcome: NDArray, name: Name, what: str = "P") -> sp.csr_array:
@@ -157,7 +155,7 @@ def _without_zeros(matrix: sp.csr_array) -> sp.csr_array:
 
 def _absorbed(matrix: sp.csr_array, rows: NDArray) -> sp.csr_array:
     """With a one on the diagonal of these rows, which are empty."""
-    added = np.zeros(matrix.shape[0] + 1, dtype=index_dtype(matrix.nnz + len(rows)))
+    added = np.zeros(shape_of(matrix)[0] + 1, dtype=index_dtype(matrix.nnz + len(rows)))
     added[rows + 1] = 1
     places = matrix.indptr[rows]
     data, indices = _inserted(matrix.data, places, np.ones(len(rows))), _inserted(matrix.indices, places, rows)

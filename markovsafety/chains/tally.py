@@ -293,7 +293,7 @@ def sums_of(values: NDArray, order: NDArray, first: NDArray) -> NDArray[np.float
     """Sums over runs, in the order of the data from 0.0 on: the same numbers either way."""
     if len(order) < SMALL:
         codes = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
-        return np.bincount(codes, values[order], len(first))
+        return np.bincount(codes, values[order], len(first)).astype(np.float64)
     from . import counting_kernels as kernels
 
     sums = np.empty(len(first))
