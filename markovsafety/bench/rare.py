@@ -92,7 +92,12 @@ def cases() -> Iterator[tuple[str, Chain, dict[str, Any]]]:
 
 
 def run(
-    *, repetitions: int = 2000, seed: int = 0, json: str | Path | None = None, progress: bool | None = None
+    *,
+    repetitions: int = 4000,
+    seed: int = 0,
+    models: bool = True,
+    json: str | Path | None = None,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Measure the table.
 
@@ -101,6 +106,8 @@ def run(
     repetitions : int
         Experiments per row.
     seed : int
+    models : bool
+        Whether to measure the shipped models as well.
     json : str or Path, optional
         Where to write the result; the same table goes beside it as Markdown.
     progress : bool, optional
@@ -108,14 +115,17 @@ def run(
     Returns
     -------
     dict
-        ``rows`` and ``line``, all of it to read. A row: chain, method, level, p, error (root mean square, relative),
-        bias (in standard errors of the mean), coverage (of the intervals given), textbook (coverage
-        of the interval that takes particles for independent), refused (share of experiments without
-        one), width (median of upper / lower), rollouts, tokens, ratio and ratio_tokens (to 25 / p plain rollouts).
+        ``rows``, ``models`` (see `rare_model`) and ``line``, all of it to read. A row: chain, method, level, p, error
+        (root mean square, relative), bias (in standard errors of the mean), coverage (of the intervals given),
+        textbook (coverage of the interval that takes particles for independent), refused (share of experiments
+        without an interval), width (median of upper / lower), rollouts, tokens, ratio and ratio_tokens (to those of
+        25 / p plain rollouts).
     """
     rows = []
     begun = time.perf_counter()
     every = list(cases())
+    from .rare_model import run_models, table
+
     with tqdm(total=len(every), disable=None if progress is None else not progress) as bar:
         for i, (name, chain, how) in enumerate(every):
             rng = np.random.default_rng([seed, i])
@@ -123,9 +133,11 @@ def run(
             rows.append(_row(name, chain, how, *made(chain, how, repetitions, rng)))
             bar.update()
     have = {k: v for k, v in versions().items() if k in ("python", "numpy", "markovsafety")}
+    spoken = run_models(seed) if models else []
     result = {
-        "line": _table(rows),
+        "line": _table(rows) + (f"\n\n{table(spoken)}" if spoken else ""),
         "rows": rows,
+        "models": spoken,
         "repetitions": repetitions,
         "seed": seed,
         "seconds": round(time.perf_counter() - begun, 1),
@@ -225,12 +237,25 @@ def _page(result: dict[str, Any]) -> str:
     spread = 100 * np.sqrt(0.95 * 0.05 / result["repetitions"])
     return (
         "# Rare events: error, coverage and cost\n\n"
-        f"{result['line']}\n\n"
+        f"{_table(result['rows'])}\n\n"
         f"{result['repetitions']} experiments per row, seed {result['seed']}; the standard error of a coverage of 95 % "
         f"is {spread:.2f} points. Intervals are two-sided 95 %. `error` is the root mean square of the relative error, "
         "`textbook` the coverage of the interval that takes particles for independent, "
         "`bias z` the mean's distance from the exact probability in its standard errors. `rollouts` counts every "
         "continuation of a particle as one and is compared with the 25 / p rollouts that plain sampling needs for an "
-        "error of 20 %; `tokens` with the tokens of those. Made by `markovsafety bench rare --json "
+        "error of 20 %; `tokens` with the tokens of those. Made by `markovsafety bench rare --out "
         "papers/measurements/rare.json`.\n"
+    ) + (_spoken(result["models"]) if result["models"] else "")
+
+
+def _spoken(rows: list[dict[str, Any]]) -> str:
+    from .rare_model import PROMPTS, table
+
+    return (
+        f"\n## The shipped models\n\n{table(rows)}\n\n"
+        f"P(harm) within so many tokens, mean over {PROMPTS} prompts, which the intervals take as given; rollouts, or "
+        "continuations, in brackets. Class masses are the reference: the model's own probability of a harm word before "
+        "every token, averaged over free rollouts. Importance sampling takes half of its answers from the base model, "
+        "which harms often, and half from the model itself. Splitting continues prefixes along the committor of a "
+        "3-gram chain.\n"
     )
