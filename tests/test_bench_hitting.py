@@ -14,7 +14,7 @@ from markovsafety.bench import families, hitting, references
 from markovsafety.bench.catalogue import cases, chosen, find
 from markovsafety.bench.goals import Goal, verdicts
 from markovsafety.bench.measure import Contender, Found, judge, measured
-from markovsafety.bench.workloads import Batch, corpus
+from markovsafety.bench.workloads import corpus
 from markovsafety.cli import main
 from markovsafety.errors import InputError
 
@@ -105,8 +105,9 @@ def test_adjoint_is_a_row_of_the_inverse():
 
 def test_posterior_samples_are_chains_on_the_same_pattern():
     problem = families.kgram(6, 2, 4, 1e-2)
-    batch = Batch(problem, *families.posterior(problem, 5))
+    batch = families.posterior(problem, 5)
     for b in range(5):
+        assert np.array_equal(batch.entries()[b], batch.sample(b).chain().P.data)
         one = batch.sample(b)
         assert (np.asarray(one.Q.sum(axis=1)).ravel() + one.harm + one.safe == 1.0).all()
         assert (one.Q.data >= 0).all()
@@ -204,7 +205,7 @@ def test_memory_is_that_of_the_solver():
     assert row["copies"] == row["memory"] / 96e6
 
 
-SMALL = ["layered", "kgram-1e-06", "giant-1e5", "haddad-100", "ruin", "gradient", "count", "memory-layered"]
+SMALL = ["layered", "kgram-1e-06", "haddad-100", "ruin", "gradient", "batch-layered", "count", "memory-layered"]
 
 
 def test_small_sizes_are_right(tmp_path):
@@ -226,6 +227,17 @@ def test_small_sizes_are_right(tmp_path):
     text = (tmp_path / "bench.md").read_text()
     assert all(entry["title"] in text for entry in kept["cases"].values())
     assert "missed" in result["line"]
+
+
+def test_cases_for_a_gpu_are_right_on_any_device():
+    assert all(name.startswith("gpu-") for name in (c.name for c in chosen([], gpu=True)))
+    assert not any(c.gpu for c in chosen([]))
+    result = hitting.run(case=["gpu-batch-layered", "gpu-layered"], quick=True, gpu=True, turns=1)
+    assert result["faults"] == []
+    numbers = result["cases"]["gpu-batch-layered"]["numbers"]
+    assert numbers["copy"] > 0
+    rows = [row for entry in result["cases"].values() for row in entry["rows"]]
+    assert all(row["status"] == "ok" and row["inside"] for row in rows)
 
 
 def test_a_run_goes_on_and_does_not_mix_settings(tmp_path, capsys):

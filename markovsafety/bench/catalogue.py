@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from ..errors import InputError
 from .cases import Case, solves
+from .devices import on_device
 from .workloads import workloads
 
 __all__ = ["cases", "chosen", "find"]
@@ -14,7 +15,7 @@ __all__ = ["cases", "chosen", "find"]
 @lru_cache
 def cases() -> dict[str, Case]:
     """Every case by its name, in the order of the table."""
-    return {case.name: case for case in [*solves(), *workloads()]}
+    return {case.name: case for case in [*solves(), *workloads(), *on_device()]}
 
 
 def find(name: str) -> Case:

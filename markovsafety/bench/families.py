@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..chains import Chain
 
 __all__ = [
+    "Batch",
     "Problem",
     "giant",
     "grid",
@@ -113,6 +114,34 @@ class Problem:
         """A new chain with one matrix per layer, started in state 0 of the first."""
         width = self.widths[0]
         return Chain.layered(self.blocks(), {"harm": width, "refusal": width + 1}, start=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Random chains on the pattern of one: ``data`` (nnz, B), ``harm`` and ``safe`` (n, B)."""
+
+    problem: Problem
+    data: NDArray[np.float64]
+    harm: NDArray[np.float64]
+    safe: NDArray[np.float64]
+
+    def entries(self) -> NDArray[np.float64]:
+        """Stored entries of the chains, shape (B, nnz), in the order of ``chain.P.data``, layer after layer."""
+        p, nnz, n = self.problem, self.problem.Q.nnz, self.problem.n
+        place = sp.csr_array((np.arange(1.0, nnz + 1), p.Q.indices, p.Q.indptr), shape=p.Q.shape)
+        harm = np.where(p.harm > 0, np.arange(nnz + 1.0, nnz + n + 1.0), 0.0)
+        safe = np.where(p.safe > 0, np.arange(nnz + n + 1.0, nnz + 2 * n + 1.0), 0.0)
+        numbered = Problem(p.name, place, harm, safe, widths=p.widths)
+        blocks = numbered.blocks() if p.widths else [numbered.matrix()]
+        last = nnz + 2 * n  # a row of ones behind all others, for the outcomes' own rows
+        order = np.concatenate([x for block in blocks for x in (block.data.astype(np.intp) - 1, [last, last])])
+        pool = np.concatenate([self.data, self.harm, self.safe, np.ones((1, self.data.shape[1]))])
+        return np.ascontiguousarray(pool[order].T)
+
+    def sample(self, b: int) -> Problem:
+        Q = self.problem.Q
+        made = sp.csr_array((np.ascontiguousarray(self.data[:, b]), Q.indices, Q.indptr), shape=Q.shape)
+        return Problem(f"sample {b}", made, self.harm[:, b].copy(), self.safe[:, b].copy(), widths=self.problem.widths)
 
 
 def _rows(rng: np.random.Generator, columns: NDArray, absorb: NDArray, risk: NDArray) -> tuple[Any, Any, Any]:
@@ -313,7 +342,7 @@ def haddad_time(n: int = 100) -> list[Fraction]:
     return [*reversed(arm), middle, *arm]
 
 
-def posterior(problem: Problem, samples: int = 256, seed: int = 0, strength: float = 20.0) -> tuple[Any, Any, Any]:
+def posterior(problem: Problem, samples: int = 256, seed: int = 0, strength: float = 20.0) -> Batch:
     """Random chains on the pattern of one: every row gets `samples` laws around the given one.
 
     Parameters
@@ -323,9 +352,7 @@ def posterior(problem: Problem, samples: int = 256, seed: int = 0, strength: flo
 
     Returns
     -------
-    data : array, shape (nnz, samples)
-        Values of Q, the sample innermost.
-    harm, safe : array, shape (n, samples)
+    Batch
         Multiples of 2^-50 like the problem's own; all rows sum to one.
     """
     rng = np.random.default_rng(seed)
@@ -345,4 +372,4 @@ def posterior(problem: Problem, samples: int = 256, seed: int = 0, strength: flo
         low = np.flatnonzero(safe[:, b] < 0)
         data[Q.indptr[low], b] += safe[low, b]
         safe[low, b] = 0.0
-    return data, harm, safe
+    return Batch(problem, data, harm, safe)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import atomic
 from .cases import Case
 from .catalogue import cases, chosen
 from .goals import ANSWERS, verdicts
@@ -120,14 +121,11 @@ def _begun(json: str | Path | None, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    """Whole files only: first beside, then into place."""
-    for target, text in (
-        (path, json_module.dumps(_plain(result), indent=1, allow_nan=False)),
-        (path.with_suffix(".md"), as_markdown(result)),
-    ):
-        beside = target.with_name(target.name + ".part")
-        beside.write_text(text.rstrip() + "\n", encoding="utf-8")
-        os.replace(beside, target)
+    """The result, and its table beside it."""
+    text = json_module.dumps(_plain(result), indent=1, allow_nan=False)
+    for target, content in ((path, text), (path.with_suffix(".md"), as_markdown(result))):
+        with atomic(target, sync=False) as part:
+            part.write_text(content.rstrip() + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -9,10 +9,24 @@ import numpy as np
 from .. import hitting
 from ..bound import Bound
 from ..chains import Chain
-from .families import Problem
+from .families import Batch, Problem
 from .measure import Contender, Found
 
-__all__ = ["expected_steps", "gradient", "layers", "solver"]
+__all__ = [
+    "BATCH",
+    "JUDGED",
+    "batch_solver",
+    "expected_steps",
+    "gradient",
+    "jax_gradient",
+    "judged",
+    "layers",
+    "solver",
+]
+
+BATCH = "markovsafety, batch with bounds"
+JUDGED = 4
+"""Samples of a batch whose answers are compared with a reference."""
 
 
 def layers(problem: Problem) -> Chain:
@@ -65,3 +79,64 @@ def gradient(name: str, *, layered: bool = False, factored: bool = False) -> Con
         return hitting.sensitivity(chain, "harm", factored=factored)
 
     return Contender(name, layers if layered else _chain, solve, read, of="gradient", ours=True)
+
+
+def jax_gradient(name: str, *, layered: bool = False) -> Contender:
+    """`device.function`, differentiated by JAX; made and compiled at the first call and kept, as a user would.
+
+    On a homogeneous chain its derivatives are by the share of a row, ``visits_i (h_j - h_i)``.
+    """
+    kept: dict[int, Any] = {}
+
+    def solve(problem: Problem) -> Any:
+        from ..hitting import device
+
+        if id(problem) not in kept:
+            kept[id(problem)] = device.function(layers(problem) if layered else problem.chain(), "harm")
+        return kept[id(problem)].value_and_gradient()[1]
+
+    def read(raw: Any, problem: Problem) -> Found:
+        blocks = problem.blocks() if layered else [problem.matrix()]
+        return Found(raw[_inner(blocks)])
+
+    reference = "gradient" if layered else "by share"
+    return Contender(name, lambda problem: problem, solve, read, of=reference, ours=True)
+
+
+def _inner(blocks: list[Any]) -> Any:
+    """Where the entries between moving states stand among the chain's own, which end in the loops of the outcomes."""
+    found, begin = [], 0
+    for block in blocks:
+        found.append(begin + np.flatnonzero(block.indices < block.shape[0] - 2))
+        begin += block.nnz + 2
+    return np.concatenate(found)
+
+
+def judged(raw: Any, batch: Batch) -> Found:
+    """The first answers of a batch, shape (B, n), or of a list."""
+    return Found(np.stack([np.asarray(raw[b])[: batch.problem.n] for b in range(JUDGED)]))
+
+
+def batch_solver(name: str, platform: str | None = None) -> Contender:
+    """`device.batch`: compiled kernels on the host, or JAX on a platform; every sample with a bound of its error."""
+
+    def prepare(batch: Batch) -> Any:
+        from ..hitting import device
+
+        problem = batch.problem
+        chain = layers(problem) if problem.widths else problem.chain()
+        return device.batch(chain, "harm"), batch.entries()
+
+    def solve(ready: Any) -> Any:
+        solver, values = ready
+        return solver.solve(values, device=platform)
+
+    def read(raw: Any, batch: Batch) -> Found:
+        value, width = raw.value[:JUDGED], batch.problem.widths
+        if width:
+            value = np.ascontiguousarray(value[:, :-1, : width[0]]).reshape(JUDGED, -1)
+        value, error = value[:, : batch.problem.n], raw.error[:JUDGED, None]
+        note = f"{len(raw.again)} samples again for themselves" if len(raw.again) else ""
+        return Found(value, value - error, value + error, note)
+
+    return Contender(name, prepare, solve, read, ours=True)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from ..chains import transitions
 from . import families, peers, references
 from .cases import EXACT, KNOWN, PLAIN, UNKNOWN, Case
-from .families import Problem
+from .families import Batch, Problem
 from .goals import Goal
 from .measure import Contender, Found
-from .ours import gradient, solver
+from .ours import BATCH, JUDGED, batch_solver, gradient, jax_gradient, judged, solver
 
-__all__ = ["Batch", "Corpus", "workloads"]
+__all__ = ["Corpus", "corpus", "workloads"]
 
 
 def workloads() -> list[Case]:
@@ -43,7 +43,8 @@ def _gradients() -> Iterator[Case]:
     def reference(problem: Problem) -> dict[str, Any]:
         h = references.back_substitution(problem) if problem.widths else references.refined(problem)
         row = np.repeat(np.arange(problem.n), np.diff(problem.Q.indptr))
-        return {"h": h, "gradient": references.adjoint(problem)[row] * h[problem.Q.indices]}
+        visits, after = references.adjoint(problem)[row], h[problem.Q.indices]
+        return {"h": h, "gradient": visits * after, "by share": visits * (after - h[row])}
 
     def make_layered(quick: bool) -> Problem:
         return families.layered(8, 32, 4) if quick else families.layered(64, 256, 16)
@@ -62,6 +63,7 @@ def _gradients() -> Iterator[Case]:
         contenders = (
             gradient(ALL, layered=known),
             gradient(FACTORS, layered=known, factored=True),
+            jax_gradient(f"{ALL}, JAX function", layered=known),
             solver(FORWARD, certify=False, layered=known),
             rival,
         )
@@ -99,30 +101,6 @@ def _plain(raw: Any, problem: Any) -> Found:
 # many chains of one pattern -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Random chains on the pattern of one: ``data`` (nnz, B), ``harm`` and ``safe`` (n, B)."""
-
-    problem: Problem
-    data: NDArray[np.float64]
-    harm: NDArray[np.float64]
-    safe: NDArray[np.float64]
-
-    def sample(self, b: int) -> Problem:
-        Q = self.problem.Q
-        made = sp.csr_array((np.ascontiguousarray(self.data[:, b]), Q.indices, Q.indptr), shape=Q.shape)
-        return Problem(f"sample {b}", made, self.harm[:, b].copy(), self.safe[:, b].copy(), widths=self.problem.widths)
-
-
-JUDGED = 4
-"""Samples whose answers are compared with a reference."""
-
-
-def _judged(raw: Any, batch: Batch) -> Found:
-    """Answers of shape (B, n), or a list of them."""
-    return Found(np.stack([np.asarray(raw[b])[: batch.problem.n] for b in range(JUDGED)]))
-
-
 def _batches() -> Iterator[Case]:
     def reference(batch: Batch) -> dict[str, Any]:
         some = [batch.sample(b) for b in range(JUDGED)]
@@ -131,31 +109,23 @@ def _batches() -> Iterator[Case]:
 
     def make_layered(quick: bool) -> Batch:
         problem = families.layered(8, 32, 4) if quick else families.layered(64, 256, 16)
-        return Batch(problem, *families.posterior(problem, 8 if quick else 256))
+        return families.posterior(problem, 8 if quick else 256)
 
     def make_kgram(quick: bool) -> Batch:
         problem = families.kgram(12 if quick else 64, 2, 5 if quick else 12, 1e-3)
-        return Batch(problem, *families.posterior(problem, 8 if quick else 256))
+        return families.posterior(problem, 8 if quick else 256)
 
-    ours, plain = "markovsafety, batch", "markovsafety, batch, uncertified"
     rivals = (_klu_batched(), _triangular_loop()), (_bicgstab_loop(1e-12), _bicgstab_loop(1e-10))
     titles = "256 posterior samples, layered 64 x 256 x 16", "256 posterior samples, k-gram order 2, leak 1e-3"
     sources = "long-double back-substitution", "SuperLU refined in long double"
     for name, title, make, rival, least, source in zip(
         ("layered", "kgram"), titles, (make_layered, make_kgram), rivals, (20, 3.5), sources
     ):
-        contenders = (_ours_batch(plain, False), _ours_batch(ours, True), *rival)
-        goals = (Goal("speed", plain, rival[0].name, least=least), Goal("relative", plain, most=1e-12))
+        contenders = (batch_solver(BATCH), batch_solver(f"{BATCH}, JAX on the CPU", "cpu"), *rival)
+        goals = (Goal("speed", BATCH, rival[0].name, least=least), Goal("relative", BATCH, most=1e-12))
         yield Case(
             f"batch-{name}", title, make, contenders, reference, f"{source}, of the first {JUDGED} samples", goals
         )
-
-
-def _ours_batch(name: str, certify: bool) -> Contender:
-    def prepare(batch: Batch) -> Any:
-        raise NotImplementedError("batches are not there yet")
-
-    return Contender(name, prepare, lambda ready: ready, _judged, ours=True)
 
 
 def _klu_batched() -> Contender:
@@ -179,7 +149,7 @@ def _klu_batched() -> Contender:
             return run(*arguments).block_until_ready()
 
     def read(raw: Any, batch: Batch) -> Found:
-        return _judged(np.asarray(raw)[:, :, 0], batch)
+        return judged(np.asarray(raw)[:, :, 0], batch)
 
     return Contender("klujax, batched", prepare, solve, read, "klujax")
 
@@ -192,14 +162,14 @@ def _triangular_loop() -> Contender:
     def solve(ready: Any) -> Any:
         return [sla.spsolve_triangular(A, b, lower=False, unit_diagonal=True) for A, b in ready]
 
-    return Contender("scipy spsolve_triangular, loop", _systems, solve, _judged, "scipy")
+    return Contender("scipy spsolve_triangular, loop", _systems, solve, judged, "scipy")
 
 
 def _bicgstab_loop(rtol: float) -> Contender:
     def solve(ready: Any) -> Any:
         return [sla.bicgstab(A, b, rtol=rtol, maxiter=5000)[0] for A, b in ready]
 
-    return Contender(f"scipy bicgstab({rtol:g}), loop", _systems, solve, _judged, "scipy")
+    return Contender(f"scipy bicgstab({rtol:g}), loop", _systems, solve, judged, "scipy")
 
 
 # counting -------------------------------------------------------------------------------------------------------------
