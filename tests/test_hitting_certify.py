@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction as F
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import markovsafety as ms
-from markovsafety.hitting import blocks, certify, core, elimination, exact, padic, rates
+from markovsafety.hitting import certify, core, elimination, exact, padic, rates
 from markovsafety.hitting.certify_kernels import (
     exact_sums,
     flow_residuals,
@@ -137,7 +138,9 @@ def leaky(seed, leak, n=24):
 def the_class(chain):
     r, walk = rates.rates_of(chain), core.walk(chain, "harm")
     own = np.flatnonzero(~chain.outcome_mask)
-    cut = blocks._cut(r.W, r.out, own, np.full(r.n, -1))
+    rows = r.W[own]
+    inside, outside = certify._parts(rows, own, np.empty(r.n))
+    cut = SimpleNamespace(own=own, rows=rows, inside=inside, outside=outside, leave=outside.sum(axis=1), out=r.out[own])
     X = np.repeat(walk.hit.astype(float)[:, None], 3, axis=1)
     known = ms.hitting_probability(chain, "harm", method="exact").info["exact"]
     return r, cut, X, [known[i] for i in own]

@@ -223,3 +223,16 @@ def test_a_class_of_hundreds_in_rationals(leak):
     P[:n, n:] = leak * rng.random((n, 2))
     P[:n] /= P[:n].sum(axis=1, keepdims=True)
     checked(chain_of(P, n), 1e-11)
+
+
+def test_an_enclosure_that_says_nothing_is_no_answer():
+    """Exits of one unit in the last place of the smallest number: all methods in floating point end at [0, 1]."""
+    P = np.array([[0, 1, 5e-324, 0], [1, 0, 0, 5e-324], [0, 0, 0, 0], [0, 0, 0, 0]])
+    chain = ms.Chain(P, {"harm": 2, "refusal": 3}, start=0)
+    for method in METHODS:
+        with pytest.raises(ms.UntrustedError) as caught:
+            ms.hitting_probability(chain, "harm", method=method)
+        assert caught.value.partial.lower[:2].tolist() == [0, 0]
+        assert caught.value.partial.upper[:2].tolist() == [1, 1]
+    known = ms.hitting_probability(chain, "harm", method="exact").info["exact"]
+    assert known[0] == (1 + F(5e-324)) / (2 + F(5e-324))

@@ -143,7 +143,11 @@ def _order(how: str, c: Cyclic) -> tuple[list[str], str]:
 
 
 def _try(
-    order: tuple[list[str], str], attempt: Callable[[str], NDArray | None], c: Cyclic, report: Report
+    order: tuple[list[str], str],
+    attempt: Callable[[str], NDArray | None],
+    c: Cyclic,
+    report: Report,
+    ceiling: float = np.inf,
 ) -> NDArray | None:
     """The first attempt that is proven and narrow, or what all attempts together prove."""
     best, (ways, because), refused = None, order, []
@@ -161,7 +165,7 @@ def _try(
     method = ways[-1] if best is None else best[0]
     tried = [name for name in refused if name != HOW[method]]
     report.classes.append((len(c), method, f"{' and '.join(tried)} could not be trusted" if tried else because))
-    if best is None:
+    if best is None or _says_nothing(best[1], ceiling):
         report.failed.append(len(c))
     return None if best is None else best[1]
 
@@ -174,7 +178,7 @@ def _solve_class(c: Cyclic, X: NDArray, gain: NDArray, how: str, ceiling: float,
             return _factored_class(c, X, gain, ceiling)
         return _eliminated_class(c, X, gain, ceiling, which == "dissection")
 
-    x = _try(_order(how, c), attempt, c, report)
+    x = _try(_order(how, c), attempt, c, report, ceiling)
     return np.tile([np.nan, 0.0, ceiling][: X.shape[1]], (len(c), 1)) if x is None else x
 
 
@@ -213,6 +217,11 @@ def _eliminated_class(c: Cyclic, X: NDArray, gain: NDArray, ceiling: float, spar
 
 def _finite(x: NDArray) -> NDArray | None:
     return x if np.isfinite(x).all() else None
+
+
+def _says_nothing(x: NDArray, ceiling: float) -> bool:
+    """Whether the enclosure of a state is all that was known beforehand."""
+    return x.shape[1] == 3 and bool(((x[:, 1] <= 0) & (x[:, 2] >= ceiling)).any())
 
 
 def _width(x: NDArray) -> float:
