@@ -108,7 +108,8 @@ def _begun(json: str | Path | None, settings: dict[str, Any]) -> dict[str, Any]:
         return fresh
     try:
         kept = json_module.loads(Path(json).read_text(encoding="utf-8"))
-        same = all(kept[key] == fresh[key] for key in ("machine", "versions", "settings")) and bool(kept["cases"] or 1)
+        same = all(kept[key] == fresh[key] for key in ("machine", "versions", "settings"))
+        same = same and isinstance(kept["cases"], dict)
     except (OSError, ValueError, KeyError, TypeError):
         same, kept = False, {}
     if same:
@@ -158,7 +159,7 @@ def _faults(name: str, entry: dict[str, Any]) -> list[str]:
     ours = [row for row in entry["rows"] if row["who"].startswith("markovsafety")]
     found = [f"{name}: {row['who']}: {row['status']}" for row in ours if row["status"] not in ("ok", "not installed")]
     found += [f"{name}: {row['who']}: the enclosure misses the reference" for row in ours if row.get("inside") is False]
-    wrong = [g for g in entry["goals"] if g["verdict"] == "missed" and "error" in g["goal"].partition(": ")[2]]
+    wrong = [g for g in entry["goals"] if g["verdict"] == "missed" and "largest" in g["goal"].partition(": ")[2]]
     return found + [f"{name}: {g['goal']} is {g['value']:.2g}, not {g['bound']}" for g in wrong]
 
 
