@@ -269,6 +269,8 @@ def broken(data=(1.0, 1.0), indices=(1, 1), indptr=(0, 1, 2)):
         (lambda: ms.Chain([[0.0]], {"harm": []}), ["state 0", "sums to 0"]),
         (lambda: ms.Chain(broken(indices=[0, 9]), {"harm": 1}), ["numeric"]),
         (lambda: ms.Chain(broken(indices=[0, -1]), {"harm": 1}), ["numeric"]),
+        (lambda: ms.Chain(broken(indices=np.array([0, 9], np.int32), indptr=np.int32([0, 1, 2])), ENDS), ["numeric"]),
+        (lambda: ms.Chain(broken(indices=np.array([-1, 0], np.int32), indptr=np.int32([0, 1, 2])), ENDS), ["numeric"]),
         (lambda: ms.Chain(broken(indptr=[0, 2, 1]), {"harm": 1}), ["numeric"]),
         (lambda: ms.Chain(broken(indptr=[0, 1, 9]), {"harm": 1}), ["numeric"]),
         (lambda: ms.Chain(broken(indptr=[1, 1, 2]), {"harm": 1}), ["numeric"]),

@@ -81,7 +81,8 @@ def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
     ends = len(names) + np.arange(len(OUTCOMES))
     places = [np.concatenate([place, ends]) for place in places]
     tables = {name: _join([b.tables.pop(name) for b in blocks], places) for name in list(blocks[0].tables)}
-    return Counts(map_name(states), names, tally, *(tables.pop(name) for name in _TABLES), tables)
+    moves, entries, passages = (tables.pop(name) for name in _TABLES)
+    return Counts(map_name(states), names, tally, moves, entries, passages, tables)
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,14 @@ def as_csr(P: Any, what: str = "P") -> tuple[sp.csr_array, Survey]:
         dtype = P.dtype if sp.issparse(P) or isinstance(P, np.ndarray) else np.asarray(P).dtype
         if dtype.kind not in "biufO":
             raise TypeError(f"its entries are of type {dtype}")
-        if not sp.issparse(P):
-            P = np.asarray(P, dtype=np.float64)
+        P = P if sp.issparse(P) else np.asarray(P, dtype=np.float64)
         if len(P.shape) != 2 or P.shape[0] != P.shape[1] or P.shape[0] == 0:
             raise InputError(
                 f"{what} has shape {tuple(P.shape)}.",
                 cause="A chain needs a square matrix with one row per state, outcome states included.",
                 next="Give outcome states a row too (all zeros means absorbing).",
             )
-        given = P.tocsr() if sp.issparse(P) else sp.csr_array(P)
+        given: Any = sp.csr_array(P) if isinstance(P, np.ndarray) else P.tocsr()
         return _canonical(given, given.data.astype(np.float64, copy=False))
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):

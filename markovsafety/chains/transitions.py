@@ -231,7 +231,6 @@ def _by_ranges(run: _Run) -> Parts:
         if last == first:  # more tokens in one range than can be gathered: count them where they stand
             run.tally(origin, 0, table)
             kernels.scan(table[:width], origin, run.vocabulary, *out)
-            table[width] = 0
             first += 1
             continue
         cursor = ends[first : last + 1] - ends[first]
