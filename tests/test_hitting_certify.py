@@ -273,3 +273,8 @@ def test_lifting_takes_another_prime():
     p = next(padic._primes())
     assert padic.solve([{0: p}], [3]) == [F(3, p)]
     assert padic.solve([{0: 7}, {1: 1}], [14, 0]) == [2, 0]
+
+
+def test_lifting_does_not_stop_at_a_fraction_that_merely_fits():
+    """One over a number far longer than the digits at the first look."""
+    assert padic.solve([{0: 3**2000}], [1]) == [F(1, 3**2000)]

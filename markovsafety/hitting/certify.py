@@ -194,7 +194,7 @@ def enclose_flow(
 ) -> tuple[NDArray, NDArray] | None:
     """The same for the transposed equation ``d_j z_j = s_j + sum_i z_i w_ij`` of expected visits.
 
-    With v and t as for `enclose`, ``sum_j t_j |z_j - y_j| <= sum_i v_i g_i`` (theorem 4): no solve either.
+    With v and t as for `enclose`, ``sum_j t_j |z_j - y_j| <= sum_i v_i g_i`` (theorem 8): no solve either.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 A vector of pairs is an array of shape (m, 2): both parts of a neighbour lie in one cache line. Index arrays come as
 unsigned integers, for which numba leaves out the check for negative ones.
 
-What is computed, in which order, and with how much room, is what section 3 of papers/markovsafety/certificates.md
+What is computed, in which order, and with how much room, is what section 2 of papers/markovsafety/certificates.md
 proves: change one and the other must follow. In short, per row: the large parts go into ``s`` by error-free sums, what
 these lose and the small parts go into ``c`` by plain ones, ``size`` is the sum of the magnitudes of all that was
 rounded, and ``mass`` that of the large parts.
