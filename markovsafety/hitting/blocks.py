@@ -98,7 +98,7 @@ def potential(
         Classes whose enclosure could not be proven are in `failed` and carry [0, ceiling].
     """
     X = np.where(free[:, None], 0.0, known)
-    gain = np.zeros_like(X) if gain is None else gain
+    given, gain = gain, np.broadcast_to(np.zeros(X.shape[1]), X.shape) if gain is None else gain
     order = plan(rates.W, free) if order is None else order
     report = Report(order.n_single)
     _check(order, how)
@@ -106,7 +106,7 @@ def potential(
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is caught by looking at the results
         for single, cyclic in order.levels:
             if single.size:
-                substitute(rates, single, X, gain, ceiling)
+                substitute(rates, single, X, given, ceiling)
             for own in cyclic:
                 assert room is not None
                 X[own] = _solve_class(Cyclic(rates, own, room), X, gain[own], how, ceiling, report)

@@ -199,7 +199,7 @@ def probability(w: Walk, method: str = "auto", certify: bool = True) -> Answer:
         fractions, expression = _in_rationals(w.chain, rates, free, one, method)
         X = rational.to_columns(fractions)[:, : _sides(certify)]
         return Answer(X, method, f"rational, from {source}", fractions, (), expression)
-    ends = np.repeat(one.astype(np.float64)[:, None], _sides(certify), axis=1)
+    ends = np.broadcast_to(one.astype(np.float64)[:, None], (len(one), _sides(certify)))
     how = "recursion" if method == "layered" else method
     X, report = potential(rates, free, ends, None, how, 1.0, known.plan(free))
     return Answer(X, report.method, _graph_note(known) + report.why(), None, tuple(report.failed))

@@ -173,19 +173,22 @@ def forward(layers: Layers, moving: NDArray, start: NDArray) -> NDArray[np.float
     return _seen(Z)
 
 
-def substitute(rates: Rates, order: NDArray[np.integer], X: NDArray, gain: NDArray, ceiling: float) -> None:
+def substitute(rates: Rates, order: NDArray[np.integer], X: NDArray, gain: NDArray | None, ceiling: float) -> None:
     """``x_i = (c_i + sum_j w_ij x_j) / d_i`` in place, for states on no cycle, one after the other.
 
     Parameters
     ----------
     order : int array, shape (m,)
         The states, each after all states that it can move to.
-    X, gain : array, shape (n, 3) or (n, 1)
-        Value, lower, upper of all states, or the value alone; the constant c on the scale of the rates.
+    X : array, shape (n, 3) or (n, 1)
+        Value, lower, upper of all states, or the value alone.
+    gain : array, same shape, optional
+        The constant c on the scale of the rates.
     ceiling : float
         A known upper bound of the solution.
     """
     W = rates.W
+    gain = np.empty((0, X.shape[1])) if gain is None else gain
     kernels.substitute(*_parts(W), rates.out, order, gain, rates.errors, ceiling, X)
 
 

@@ -190,16 +190,16 @@ def push(indptr, indices, data, moving, t, Z, count, lost):
 def substitute(indptr, indices, data, out, order, gain, errors, ceiling, X):
     """``x_i = (c_i + sum_j w_ij x_j) / d_i`` for the states in `order`, in this order, in place; ends moved outward.
 
-    X and gain have the columns value, lower, upper, or the value alone. With three columns a sum of k terms runs in
-    two parts, evens and odds: a product, at most (k + 1) // 2 - 1 additions, one that joins, that of the gain. The
-    total rate has k - 1 additions, the quotient one more rounding; rates that were rounded count above and below.
+    X and gain (empty: 0) have the columns value, lower, upper, or the value alone. With three columns a sum of k terms
+    runs in two parts, evens and odds: a product, at most (k + 1) // 2 - 1 additions, one that joins, that of the gain.
+    The total rate has k - 1 additions, the quotient one more rounding; rates that were rounded count above and below.
     """
     for s in range(len(order)):
         i = np.int64(order[s])
         start, end = np.int64(indptr[i]), np.int64(indptr[i + 1])
         d, k = out[i], end - start
         if X.shape[1] == 1:
-            x = gain[i, 0]
+            x = gain[i, 0] if len(gain) else 0.0
             for p in range(np.uint64(start), np.uint64(end)):
                 x += data[p] * X[np.uint64(indices[p]), 0]
             X[i, 0] = min(x / d, ceiling)
@@ -220,7 +220,10 @@ def substitute(indptr, indices, data, out, order, gain, errors, ceiling, X):
             x += w * X[j, 0]
             low += w * X[j, 1]
             high += w * X[j, 2]
-        x, low, high = (x + y + gain[i, 0]) / d, (low + bottom + gain[i, 1]) / d, (high + top + gain[i, 2]) / d
+        x, low, high = x + y, low + bottom, high + top
+        if len(gain):
+            x, low, high = x + gain[i, 0], low + gain[i, 1], high + gain[i, 2]
+        x, low, high = x / d, low / d, high / d
         error, slack = room((k + 1) // 2 + 2 + k + 2 * errors), 4 * (k + 1) * 2.0**-1074
         X[i, 1] = below(low, error, slack)
         X[i, 2] = above(high, error, slack, ceiling)
