@@ -1,12 +1,13 @@
-"""JAX: one hitting probability, batches of chains with one pattern, and differentiable functions, on CPU or GPU.
+"""JAX: one hitting probability, batches of chains with one pattern, differentiable functions, on CPU or GPU.
 
-`probability` stands behind ``hitting_probability(..., method="device")``; `batch` and `function` are doors of their own.
-Programs are compiled once per shape, and shapes are rounded up to a coarse grid, so that chains of similar size share
-them. float64 is switched on locally; nothing global changes.
+`probability` stands behind ``hitting_probability(..., method="device")``; `batch` and `function` are doors of their
+own. Programs are compiled once per shape, and shapes are rounded up to a coarse grid, so that chains of similar size
+share them. float64 is switched on locally; nothing global changes.
 
-Acyclic chains are substituted along their levels, cyclic classes solved by deflated BiCGStab, float32 inside and float64
-in the difference-form residual, or eliminated if they are small. What the device answers is then proven on the host:
-counting roundings, whatever the order of a sum, where nothing subtracts, and by `certify.enclose` around a candidate."""
+Acyclic chains are substituted along their levels, cyclic classes solved by deflated BiCGStab, float32 inside and
+float64 in the difference-form residual, or eliminated if they are small. What the device answers is then proven on the
+host: counting roundings, whatever the order of a sum, where nothing subtracts, and by `certify.enclose` around a
+candidate."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The pattern is packed once. On the host (the default) compiled kernels read the values as they lie, several samples side
 by side; on a JAX device the samples are the innermost axis, so that every gather is a run of consecutive numbers, and
-they can be spread over several devices. Every sample carries a bound of its error; one whose bound is not good enough is
-solved again for itself, with a certificate, and if that fails, the whole call fails with what it has."""
+they can be spread over several devices. Every sample carries a bound of its error; one whose bound is not good enough
+is solved again for itself, with a certificate, and if that fails, the whole call fails with what it has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..chains import Chain
 from ..errors import InputError, MarkovsafetyError, UntrustedError
-from . import batch_kernels
+from . import batch_kernels as compiled
 from .certify import gamma
 from .core import Walk, probability, walk, without_start
 from .device_batch_solve import KRYLOV_BLOCK, cyclic_samples, substituted_samples
@@ -30,6 +30,7 @@ from .device_pack import Pattern, pattern
 
 __all__ = ["Batch", "Solved", "batch"]
 
+kernels: Any = compiled  # what numba makes of a signature is beyond a type checker
 ROWS = 1e-9  # how far a layered row may be from 1, as for `Chain`
 MEMORY = 2e9  # bytes of values that a device works on at once
 
@@ -165,7 +166,7 @@ class Batch:
     def _levels(self, values: NDArray, tol: float) -> tuple[NDArray, NDArray]:
         p, rows = self.pattern, self._rows
         X, sums = np.empty((len(values), len(p.slot))), np.empty((len(values), 3))
-        batch_kernels.substitute(values, *rows, p.implied, self._known, X, sums)
+        kernels.substitute(values, *rows, p.implied, self._known, X, sums)
         return X, self._counted(X, sums, 2.0**-53)
 
     def _counted(self, X: NDArray, sums: NDArray, unit: float) -> NDArray:
@@ -187,13 +188,13 @@ class Batch:
         X[:] = self._known
         x, error = np.empty((len(values), len(parts[0]) - 1)), np.zeros(len(values))
         if x.shape[1] <= DENSE:
-            batch_kernels.eliminate(values, *parts, x)
+            kernels.eliminate(values, *parts, x)
             # Subtraction-free: O(m^3) roundings in relative terms, of which a few per state are ever seen.
             error[:] = np.where(np.isfinite(x).all(axis=1) & (values >= 0).all(axis=1), self._eliminated_bound, np.nan)
             x = np.minimum(x, 1.0)
         else:
             law, lift = (y[: x.shape[1]] for y in self.about)
-            batch_kernels.krylov(values, *parts, law, lift, tol, x, error)
+            kernels.krylov(values, *parts, law, lift, tol, x, error)
         X[:, p.slot < p.size] = x
         return X, error
 
@@ -214,7 +215,7 @@ class Batch:
         return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(P.indptr) for P in self.walk.chain.layers]))])
 
     @cached_property
-    def _rows(self) -> tuple[NDArray, ...]:
+    def _rows(self) -> Any:
         """Rows in order of substitution, where their entries are, and the node each entry leads to."""
         chain, p, ptr = self.walk.chain, self.pattern, self._indptr
         n = chain.n_states
@@ -231,7 +232,7 @@ class Batch:
         return rows, first, middle, last, col.astype(small)
 
     @cached_property
-    def _parts(self) -> tuple[NDArray, ...]:
+    def _parts(self) -> Any:
         """A cyclic pattern as two CSR patterns: between unknown states, and to known ones."""
         p = self.pattern
         m = int((p.slot < p.size).sum())
@@ -293,9 +294,9 @@ class Batch:
 
     def _alone(self, row: NDArray) -> NDArray | None:
         """One sample by `core.probability` with a certificate, shape (N, 3); None if it could not be proven."""
-        chain, ptr = self.walk.chain, self._indptr
+        chain = self.walk.chain
         n, layers, at = chain.n_states, [], 0
-        for t, P in enumerate(chain.layers):
+        for P in chain.layers:
             data = row[at : at + P.nnz]
             at += P.nnz
             if not chain.is_layered and np.isfinite(data).all() and (data >= 0).all():
@@ -323,6 +324,8 @@ class _Pick:
 
     def __call__(self, X: NDArray) -> NDArray:
         """From all nodes, shape (B, N)."""
+        if np.array_equal(self.nodes.ravel(), np.arange(X.shape[1])):
+            return self.mean(X)  # all of them, in order: no copy
         return self.mean(X[:, self.nodes.ravel()])
 
     def mean(self, x: NDArray) -> NDArray:

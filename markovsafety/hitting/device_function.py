@@ -74,9 +74,6 @@ class Function:
             return float(value), np.asarray(slope)
 
 
-_COMPILED: dict[int, Any] = {}
-
-
 def _value_and_gradient(f: Function) -> Any:
     known = f.__dict__.get("_slope")
     if known is None:
@@ -112,7 +109,7 @@ def function(chain: Chain, target: Any) -> Function:
     """
     w = walk(chain, target)
     p = pattern(w)
-    data = np.concatenate([P.data for P in chain.layers])
+    data: NDArray[np.float64] = np.concatenate([np.asarray(P.data, np.float64) for P in chain.layers])
     h = _differentiable(p, _operators(p, nominal(w, p)))
     return Function(data, p.shape, chain.start, jax.jit(h))
 
@@ -218,12 +215,15 @@ def _dense(p: Pattern, apply: Solver) -> _Operators:
 
 
 def _iterative(p: Pattern, about: tuple[NDArray, NDArray], apply: Solver) -> _Operators:
+    real = np.zeros(p.size, dtype=bool)
+    real[p.slot[p.slot < p.size]] = True  # other lanes only fill the shape
+
     def ready(data: Array, back: bool) -> Any:
         v, t, out = stored(p, data, back)
         leave = leaving(p, v)
         w, lift = (jnp.asarray(x, data.dtype) for x in about)
         zero = jnp.zeros_like(leave)
-        shift = lambda m: -residual(v, m, zero, 0.0)  # noqa: E731
+        shift = lambda m: jnp.where(real, -residual(v, m, zero, 0.0), 1)  # noqa: E731
         # The chain's own mean times prove nothing far away from it: then they are computed anew.
         lift = lax.cond(shift(lift).min() > 0.1, lambda: lift, lambda: krylov(v, leave, w, zero + 1, 0.0)[0])
         return v, t, out, leave, w, lift, shift(lift)

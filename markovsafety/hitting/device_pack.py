@@ -19,7 +19,7 @@ from .core import Walk
 
 __all__ = ["Ell", "Pattern", "bucket", "pack", "pattern"]
 
-SPILL = 0.02  # share of the entries that may stand outside the columns of an ELL
+SPILL = 8  # what an entry outside the columns of an ELL costs, in entries
 
 
 def bucket(n: int) -> int:
@@ -55,8 +55,8 @@ def pack(row: NDArray, col: NDArray, source: NDArray, steps: int, width: int, nn
     place = np.arange(len(row)) - (np.cumsum(count) - count)[row]
     beyond = np.cumsum(np.bincount(count)[::-1])[::-1]  # rows with at least c entries
     spilled = np.cumsum(beyond[1:][::-1])[::-1]  # entries beyond the first c, for c = 0, 1, ...
-    k = int(np.flatnonzero(np.append(spilled, 0) <= SPILL * len(row))[0])
-    k = bucket(len(spilled) if len(spilled) <= 1.5 * k else max(k, 1))
+    cost = np.arange(len(spilled) + 1) * steps * width + SPILL * np.append(spilled, 0)
+    k = bucket(max(int(np.argmin(cost)), 1))
     step, lane, tail = row // width, row % width, place >= k
     ell = [np.full((steps, k, width), fill, dtype=np.int32) for fill in (nnz, steps * width)]
     for out, values in zip(ell, (source, col)):

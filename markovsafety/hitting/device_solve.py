@@ -28,7 +28,7 @@ Array = Any
 class Values(NamedTuple):
     """Numbers in the places of an `Ell`, with its columns.
 
-    main, col: shape (steps, k, width[, S]) and (steps, k, width); tail, tail_row, tail_col: (steps, q[, S]), (steps, q).
+    main, shape (steps, k, width[, S]), and col; tail, shape (steps, q[, S]), tail_row and tail_col.
     """
 
     main: Array
