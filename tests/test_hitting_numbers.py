@@ -15,7 +15,7 @@ import markovsafety as ms
 from markovsafety import toy
 from markovsafety.bound import Bound
 from markovsafety.cli import main
-from markovsafety.hitting import core
+from markovsafety.hitting import Factored, core
 
 # Several targets, several starts
 
@@ -201,6 +201,23 @@ def test_constrained_derivatives_are_finite_differences(seed, layers):
         assert known == pytest.approx(slope, abs=1e-4 * max(1.0, abs(known)) ** 2)
 
 
+def test_the_largest_are_found_where_they_are():
+    """The states that are visited most lead to the refusal only, so the rows looked at first are not the best."""
+    n = 400
+    P = np.zeros((n + 2, n + 2))
+    P[:300, n + 1], P[300:n, n] = 1, 1
+    P[:n, :3] += 0.5
+    P[:n] /= P[:n].sum(axis=1, keepdims=True)
+    chain = ms.Chain(P, {"harm": n, "refusal": n + 1})
+    h = np.append(np.full(n, 1e-3), [1, 0])
+    both = Factored(chain, np.append(np.linspace(2, 1, n), [0, 0]), h)
+    rows = np.repeat(np.arange(n + 2), np.diff(chain.P.indptr))
+    for constrained, values in ((False, both.entries()), (True, both.visits[rows] * (h[chain.P.indices] - h[rows]))):
+        found = both.top(5, constrained=constrained)
+        assert [abs(e[-1]) for e in found] == sorted(np.abs(values), reverse=True)[:5]
+        assert [e[:2] for e in found] == [(300 + i, n) for i in range(5)]
+
+
 def test_factors_by_label_and_their_refusals():
     chain = toy.ladder()
     both = ms.sensitivity(chain, "harm", factored=True)
@@ -234,6 +251,7 @@ def test_attribution_adds_up(seed, layers):
     share = ms.attribute(chain, other, "harm")
     change = ms.hitting_probability(other, "harm").at_start.value - ms.hitting_probability(chain, "harm").at_start.value
     assert share.sum() == pytest.approx(change, abs=1e-12)
+    assert ms.attribute(other, chain, "harm") == pytest.approx(-share, abs=1e-12)  # entries vanish as well as appear
     same = ms.attribute(chain, chain, "harm")
     assert (same == 0).all()
 
