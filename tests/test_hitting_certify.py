@@ -21,7 +21,7 @@ from markovsafety.hitting.certify_kernels import (
     residuals,
     swept,
 )
-from markovsafety.hitting.double_double import two_product, two_sum
+from markovsafety.hitting.double_double_kernels import two_product, two_sum
 
 SEEDS = st.integers(0, 2**32 - 1)
 quick = settings(derandomize=True, deadline=None, max_examples=40)

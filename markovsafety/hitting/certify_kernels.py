@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .double_double import SMALL, two_product, two_sum
+from .double_double_kernels import SMALL, two_product, two_sum
 
 __all__ = ["exact_sums", "flow_residuals", "move_out", "quick_residuals", "residuals", "swept"]
 
