@@ -82,6 +82,8 @@ def cases() -> Iterator[tuple[str, Chain, dict[str, Any]]]:
         yield name, chain, {"method": "splitting", "level": "leaks so far, pilot", "n": sizes[2], "score": leaks}
         tilted = rare.tilt(chain, rough, power=0.8)
         yield name, chain, {"method": "importance", "level": "tilted, off by 30 %", "n": 2000, "proposal": tilted}
+        poor = rare.tilt(chain, np.where((h > 0) & (h < 1), h * np.exp(rng.normal(0, 1.0, len(h))), h))
+        yield name, chain, {"method": "importance", "level": "tilted, off by a factor e", "n": 1000, "proposal": poor}
         one = toy.leak(
             0.7 * p
         )  # a single token of this probability leaves the refusal, and a seventh / 0.1 of it harms

@@ -64,7 +64,7 @@ def effective(z: NDArray) -> float:
 
 
 def clusters(z: NDArray, prompt: NDArray, fixed: bool) -> tuple[float, float, float]:
-    """Variance of the mean of z, its Student factor, and the largest share that a unit has in the mean.
+    """Variance of the mean of z, its degrees of freedom, and the share that one more large unit would have in the mean.
 
     Parameters
     ----------
@@ -77,17 +77,23 @@ def clusters(z: NDArray, prompt: NDArray, fixed: bool) -> tuple[float, float, fl
     Returns
     -------
     variance, degrees, share : float
-        Degrees of freedom of the variance; inf where rollouts are the units.
+        Degrees of freedom of the variance; inf where rollouts are the units. The share is that of the largest unit,
+        times up to three where it stands out from the median: with long tails the largest weight is still to come.
     """
     n, size = len(z), np.bincount(prompt)
     sums = np.bincount(prompt, z)
     K = len(size)
     if K > 1 and not fixed:
         error = sums - z.mean() * size
-        return float(K / (K - 1) * np.sum(error**2)) / n**2, float(K - 1), float(sums.max()) / n
+        return float(K / (K - 1) * np.sum(error**2)) / n**2, float(K - 1), _largest(sums) / n
     inner = z - (sums / size)[prompt]
     weight = (size / np.maximum(size - 1, 1))[prompt]
-    return float(np.sum(weight * inner**2)) / n**2, np.inf, float(z.max()) / n
+    return float(np.sum(weight * inner**2)) / n**2, np.inf, _largest(z) / n
+
+
+def _largest(z: NDArray) -> float:
+    top = float(z.max())
+    return top * min(3.0, top / float(np.median(z[z > 0])))
 
 
 def weighted_interval(
@@ -102,7 +108,7 @@ def weighted_interval(
     degrees : float
         Of freedom of the variance.
     share : float
-        The most that one unit contributed to the mean.
+        What one more large unit would contribute to the mean.
     n : int
         Rollouts.
     level : float
@@ -111,8 +117,9 @@ def weighted_interval(
     -----
     M. P. Fay and E. J. Feuer, Statistics in Medicine 16 (1997) 791: gamma quantiles with the moments of the weighted
     sum, for the upper end after one more hit of the largest weight; with equal weights the exact Poisson interval. We
-    put the variance between rollouts, or prompts, in place of the Poisson variance, count one more rollout as a miss,
-    and widen by the Student quantile's ratio where prompts are few.
+    take up to three times that weight where weights are unlike (`clusters`), put the variance between rollouts, or
+    prompts, in place of the Poisson variance, count one more rollout as a miss, and widen by the Student quantile's
+    ratio where prompts are few.
     """
     from scipy.special import gammaincinv, ndtri, stdtrit
 
