@@ -366,10 +366,13 @@ def posterior(problem: Problem, samples: int = 256, seed: int = 0, strength: flo
         draw = rng.standard_gamma(np.maximum(strength * Q.data, 0.5))
         total = np.bincount(row, draw, minlength=n)
         data[:, b] = np.round(draw / total[row] * stays[row] / GRAIN) * GRAIN
-        share = np.clip(problem.harm / (1.0 - stays) * rng.uniform(0.8, 1.2, n), 0.0, 1.0)
+        share = np.clip(problem.harm / np.maximum(1.0 - stays, GRAIN) * rng.uniform(0.8, 1.2, n), 0.0, 1.0)
+        share[problem.safe == 0] = 1.0
         harm[:, b] = np.round(share * (1.0 - stays) / GRAIN) * GRAIN
         safe[:, b] = 1.0 - np.bincount(row, data[:, b], minlength=n) - harm[:, b]
-        low = np.flatnonzero(safe[:, b] < 0)
-        data[Q.indptr[low], b] += safe[low, b]
-        safe[low, b] = 0.0
+        rest = (safe[:, b] < 0) | (problem.safe == 0)  # what rounding leaves goes to a move, or there is none, to harm
+        moves, ends = np.flatnonzero(rest & (length > 0)), np.flatnonzero(rest & (length == 0))
+        data[Q.indptr[moves], b] += safe[moves, b]
+        harm[ends, b] += safe[ends, b]
+        safe[rest, b] = 0.0
     return Batch(problem, data, harm, safe)
