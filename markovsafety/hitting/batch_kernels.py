@@ -177,19 +177,16 @@ def _deflated(ptr, col, V, leave, w, coarse, c, x, y):
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def _residual(ptr, col, V, leave, right, x, r, size):
-    """``right - leave x + sum_j V_ij (x_j - x_i)``, and the sizes of its terms."""
+def _residual(ptr, col, V, leave, right, x, r):
+    """``right - leave x + sum_j V_ij (x_j - x_i)``"""
     S = x.shape[1]
     for i in range(len(ptr) - 1):
         for s in range(S):
             r[i, s] = right[i, s] - leave[i, s] * x[i, s]
-            size[i, s] = right[i, s] + leave[i, s] * abs(x[i, s])
         for p in range(ptr[i], ptr[i + 1]):
             j = col[p]
             for s in range(S):
                 r[i, s] += V[p, s] * (x[j, s] - x[i, s])
-            for s in range(S):
-                size[i, s] += V[p, s] * abs(x[j, s] - x[i, s])
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
@@ -291,19 +288,33 @@ def _load(values, line, ptr, source, outer_ptr, outer, hit, w, V, V32, leave, le
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def _bounds(terms, lifted, x, r, size, worst):
+def _sizes(x, top, spread):
+    """Largest magnitude and spread of every column.
+
+    The terms of row i of a residual add up to at most ``leave_i (1 + top) + spread`` in magnitude, as `right` is at
+    most `leave` and the rates of a row at most 1."""
+    low, high = np.full(len(top), np.inf), np.full(len(top), -np.inf)
+    for i in range(len(x)):
+        for s in range(len(top)):
+            low[s] = min(low[s], x[i, s])
+            high[s] = max(high[s], x[i, s])
+    for s in range(len(top)):
+        top[s], spread[s] = max(abs(low[s]), abs(high[s])), high[s] - low[s]
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _bounds(terms, lifted, leave, x, r, worst):
     """``max_i |r_i| / t_i`` with the rounding of r, and that of adding a constant to x after r was known.
 
     Adding rounds x by at most ``u |x|``, which moves a residual by twice that."""
     worst[:] = 0.0
-    top = np.zeros(len(worst))
-    for i in range(len(terms)):
-        for s in range(len(worst)):
-            top[s] = max(top[s], abs(x[i, s]))
+    top, spread = np.empty(len(worst)), np.empty(len(worst))
+    _sizes(x, top, spread)
     for i in range(len(terms)):
         slack = (terms[i] + 16) * U * 1.01
         for s in range(len(worst)):
-            gap = (abs(r[i, s]) + slack * size[i, s] + 3 * U * top[s]) / lifted[i, s]
+            gap = abs(r[i, s]) + slack * (leave[i, s] * (1 + top[s]) + spread[s]) + 4 * U * top[s]
+            gap /= lifted[i, s]
             worst[s] = worst[s] if gap <= worst[s] else gap  # a NaN stays
 
 
@@ -335,7 +346,7 @@ def krylov(values, ptr, source, col, outer_ptr, outer, hit, w, lift, tol, X, bou
     S = min(WIDTH, B)
     V, V32 = np.empty((len(source), S)), np.empty((len(source), S), dtype=np.float32)
     leave, right, x = np.empty((m, S)), np.empty((m, S)), np.empty((m, S))
-    r, size, lifted, zero = np.empty((m, S)), np.empty((m, S)), np.empty((m, S)), np.zeros((m, S))
+    r, lifted, zero = np.empty((m, S)), np.empty((m, S)), np.zeros((m, S))
     leave32, w32 = np.empty((m, S), dtype=np.float32), w.astype(np.float32)
     work, small = np.empty((6, m, S), dtype=np.float32), np.empty((8, S), dtype=np.float32)
     goal, worst, unit, coarse, bad = np.empty(S), np.empty(S), np.empty(S), np.empty(S), np.empty(S)
@@ -349,14 +360,16 @@ def krylov(values, ptr, source, col, outer_ptr, outer, hit, w, lift, tol, X, bou
                 x[i, s] = lift[i]
         _load(values, line, ptr, source, outer_ptr, outer, hit, w, V, V32, leave, leave32, right, coarse, bad)
         # What a multiple of the lift can prove: t = A lift, less its rounding.
-        _residual(ptr, col, V, leave, zero, x, r, size)
+        _residual(ptr, col, V, leave, zero, x, r)
+        spread = top - lift.min()
         for i in range(m):
             slack = (terms[i] + 16) * U * 1.01
             for s in range(S):
-                t = -r[i, s] - slack * size[i, s]
+                t = -r[i, s] - slack * (leave[i, s] * (1 + top) + spread)
                 lifted[i, s] = t if t > 0 else 0.0
         x[:] = 0.0
         r[:] = right
+        worst[:] = np.inf
         for _ in range(PASSES):
             _coarse_step(leave, w, coarse, x, r)
             unit[:] = 0.0
@@ -369,14 +382,16 @@ def krylov(values, ptr, source, col, outer_ptr, outer, hit, w, lift, tol, X, bou
             for i in range(m):
                 for s in range(S):
                     work[0, i, s] = r[i, s] / unit[s]
-                    goal[s] += work[0, i, s] * work[0, i, s] * INNER**2
+                    goal[s] += work[0, i, s] * work[0, i, s]
+            for s in range(S):  # as far as float32 goes, or as tol needs
+                goal[s] *= max(INNER, min(0.1 * tol / (worst[s] * top), 0.1)) ** 2
             _bicgstab(ptr, col, V32, leave32, w32, coarse.astype(np.float32), work, small, goal)
             for i in range(m):
                 for s in range(S):
                     x[i, s] += work[1, i, s] * unit[s]
-            _residual(ptr, col, V, leave, right, x, r, size)
+            _residual(ptr, col, V, leave, right, x, r)
             _coarse_step(leave, w, coarse, x, r)
-            _bounds(terms, lifted, x, r, size, worst)
+            _bounds(terms, lifted, leave, x, r, worst)
             if not (worst * top > tol).any():
                 break
         for s in range(S - 1, -1, -1):
