@@ -136,7 +136,7 @@ def _order(how: str, c: Cyclic) -> tuple[list[str], str]:
     if dense and (how == "elimination" or (how == "auto" and m <= SMALL)):
         return dense, ""
     if c.fronts is not None:
-        because = f"it is long and thin: {c.fronts.fill / m:.0f} numbers of fill per state"
+        because = f"that is cheap here: {c.fronts.fill / m:.0f} numbers of fill per state"
         return ["dissection", "lu", "krylov", *dense], because
     rest = dense if dense else ["lu"]
     return ["krylov", *rest], f"it spreads too fast to be eliminated cheaply and leaks {c.local.leak:.1g} per move"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -52,7 +53,7 @@ class Cyclic:
     """
 
     rates: Rates
-    own: NDArray[np.integer]
+    own: NDArray[Any]
     room: Room
 
     def __len__(self) -> int:

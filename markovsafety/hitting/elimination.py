@@ -181,6 +181,8 @@ def enclosed_solve(eliminated: Eliminated, gain: NDArray, errors: float) -> tupl
     with np.errstate(over="ignore"):
         scale = TINY * (64.0 * m**3 + errors) / min(1.0, float(eliminated.pivots.min()))
         absolute = scale * (1 + x.max(initial=0.0)) * time * 2
+        if not 20.0 * m**2 * TINY * float(time.max()) <= 1e-6:  # the condition of theorem 5 on large classes
+            absolute = np.full_like(absolute, np.inf)
     return x, relative, absolute
 
 

@@ -215,7 +215,7 @@ def _majorant(chain: tuple, mixed: Mixer, short: NDArray, rate: NDArray, D: NDAr
         s = float(total) * top / mixed.sum_z if phi > 0 else 0.0
         D[c.own] = d = y * np.float64(top) - s * mixed.z
         D[c.near] = -s
-        kernels.defect(*chain, c.own, D, none, r, size)
+        kernels.defect(chain[0], chain[1], chain[2], chain[3], c.own, D, none, r, size)
         proven = -r - gamma(c.most + 10) * size - (2 * c.most + 8) * TINY
         if (proven >= short).all() and s < np.inf:
             return (s + d) * (1 + 4 * U)

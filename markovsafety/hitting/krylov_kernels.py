@@ -15,7 +15,7 @@ __all__ = ["REFINED", "bicgstab", "defect", "localize", "refine"]
 U = 2.0**-53
 OUTER = 12
 REFINED = 0  # state of `refine`: converged; 1: the corrections do not shrink
-ONE = np.uint64(1)
+ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
 @njit(cache=True, error_model="numpy")
@@ -95,9 +95,9 @@ def _start(small, b):
 
 @njit(cache=True, error_model="numpy")
 def _apply(small, p, g, v, mean, shadow):
-    """``v = p - G p + mean`` with G a Gauss-Seidel sweep; g holds a copy of p. Returns shadow.v and v.v."""
+    """``v = p - G p + mean``, G a Gauss-Seidel sweep; g holds a copy of p. Returns shadow.v, v.v and the sum of v."""
     ptr, cols, vals = small
-    first, second = 0.0, 0.0
+    first, second, third = 0.0, 0.0, 0.0
     begin = ptr[0]
     for i in range(len(p)):
         end = ptr[i + 1]
@@ -110,7 +110,30 @@ def _apply(small, p, g, v, mean, shadow):
         v[i] = x
         first += shadow[i] * x
         second += x * x
-    return first, second
+        third += x
+    return first, second, third
+
+
+@njit(cache=True, error_model="numpy")
+def _dots(a, b):
+    """a.a and a.b, in four strands."""
+    m = len(a)
+    a0, a1, a2, a3, b0, b1, b2, b3 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for q in range(m // 4):
+        i = np.uint64(4 * q)
+        w, x, y, z = np.float64(a[i]), np.float64(a[i + ONE]), np.float64(a[i + TWO]), np.float64(a[i + THREE])
+        a0 += w * w
+        a1 += x * x
+        a2 += y * y
+        a3 += z * z
+        b0 += w * b[i]
+        b1 += x * b[i + ONE]
+        b2 += y * b[i + TWO]
+        b3 += z * b[i + THREE]
+    for i in range(m - m % 4, m):
+        a0 += np.float64(a[i]) * a[i]
+        b0 += np.float64(a[i]) * b[i]
+    return (a0 + a1) + (a2 + a3), (b0 + b1) + (b2 + b3)
 
 
 @njit(cache=True, error_model="numpy")
@@ -124,49 +147,42 @@ def bicgstab(small, b, phi, tol, limit):
     r = _start(small, b)
     x, v, p = np.zeros(m, np.float32), np.zeros(m, np.float32), np.zeros(m, np.float32)
     t, g, shadow = np.empty(m, np.float32), np.empty(m, np.float32), r.copy()
-    norm = 0.0
-    for i in range(m):
-        norm += r[i] * r[i]
+    norm, total = _dots(r, np.ones(m, np.float32))
     goal, length, now = tol * tol * norm, norm, norm
-    beta, omega = np.float32(0.0), np.float32(0.0)
+    beta, omega, sum_p, sum_v = np.float32(0.0), np.float32(0.0), 0.0, 0.0
     done = 0
     while done < limit and norm > goal and norm < np.inf:
         done += 1
         if not now * now > 1e-12 * norm * length:
             shadow[:] = r
             length, now, beta = norm, norm, np.float32(0.0)
-        total = 0.0
         for i in range(m):
             y = r[i] + beta * (p[i] - omega * v[i])
             p[i] = y
             g[i] = y
-            total += y
-        along = _apply(small, p, g, v, np.float32(phi * total), shadow)[0]
+        sum_p = total + beta * (sum_p - omega * sum_v)
+        along, _, sum_v = _apply(small, p, g, v, np.float32(phi * sum_p), shadow)
         if along == 0.0:
             break
         alpha = np.float32(now / along)
-        total = 0.0
         for i in range(m):
             y = r[i] - alpha * v[i]
             r[i] = y
             g[i] = y
-            total += y
-        along, square = _apply(small, r, g, t, np.float32(phi * total), r)
+        total -= alpha * sum_v
+        along, square, sum_t = _apply(small, r, g, t, np.float32(phi * total), r)
         omega = np.float32(along / square) if square > 0.0 else np.float32(0.0)
-        last, norm, now = now, 0.0, 0.0
+        total -= omega * sum_t
         for i in range(m):
             x[i] += alpha * p[i] + omega * r[i]
-            y = r[i] - omega * t[i]
-            r[i] = y
-            norm += y * y
-            now += shadow[i] * y
+            r[i] -= omega * t[i]
+        last = now
+        norm, now = _dots(r, shadow)
         if omega == 0.0:
             now = 0.0
         else:
             beta = np.float32(now / last * alpha / omega)
-    total = 0.0
-    for i in range(m):
-        total += x[i]
+    total = _dots(x, np.ones(m, np.float32))[1]
     return x, total, done
 
 
@@ -193,6 +209,7 @@ def refine(chain, own, out, small, z, phi, sum_z, near, known, gain, D, r, size,
     starts, ends, indices, data = chain
     m = len(own)
     b = np.empty(m, np.float32)
+    goal = U if tight else 8 * U  # relative error left
     c, change, value, last, tol = 0.0, np.inf, 0.0, np.inf, 1.0
     for outer in range(OUTER):
         for q in range(len(near)):
@@ -207,11 +224,11 @@ def refine(chain, own, out, small, z, phi, sum_z, near, known, gain, D, r, size,
             return c, REFINED
         rate = top / last
         if outer > 0:
-            if change * rate <= 0.25 * U * value:
+            if change * rate <= 0.25 * goal * value:
                 return c, REFINED
             if rate > 0.1:  # at rest: fine at the level of rounding only
                 return c, REFINED if change <= 64 * U * value else 1
-            tol = min(1e-1, max(1e-6, U * value / (change * rate)))
+            tol = min(1e-1, max(1e-6, goal * value / (change * rate)))
         else:
             tol = 1e-6
         for i in range(m):
@@ -228,6 +245,6 @@ def refine(chain, own, out, small, z, phi, sum_z, near, known, gain, D, r, size,
         change, last = moved, top
         if not (change < np.inf):
             return c, 1
-        if not tight and outer > 0 and change * tol * 8 <= U * value:
+        if not tight and outer > 0 and change * tol <= 2.0 * goal * value:
             return c, REFINED
     return c, 1
