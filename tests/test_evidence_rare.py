@@ -155,6 +155,16 @@ def test_pooled_interval_properties(seed):
     if hits[:, 2].any():
         assert 0 < lower <= value <= upper <= 1
         assert value == pytest.approx((hits / 40).prod(axis=1).mean())
+        t = stats.t.ppf(0.975, 9)
+        active = [sum(hits[r, i - 1] > 0 for r in range(10)) if i else 10 for i in range(3)]
+        share = [hits[:, i].sum() / (40 * active[i]) for i in range(3)]
+        pull = [
+            sum((k - share[i] * 40 * (i == 0 or row[i - 1] > 0)) / hits[:, i].sum() for i, k in enumerate(row))
+            for row in hits
+        ]
+        width = t * np.sqrt(10 / 9 * np.sum(np.square(pull)))
+        assert lower <= np.prod(share) * np.exp(-width) * (1 + 1e-9)
+        assert upper >= min(1, np.prod(share) * np.exp(width)) * (1 - 1e-9)
         wider = pooled(hits, 40, 0.99)
         assert wider[1] < lower
         assert wider[2] >= upper

@@ -86,6 +86,33 @@ def test_continuations_are_checked():
             rare.Prefixes(lambda *_, m=made: m, lambda r, s=score: s).run(start, 1.0, rng)
 
 
+def test_a_prefix_ends_where_it_first_counts():
+    """Answers 0: level before the harm; 1: harm before the level; 2: neither, though its last token would reach it."""
+    answers = Rollouts.of([[1, 2, 3]] * 3, prompt_id=[0] * 3, outcome=[0, 0, 1], hit=[2, 0, 2])
+    scores = np.array([0, 0, 5, 0, 0, 0, 5, 5, 0, 0, 0, 5.0])
+    rng = np.random.default_rng(0)
+    source = rare.Prefixes(lambda *_: answers, lambda r: scores)
+    hits, entered, tokens = source.run(source.begin(3, 1, rng), 5.0, rng)
+    assert hits.tolist() == [0, 1]
+    assert [p.tolist() for p in entered.prefixes] == [[1, 2], [1]]
+    assert entered.score.tolist() == [5, np.inf]
+    assert tokens == 9
+    assert source.peak(source.begin(3, 1, rng), rng)[0].tolist() == [np.inf, np.inf, 0]
+
+
+def test_continuations_keep_the_length_of_an_answer(tmp_path):
+    engine, prompts, _, near = poisoned(tmp_path)
+    go = continuing(engine, prompts, max_tokens=8, judge=LexiconJudge(harm=("poison",)))
+    prefixes = [[near] * k for k in (0, 3, 7, 5)] * 10
+    rolls = go(np.arange(40) % 2, prefixes, 3)
+    assert rolls.lengths.max() == 8
+    assert all(a[: len(p)].tolist() == p for a, p in zip(rolls.answers(), prefixes))
+    assert (rolls.prefill == 0).all()
+    assert go(np.arange(40) % 2, prefixes, 3) == rolls
+    with pytest.raises(InputError, match="a prefix has 8 tokens"):
+        go([0], [[near] * 8], 0)
+
+
 def logged(law, tokens=((5, 6, 7, 8),) * 12, **sampling):
     n = len(tokens)
     flat = np.tile(np.asarray(law, np.float32), n)
