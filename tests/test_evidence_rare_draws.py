@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny import ids, random_model
 
+from markovsafety.rollouts import sample
 from markovsafety.rollouts.engines import Job, open_engine, rollout_keys, uniforms
 
 SMALL = 1e-8
@@ -88,3 +89,12 @@ def test_jax_and_numpy_fine_uniforms_agree():
     keys = rollout_keys(1, np.arange(50))
     made = _uniforms(split_keys(keys), jnp.full(50, 7, jnp.uint32), True)
     assert np.array_equal(made, uniforms(keys, 7, fine=True))
+
+
+def test_sample_asks_for_fine_draws(tmp_path):
+    folder = random_model(tmp_path / "model", "llama")
+    options = {"n": 8, "max_tokens": 6, "progress": False}
+    plain, fine = (sample(folder, ["hello sure"], **options, fine=fine) for fine in (False, True))
+    assert plain != fine
+    assert fine.provenance["sampling"]["fine"] is True
+    assert "fine" not in plain.provenance["sampling"]  # folders of earlier runs go on
