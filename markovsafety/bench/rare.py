@@ -245,10 +245,10 @@ def _page(result: dict[str, Any]) -> str:
         "`textbook` the coverage of the interval that takes particles for independent, "
         "`bias z` the mean's distance from the exact probability in its standard errors. `rollouts` counts every "
         "continuation of a particle as one and is compared with the 25 / p rollouts that plain sampling needs for an "
-        "error of 20 %; `tokens` with the tokens of those. Exact committors and importance sampling stay below 20 % at "
-        "the cost shown; a poor level function costs a little more, a poor proposal (off by a factor e) has weights with "
-        "so long a tail that a single experiment in thousands can rule the error, while the intervals still hold. Made by `markovsafety bench rare --out "
-        "papers/measurements/rare.json`.\n"
+        "error of 20 %; `tokens` with the tokens of those. With the exact committor, or a fair proposal, the error is "
+        "below 20 % at the cost shown; a rough level function costs a little more. A poor proposal (off by a factor e) "
+        "has weights with so long a tail that one experiment in thousands rules the error; its intervals hold. Made by "
+        "`markovsafety bench rare --out papers/measurements/rare.json`.\n"
     ) + (_spoken(result["models"]) if result["models"] else "")
 
 
