@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .judges import Judge, LexiconJudge, Verdict, judge
+from .judges import Judge, Verdict, judge
+from .lexicon import LexiconJudge
 from .parquet import read_rollouts, write_rollouts
 from .rollouts import Ragged, Rollouts
 from .sample import sample
