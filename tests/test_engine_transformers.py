@@ -93,10 +93,11 @@ def test_impossible_tokens_are_never_drawn(top_p):
     """Also at the very ends of the unit interval, where rounding could point at a token without mass."""
     scores = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.5, -torch.inf]]).repeat(2, 1)
     ends = np.array([0.0, 1 - 2.0**-24], np.float32)
-    token, logprob = _choose(scores, ends, 1.0, top_p)
+    token, logprob, drawn = _choose(scores, ends, 1.0, top_p)
     assert token[:, 0].tolist() == [1, 3 if top_p == 1 else 1]
     law = torch.softmax(scores[0], -1)
     assert logprob.exp().tolist() == pytest.approx([law[1].item(), law[3].item()] if top_p == 1 else [1, 1])
+    assert drawn[0].tolist() == pytest.approx(law.tolist() if top_p == 1 else [0, 1, 0, 0, 0])
 
 
 def test_zero_temperature_takes_the_likeliest(engine):
@@ -142,7 +143,8 @@ def test_recorded_numbers_are_those_of_a_plain_forward_pass(engine):
         assert all(len(c) == len(answer) and np.isnan(c[0]) and c.dtype == np.float32 for c in columns)
         for i in range(1, len(answer)):
             law = exact(engine, [*job.prompts[job.prompt_of[row]], *answer[:i]])
-            truth = [np.log(law[answer[i]]), np.log(tempered(law, 0.8, 0.9)[answer[i]]), law[[12, 13]].sum(), law[EOS]]
+            drawn = tempered(law, 0.8, 0.9)
+            truth = [np.log(law[answer[i]]), np.log(drawn[answer[i]]), drawn[[12, 13]].sum(), drawn[EOS]]
             assert np.allclose([c[i] for c in columns], truth, atol=1e-4)
 
 

@@ -160,8 +160,8 @@ class Rollouts:
     columns : dict
         Optional columns. ``prompt_tokens``: `Ragged`. ``logprob`` (of the model itself, in nats),
         ``logprob_processed`` (after temperature and top-p), ``mass_<class>`` (probability of a class of tokens before
-        each token): float32, shape (total,), nan at forced tokens. ``weight``: float64, ``seed``: int64, ``text`` and
-        ``raw`` (what the judge said): str or None, shape (n,).
+        each token, in the distribution it was drawn from): float32, shape (total,), nan at forced tokens. ``weight``:
+        float64, ``seed``: int64, ``text`` and ``raw`` (what the judge said): str or None, shape (n,).
     provenance : dict
         How the rollouts came about; anything JSON can hold.
 

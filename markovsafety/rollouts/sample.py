@@ -76,7 +76,8 @@ def sample(
     seed : int
         With prompt_id, prefill and number it determines a rollout, whatever else is sampled beside it.
     classes : dict of name -> list of (id or str), optional
-        Token classes whose probability mass is recorded before every sampled token (columns ``mass_<name>``).
+        Token classes whose probability mass is recorded before every sampled token (columns ``mass_<name>``), in the
+        distribution it is drawn from, after temperature and top_p.
     edit : None
         Reserved for interventions.
     out : str or Path, optional

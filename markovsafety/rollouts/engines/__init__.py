@@ -101,8 +101,8 @@ class Output:
         The same under the distribution sampled from; None where it is the same one (``job.raw``) or was not asked for.
         At temperature 0 it is 0.
     mass : dict of name -> list of float32 arrays
-        Probability of each class in the full distribution at temperature 1 at the moment the token was sampled; NaN
-        where forced.
+        Probability of each class in the distribution the token was drawn from, after temperature and top_p (at
+        temperature 0: whether the token is one of them); NaN where forced.
     info : dict
         JSON-able facts of the run: ``seconds``, ``compile_seconds``, ``sampled_tokens``, ``steps`` and the like.
     """

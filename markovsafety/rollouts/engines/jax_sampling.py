@@ -128,8 +128,9 @@ def _pick(
     if draw.processed:
         zero = jnp.zeros_like(total)
         record["processed"] = zero if draw.kind == "greedy" else jnp.log(at(chosen)[:, 0] / jnp.sum(chosen, -1))
-    if draw.classes:
-        record["mass"] = jnp.matmul(weight, member, precision="highest") / total[:, None]
+    if draw.classes:  # of the distribution drawn from: only that one makes hits minus summed mass a martingale
+        inside = jnp.matmul(chosen, member, precision="highest") / jnp.sum(chosen, -1, keepdims=True)
+        record["mass"] = member[token] if draw.kind == "greedy" else inside
     return record
 
 

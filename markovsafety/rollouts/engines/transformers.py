@@ -222,11 +222,11 @@ class _Draw(transformers.LogitsProcessor):
         law = torch.log_softmax(scores, dim=-1)
         job, fine = self.job, self.job.fine
         uniform = uniforms(self.keys, len(self.steps), fine)
-        token, processed = _choose(scores, uniform, job.temperature, job.top_p, fine)
+        token, processed, drawn = _choose(scores, uniform, job.temperature, job.top_p, fine)
         found = {"logprob": law.gather(1, token)[:, 0]}
         if self.job.processed and not self.job.raw:
             found["processed"] = processed
-        self.steps.append(found | {f"mass {c}": _mass(law, members) for c, members in self.members.items()})
+        self.steps.append(found | {f"mass {c}": drawn[:, members].sum(dim=-1) for c, members in self.members.items()})
         ended = self.active & torch.isin(token[:, 0], self.eos)
         if self.progress:
             self.progress(int(ended.sum()), int(self.active.sum()))
@@ -243,10 +243,10 @@ class _Draw(transformers.LogitsProcessor):
 def _choose(
     scores: torch.Tensor, uniform: np.ndarray, temperature: float, top_p: float, fine: bool = False
 ) -> tuple[torch.Tensor, ...]:
-    """Token (batch, 1) and its log-probability (batch,) under the distribution it is drawn from."""
+    """Token (batch, 1), its log-probability (batch,) under the distribution it is drawn from, and that distribution."""
     if temperature == 0:
         token = scores.argmax(dim=-1, keepdim=True)
-        return token, torch.zeros_like(scores[:, 0])
+        return token, torch.zeros_like(scores[:, 0]), torch.zeros_like(scores).scatter_(1, token, 1.0)
     law = torch.softmax(scores / temperature, dim=-1)
     if top_p < 1:
         ordered, index = law.sort(dim=-1, descending=True, stable=True)
@@ -260,7 +260,8 @@ def _choose(
     at = torch.as_tensor(uniform, dtype=torch.float64, device=cumulative.device)[:, None] * total
     token = torch.searchsorted(cumulative, at, right=True).clamp_(max=law.shape[-1] - 1)
     token = (token if ids is None else ids.gather(1, token)).to(law.device)
-    return token, (law.gather(1, token) / total.to(law)).log()[:, 0]
+    law = law / total.to(law)
+    return token, law.gather(1, token).log()[:, 0], law
 
 
 def _mass(law: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
