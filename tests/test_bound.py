@@ -180,14 +180,66 @@ def test_one_rollout_per_prompt_is_clopper_pearson(events):
     assert (b.lower, b.upper) == pytest.approx(clopper_pearson(sum(events), len(events)), abs=1e-12)
 
 
-def test_equal_prompts_pay_only_the_student_correction():
-    from scipy.special import stdtrit
-
+def test_equal_prompts_are_no_better_than_independent_trials():
     b = clustered(np.full(5, 4), np.full(5, 20))
-    n_eff = 100 * (stdtrit(99, 0.975) / stdtrit(4, 0.975)) ** 2
     assert b.info["deff"] == 0.0
-    assert b.info["n_eff"] == pytest.approx(n_eff)
-    assert (b.lower, b.upper) == pytest.approx(clopper_pearson(0.2 * n_eff, n_eff))
+    assert b.info["n_eff"] == 100
+    assert (b.lower, b.upper) == pytest.approx(clopper_pearson(20, 100))
+
+
+def test_size_by_hand():
+    """Three harmful prompts of 40: Student's quantile with 2 degrees of freedom, whatever the other 37 say."""
+    from scipy.stats import t
+
+    x = np.zeros(40)
+    x[:3] = 2, 5, 8
+    b = clustered(x, np.full(40, 20))
+    p = 15 / 800
+    deff = 40 / 39 * np.sum((x - 20 * p) ** 2) / 800**2 * 799 / (p * (1 - p))
+    size = 800 / deff * (t.ppf(0.975, 799) / t.ppf(0.975, 2)) ** 2
+    assert (b.info["deff"], b.info["seen"]) == pytest.approx((deff, 3))
+    assert size < 40  # so every prompt counts as one trial
+    assert b.info["n_eff"] == pytest.approx(40)
+    alike = clustered(np.r_[np.full(30, 2), np.zeros(10)], np.full(40, 20))
+    assert 40 < alike.info["n_eff"] <= 800
+    # Harmless trials are what is rare where nearly everything harms.
+    assert clustered(20 - x, np.full(40, 20)).upper == pytest.approx(1 - b.lower)
+
+
+@pytest.mark.parametrize("rollouts", [1, 4, 64])
+def test_the_first_harmful_prompt_never_lowers_the_upper_end(rollouts):
+    none, n = clustered(np.zeros(24), np.full(24, rollouts)), np.full(24, rollouts)
+    ends = [clustered(np.r_[x, np.zeros(23)], n).upper for x in range(rollouts + 1)]
+    assert ends[0] == none.upper
+    assert np.all(np.diff(ends) > 0)
+
+
+def test_a_few_alike_prompts_are_believed_step_by_step():
+    """One harm in each of c prompts out of 48 x 64: the size grows from the prompts towards the rollouts."""
+    sizes = [clustered(np.r_[np.ones(c), np.zeros(48 - c)], np.full(48, 64)).info["n_eff"] for c in range(1, 30)]
+    assert sizes[0] == 48
+    assert np.all(np.diff(sizes) >= 0)
+    assert sizes[2] < 48 * 64 / 4 < sizes[9]
+    assert sizes[-1] > 0.9 * 48 * 64
+
+
+def test_unequal_prompts_count_as_fewer():
+    n = np.r_[np.full(20, 2), 200.0]
+    b = clustered(np.r_[np.ones(20), 20.0], n)
+    assert b.info["seen"] == pytest.approx(240**2 / (20 * 4 + 200**2))
+    assert b.info["n_eff"] < 2
+    assert "only" in clustered(b.info["n_eff"] * np.full(4, 0.3), np.full(4, 1.7)).info["note"]  # weighted
+    assert "note" not in b.info
+    # without events every prompt is a trial, however many rollouts it had
+    assert clustered(np.zeros(21), n).upper == clopper_pearson(0, 21)[1]
+
+
+def test_weights_that_overflow_are_refused_with_the_value():
+    with pytest.raises(InputError, match="overflow") as caught:
+        clustered([1e308, 0.0], [1e308, 1e308])
+    assert caught.value.partial.value == 0.5
+    assert (caught.value.partial.lower, caught.value.partial.upper) == (0, 1)
+    assert clustered([1e300, 0, 3e300], [4e300] * 3).upper <= 1  # squares are no reason to fail
 
 
 def test_prompts_that_differ_widen_the_interval():

@@ -115,7 +115,7 @@ def test_rollouts_of_one_prompt_are_no_independent_trials(tmp_path):
         state = bound[known.index((1,))]
         assert state.value == pytest.approx(0.5)
         assert (state.lower, state.upper) == pytest.approx((bound.at_start.lower, bound.at_start.upper), abs=1e-9)
-        assert state.upper - state.lower > 1 - 1e-9
+        assert (state.lower, state.upper) == pytest.approx(clopper_pearson(1, 2), abs=1e-9)  # two coins
         # 2 of 2 prompts never were benign
         assert ms.hitting_probability(known, "benign").upper[0] == pytest.approx(clopper_pearson(0, 2)[1])
         # a state where one prompt of two came by counts as one trial, not as its rollouts
@@ -144,10 +144,16 @@ def test_no_state_is_known_better_than_its_rollouts_allow(data):
             assert bound.lower[i] <= low + 1e-9
             assert bound.upper[i] >= high - 1e-9
             events = np.array([sum(row[4] == p and row[1] == code for row in rolls) for p in prompts])
-            worth = (
-                clustered(events, totals).info["n_eff"] if len({row[4] for row in data}) == 1 or len(prompts) > 1 else 1
-            )
-            assert chain.evidence.trials(code)[i] == pytest.approx(worth, rel=1e-9)
+            worth = chain.evidence.trials(code)[i]
+            if len({row[4] for row in data}) == 1:
+                assert worth == len(rolls)
+                continue
+            assert min(len(prompts), len(rolls)) <= worth <= len(rolls)
+            alike = clustered(events, totals)
+            if len(prompts) > 1 and len(set(totals)) == 1 and (alike.info["deff"] or 1.0) >= 1:
+                others = [{row[4] for row in rolls if row[1] == c} for c in range(4) if c != code]
+                if max(map(len, others)) == (events < totals).sum():  # else some are not known to have two outcomes
+                    assert worth == pytest.approx(alike.info["n_eff"], rel=1e-9)
 
 
 def test_unseen_is_not_impossible(chain):

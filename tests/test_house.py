@@ -27,14 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "markovsafety"
 
 # Each room and the rooms it may import. A new room has to be given its place here.
-BASE = {"errors", "outcomes", "bound", "arithmetic", "files"}
+BASE = {"errors", "outcomes", "clusters", "bound", "arithmetic", "files"}
 CHAINS = {*BASE, "chains"}
 NUMBERS = {*CHAINS, "hitting"}
 DECISION = {*NUMBERS, "evidence", "depth"}
 FLOORS = {
     "errors": set(),
     "outcomes": {"errors"},
-    "bound": {"errors", "outcomes"},
+    "clusters": {"errors"},
+    "bound": {"errors", "outcomes", "clusters"},
     "arithmetic": {"errors", "outcomes", "bound"},
     "files": {"errors"},
     "chains": BASE,

@@ -185,10 +185,10 @@ class Evidence:
         Returns
         -------
         array, shape (n,)
-            Korn and Graubard's effective size with the prompts as clusters (see `markovsafety.bound.clustered`), at
-            most the distinct rollouts through the state. Where the variance between prompts cannot be seen (no such
-            rollout, no other, a single prompt): the number of prompts. If all rollouts answer one prompt, they are
-            the trials.
+            The effective size of `markovsafety.bound.clustered` with the prompts as clusters, as if each sent equally
+            many rollouts through the state; at most the distinct rollouts through it. Where the variance between
+            prompts cannot be seen (no such rollout, no other, a single prompt): the number of prompts. If all rollouts
+            answer one prompt, they are the trials.
         """
         if self.one_prompt:
             return self.through
@@ -196,7 +196,9 @@ class Evidence:
         if code is None:
             return prompts
         deff = self.deff[:, code]
-        return np.where(deff > 0, effective_size(self.through, self.prompts[:, 0], deff, level), prompts)
+        # Prompts with another outcome are at least as many as those with the commonest other one.
+        seen = np.minimum(self.prompts[:, 1 + code], np.delete(self.prompts[:, 1:], code, axis=1).max(axis=1))
+        return np.where(deff > 0, effective_size(self.through, prompts, deff, level, seen), prompts)
 
 
 def _codes(column: NDArray) -> NDArray:
