@@ -15,9 +15,9 @@ def test_story_of_the_leak(capsys):
         x for x in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S) if "spsolve" in x
     ]
     exec(compile(story, "README.md", "exec"), names := {})
-    other, ours, fraction = capsys.readouterr().out.splitlines()
+    other, ours, rational = capsys.readouterr().out.splitlines()
     exact = names["ms"].hitting_probability(names["chain"], "harm", method="exact").at_start.exact
-    assert fraction == str(exact)
+    assert rational == str(float(exact))
     assert ours.startswith("P(harm) = 0.526913   proven [0.526913, 0.526913]")
     bound = names["ms"].hitting_probability(names["chain"], "harm").at_start
     assert bound.value == pytest.approx(float(exact), rel=1e-14, abs=0)
