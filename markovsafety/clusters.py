@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
 
-__all__ = ["Spread", "check_level", "clopper_pearson", "effective_size", "spread"]
+__all__ = ["Spread", "check_level", "clopper_pearson", "effective_size", "kish", "spread"]
 
 MANY = 1e9  # degrees of freedom from which on Student's quantile is the normal one
 
@@ -183,16 +183,17 @@ def spread(events: ArrayLike, totals: ArrayLike) -> Spread:
         n / np.maximum(n.max(axis=-1, initial=0.0), 1e-300)[..., None]
     )  # of the largest, so that squares stay finite
     value = np.divide(hits, total, out=np.full(total.shape, np.nan), where=total > 0)
-    even = _kish(share)
+    even = kish(share)
     residual = (x - np.nan_to_num(value)[..., None] * n) / np.maximum(total, 1e-300)[..., None]
     between = even / np.maximum(even - 1, 1e-12) * np.sum(residual**2, axis=-1)
     mixed = (K > 1) & (hits > 0) & (hits < total)
     alone = np.where(mixed, value * (1 - value), 1.0)
     # (total - 1) as in the unbiased variance, so that one trial per prompt gives exactly 1.
     deff = np.where(mixed, between * np.maximum(total - 1, 1.0) / alone, 1.0)
-    seen = np.minimum(_kish(np.where(x > 0, share, 0.0)), _kish(np.where(x < n, share, 0.0)))
+    seen = np.minimum(kish(np.where(x > 0, share, 0.0)), kish(np.where(x < n, share, 0.0)))
     return Spread(value, hits, total, K.astype(np.float64), even, seen, deff)
 
 
-def _kish(n: NDArray) -> NDArray[np.float64]:
+def kish(n: NDArray) -> NDArray[np.float64]:
+    """Number of equal weights that average as well as the weights n, over the last axis: ``sum(n)^2 / sum(n^2)``."""
     return n.sum(axis=-1) ** 2 / np.maximum((n**2).sum(axis=-1), 1e-300)

@@ -1,20 +1,16 @@
-"""check and compare: is the chain fair on what it has not seen, and what changed between two models."""
+"""check: is the chain fair on what it has not seen?"""
 
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_depth import make_rollouts
 
 import markovsafety as ms
 from markovsafety.chains.chain import Evidence
 from markovsafety.evidence.cells import cell, forced, tally_of
-from markovsafety.evidence.paired import benjamini_hochberg, mover, paired
 
 HARM, REFUSAL = 9, 8
 # Next token 0 or 1 unless the hazard strikes, which depends on whether the last two tokens are equal: it takes order 2.
@@ -226,7 +222,12 @@ def test_curve_is_the_forward_recursion():
     assert curve["observed"].tolist() == [0, 0, 0.25]
     assert curve["gap"] == pytest.approx(0.3)
     assert curve["at"] == 2
-    assert curve["noise"] == pytest.approx(np.sqrt(np.log(40) / 16))
+    # Four prompts: Massart's bound at the size that the rollouts are worth, which is at most the 8 there are.
+    worth = cell(tally_of(held), 0).bound().info["n_eff"]
+    assert 1 < worth <= 8
+    assert curve["noise"] == pytest.approx(np.sqrt(np.log(40) / (2 * worth)))
+    assert (curve["gap_lower"], curve["gap_upper"]) == (0, pytest.approx(0.3 + curve["noise"]))
+    assert curve["prompts"] == 4
     assert ms.check(chain, make_rollouts([1], [2], prefill=1)).curve is None
 
 
@@ -257,44 +258,6 @@ def test_weights_weigh():
         assert a[name] == pytest.approx(b[name], abs=1e-12)
 
 
-# compare
-
-
-def test_compare_finds_the_planted_change():
-    before = ms.Rollouts.concat(
-        [make_rollouts([1, 2] * 15, [20] * 30, category="a"), make_rollouts([9, 11] * 15, [20] * 30, 0, 30, "b")]
-    )
-    after = ms.Rollouts.concat(
-        [make_rollouts([2, 1] * 15, [20] * 30, category="a"), make_rollouts([6, 4] * 15, [20] * 30, 0, 30, "b")]
-    )
-    result = ms.compare(before, after)
-    assert [row["category"] for row in result.table] == [None, "a", "b"]
-    assert [row["flagged"] for row in result.table] == [False, False, True]
-    assert [row["category"] for row in result.flagged] == ["b"]
-    b = result.table[2]
-    assert b["difference"] == pytest.approx(-0.25)
-    assert b["method"] == "paired t"
-    assert result.table[1]["difference"] == pytest.approx(0)
-    assert result.table[1]["difference_lower"] < 0 < result.table[1]["difference_upper"]
-    assert "changed" in str(result)
-    json.dumps(result.to_json(), allow_nan=False)
-
-
-def test_compare_of_one_unnamed_category_has_one_row():
-    before, after = (make_rollouts(x * 15, [20] * 30) for x in ([8, 9], [2, 1]))
-    result = ms.compare(before, after)
-    assert [row["category"] for row in result.table] == [None]
-    assert result.table[0]["flagged"]
-    assert result.table[0]["adjusted"] == result.table[0]["p"]
-    assert str(result).count("changed") == 1
-    assert len(str(result).splitlines()) == 3
-    # A name of its own, or a second category on one side, keeps the rows apart.
-    named = [r.replace(category=np.full(len(r), "b")) for r in (before, after)]
-    assert [row["category"] for row in ms.compare(*named).table] == [None, "b"]
-    wider = ms.Rollouts.concat([after, make_rollouts([3], [20], 0, 90, "b")])
-    assert [row["category"] for row in ms.compare(before, wider).table] == [None, "all"]
-
-
 def test_depths_in_words():
     assert forced([1]) == "1 forced token"
     assert forced([0]) == "0 forced tokens"
@@ -303,89 +266,3 @@ def test_depths_in_words():
     fit, held = (answers(seed, 60, 4, ((), (0,))) for seed in (1, 2))
     text = ms.check(ms.estimate(ms.count(fit, ms.KGram(2))), held).verdict
     assert "after 1 forced token " in text
-
-
-def test_paired_t_by_hand():
-    x, y, n = np.array([3, 5, 6, 2]), np.array([6, 9, 7, 6]), np.full(4, 10)
-    a, b = (cell(tally_of(make_rollouts(v, n)), 0) for v in (x, y))
-    lower, upper, p, method = paired(a, b, 0.95)
-    d = (y - x) / 10
-    half = 3.182446305284263 * d.std(ddof=1) / 2  # Student quantile .975 at 3 degrees of freedom
-    assert method == "paired t"
-    assert (lower, upper) == pytest.approx((d.mean() - half, d.mean() + half))
-    from scipy.stats import ttest_rel
-
-    assert p == pytest.approx(ttest_rel(y, x).pvalue)
-
-
-def test_zero_events_are_never_a_point():
-    zero, some = make_rollouts([0] * 10, [4] * 10), make_rollouts([2] * 10, [4] * 10)
-    for before, after in ((zero, zero), (zero, some), (some, zero), (some, make_rollouts([4] * 10, [4] * 10))):
-        row = ms.compare(before, after).table[0]
-        assert row["method"] == "MOVER"
-        assert row["difference_lower"] < row["difference"] < row["difference_upper"] or row["difference"] in (1, -1)
-    # Four harms in all: the prompts vary, but too few of them for a t-interval.
-    assert ms.compare(make_rollouts([4] + [0] * 9, [4] * 10), some).table[0]["method"] == "MOVER"
-    row = ms.compare(zero, some).table[0]
-    a, b = (ms.profile(r)[0] for r in (zero, some))
-    assert row["difference_lower"] == pytest.approx(0.5 - np.hypot(b.value - b.lower, a.upper))
-    assert row["p"] < 0.05
-    assert ms.compare(zero, zero).table[0]["p"] == 1
-
-
-def test_different_prompts_are_not_paired():
-    before, after = make_rollouts([5] * 9 + [4], [10] * 10), make_rollouts([5] * 9 + [6], [10] * 10, first_prompt=50)
-    row = ms.compare(before, after).table[0]
-    assert row["method"] == "MOVER"
-    assert row["prompts"] == [10, 10]
-    p = row["p"]
-    # p is where the interval just touches zero.
-    a, b = (cell(tally_of(r), 0) for r in (before, after))
-    ends = mover(a.bound(1 - p), b.bound(1 - p))
-    assert min(abs(ends[0]), abs(ends[1])) < 1e-6  # bisection of ln(alpha) to 27 / 2**30
-
-
-@settings(deadline=None, derandomize=True, max_examples=50)
-@given(st.lists(st.integers(0, 6), min_size=2, max_size=6), st.lists(st.integers(0, 6), min_size=2, max_size=6))
-def test_swapping_sides_flips_the_interval(x, y):
-    a, b = (cell(tally_of(make_rollouts(v, [6] * len(v))), 0) for v in (x, y))
-    forth, back = paired(a, b, 0.95), paired(b, a, 0.95)
-    assert forth[:2] == pytest.approx((-back[1], -back[0]), abs=1e-12)
-    assert forth[3] == back[3]
-    assert forth[2] == pytest.approx(back[2], rel=1e-5)
-    assert forth[0] <= forth[1]
-    assert 0 <= forth[2] <= 1
-
-
-def test_benjamini_hochberg_by_hand():
-    p = np.array([0.01, 0.04, 0.03, 0.5])
-    assert benjamini_hochberg(p) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
-    assert benjamini_hochberg(np.array([])).size == 0
-
-
-def test_compare_chains_attributes_the_change():
-    harsh = answers(7, 100, 5)
-    mild = harsh.replace(outcome=np.where((harsh.outcome == 0) & (np.arange(len(harsh)) % 2 == 0), 1, harsh.outcome))
-    before, after = (ms.estimate(ms.count(r, ms.KGram(2))) for r in (harsh, mild))
-    result = ms.compare(before, after)
-    row = result.table[0]
-    assert result.attribution.sum() == pytest.approx(row["difference"], abs=1e-12)
-    assert "through state" in str(result)
-    other = ms.compare(before, ms.estimate(ms.count(mild, ms.KGram(1))))
-    assert other.attribution is None
-    assert "no attribution" in str(other)
-    assert ms.compare(harsh, mild).attribution is None
-
-
-def test_compare_names_what_it_leaves_out():
-    before = ms.Rollouts.concat([make_rollouts([1, 1], [4, 4]), make_rollouts([1, 1], [4, 4], prefill=2)])
-    after = ms.Rollouts.concat([make_rollouts([1, 1], [4, 4]), make_rollouts([1], [4], 0, 9, "new")])
-    text = str(ms.compare(before, after))
-    assert "prefill 2" in text
-    assert "category new" in text
-    with pytest.raises(ms.InputError, match="No prefill depth"):
-        ms.compare(before[before.prefill == 2], after)
-    with pytest.raises(ms.InputError, match="remembers no rollouts"):
-        ms.compare(before, SimpleNamespace())
-    with pytest.raises(ms.InputError, match="rate"):
-        ms.compare(before, after, rate=2)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bound import encode
+from ..bound import Bound, encode
 from ..chains import Chain
 from ..errors import InputError
 from ..hitting import attribute
 from .cells import cell, tally_of
 from .paired import benjamini_hochberg, paired
+from .positions import by_position
 
 __all__ = ["Comparison", "compare"]
 
@@ -28,7 +29,7 @@ class Comparison:
         One row per prefill depth and category (None: all; no other row if every rollout has the category "all"): k,
         category, before and after (each with _lower and _upper), difference = after - before (_lower, _upper), p,
         adjusted (p after Benjamini-Hochberg over all category rows; None in pooled rows beside them), flagged, prompts
-        (before, after), method ("paired t" or "MOVER").
+        (before, after), method ("paired t", "paired MOVER" or "MOVER").
     level : float
         Level of the intervals.
     rate : float
@@ -40,6 +41,9 @@ class Comparison:
         Labels of the attribution.
     notes : tuple of str
         What was left out and why.
+    positions : array or None
+        The same change by position: entry t is what the transitions out of the t-th state of an answer (0: the start
+        law and the first step) contribute, the last entry everything from there on.
     """
 
     table: list[dict[str, Any]]
@@ -48,6 +52,43 @@ class Comparison:
     attribution: NDArray | None = None
     states: tuple[Any, ...] | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
+    positions: NDArray | None = None
+
+    def difference(self, k: int = 0, category: str | None = None) -> Bound:
+        """The change of harm after k forced tokens, as one number with its interval.
+
+        Parameters
+        ----------
+        k : int
+        category : str, optional
+            None: all categories together.
+
+        Returns
+        -------
+        Bound
+            `info` has p, adjusted, flagged, prompts and method of the row, and a note where one prompt is all there is.
+
+        Raises
+        ------
+        InputError
+            If there is no such row.
+        """
+        for row in self.table:
+            if row["k"] == k and row["category"] == category:
+                d, lower, upper = (row[f"difference{end}"] for end in ("", "_lower", "_upper"))
+                where = "all" if category is None else category
+                info = {"name": f"change of P(harm) ({where}, k = {k})"}
+                info |= {name: row[name] for name in ("p", "adjusted", "flagged", "prompts", "method")}
+                if min(row["prompts"]) < 2:
+                    info["note"] = "one prompt only: the variance between prompts is not assessed"
+                return Bound(d, lower, upper, self.level, {"sampling": (upper - lower) / 2}, None, info)
+        known = sorted({row["k"] for row in self.table}), sorted({row["category"] or "all" for row in self.table})
+        raise InputError(
+            f"Nothing was compared at k = {k}, category {category!r}.",
+            cause=f"There are k = {', '.join(map(str, known[0]))} and the categories {', '.join(known[1])}.",
+            next="Ask for one of these (category=None: all together).",
+            partial=self.table,
+        )
 
     @property
     def flagged(self) -> list[dict[str, Any]]:
@@ -68,11 +109,13 @@ class Comparison:
             for i in np.argsort(-np.abs(value))[:5]:
                 if value[i] != 0:
                     lines.append(f"  through state {self.states[i]!r}: {value[i]:+.4f}")
+        if self.positions is not None:
+            lines.append(f"  by position: {_by_position(self.positions)}")
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: table, level, rate, attribution, states, notes."""
-        names = ("table", "level", "rate", "attribution", "states", "notes")
+        """Plain data: table, level, rate, attribution, states, notes, positions."""
+        names = ("table", "level", "rate", "attribution", "states", "notes", "positions")
         return {name: encode(getattr(self, name)) for name in names}
 
 
@@ -99,9 +142,14 @@ def compare(before: Any, after: Any, *, level: float = 0.95, rate: float = 0.05)
 
     Notes
     -----
-    The interval is a t-interval over prompts of the paired, linearised difference. Where prompts differ, or fewer than
-    5 rollouts are harmful (or harmless) in a cell, it is Newcombe's from the two clustered intervals, which is never
-    [0, 0].
+    The interval of a row is Student's over prompts of the paired, linearised differences where at least 10 prompts are
+    harmful (and 10 harmless) on both sides; else, or where the prompts differ, Newcombe's from the two clustered
+    intervals, which is never [0, 0] (see `markovsafety.evidence.paired.change`). The p-value is 1 minus the largest
+    level at which this interval leaves out 0, so table and flags agree. Flags are by Benjamini and Hochberg.
+
+    Between chains on the same states the change of harm at the start is split up exactly, by the identity
+    ``h' - h = N (P' - P) h' = N' (P' - P) h``, whose two forms are averaged: by the state whose row changed
+    (`attribute`), and by the position of the token at which it was left.
     """
     if not (0 < rate < 1 and 0 < level < 1):
         raise InputError(f"rate {rate}, level {level}.", cause="Both lie between 0 and 1.", next="Correct them.")
@@ -126,13 +174,14 @@ def compare(before: Any, after: Any, *, level: float = 0.95, rate: float = 0.05)
     tested = [row for row in table if row["category"] is not None or not groups]
     for row, q in zip(tested, benjamini_hochberg(np.array([row["p"] for row in tested]))):
         row["adjusted"], row["flagged"] = float(q), bool(q <= rate)
-    attribution, states = None, None
+    attribution, states, positions = None, None, None
     if isinstance(before, Chain) and isinstance(after, Chain):
-        if _same_states(before, after):
-            attribution, states = attribute(before, after, "harm"), tuple(before.states)
+        if why := _other_states(before, after):
+            notes = (*notes, f"no attribution to states and positions: {why}")
         else:
-            notes = (*notes, "no attribution to states: the chains have different states or no start")
-    return Comparison(table, level, rate, attribution, states, notes)
+            attribution, states = attribute(before, after, "harm"), tuple(before.states)
+            positions = by_position(before, after)
+    return Comparison(table, level, rate, attribution, states, notes, positions)
 
 
 def _row(cells: list[Any], k: int, name: str | None, level: float) -> dict[str, Any]:
@@ -158,5 +207,26 @@ def _left_out(sides: list[Any], depths: list[list[int]], names: list[str]) -> tu
     return tuple(notes)
 
 
-def _same_states(a: Chain, b: Chain) -> bool:
-    return a.start is not None and b.start is not None and list(a.states) == list(b.states) and a.n_layers == b.n_layers
+def _other_states(a: Chain, b: Chain) -> str:
+    """Why the rows of two chains cannot be compared; empty if they can."""
+    if a.start is None or b.start is None:
+        return "a chain has no start law; estimate it from rollouts without prefill"
+    if a.n_layers != b.n_layers:
+        return f"one chain has {a.n_layers} layers, the other {b.n_layers}; estimate both alike"
+    if list(a.states) == list(b.states):
+        return ""
+    common = len(set(a.states) & set(b.states))
+    if common == 0:
+        return "the chains have different states, none in common; estimate both with one state map"
+    return (
+        f"the chains have different states, {common} of {len(a.states)} and {len(b.states)} in common; "
+        "use one state map, and count both with the states of either"
+    )
+
+
+def _by_position(shares: NDArray) -> str:
+    """The few positions that matter most, in order."""
+    top = sorted(np.argsort(-np.abs(shares), kind="stable")[:5].tolist())
+    last = len(shares) - 1
+    words = [f"{'from ' if t == last else ''}{t}: {shares[t]:+.4f}" for t in top if shares[t] != 0]
+    return ", ".join(words) if words else "no change"
