@@ -228,7 +228,7 @@ def analyse(
         shares={k: _shares(tally, k, level) for k in depths},
         budget=budget,
         grid=grid,
-        depth={c: operational_depth(list(p), _stack(p), budget) for c, p in harm.items()},
+        depth={c: operational_depth(list(p), list(p.values()), budget) for c, p in harm.items()},
         needed=grid.needed(harm=budget),
         strikes=strikes,
         strikes_at=strikes_at,
@@ -251,11 +251,6 @@ def _harm(tally: Tally, level: float) -> dict[str, Profile]:
             row = {k: by[c, i] for i, k in enumerate(by.info["coords"]["depth"])}
             table[str(category)] = {k: b for k, b in row.items() if np.isfinite(b.value)}
     return table
-
-
-def _stack(row: Profile) -> Bound:
-    value, lower, upper = np.array([[b.value, b.lower, b.upper] for b in row.values()]).T
-    return Bound(value, lower, upper, next(iter(row.values())).level)
 
 
 def _by_prompt(prompt: np.ndarray, *sums: np.ndarray) -> list[np.ndarray]:

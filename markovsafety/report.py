@@ -264,8 +264,7 @@ def _budgets(analyses: Sequence[Analysis]) -> list[float]:
 
 def _depth_at(a: Analysis, eps: float) -> Any:
     row = a.harm[ALL]
-    value, lower, upper = np.array([[b.value, b.lower, b.upper] for b in row.values()]).T
-    return operational_depth(list(row), Bound(value, lower, upper), eps)
+    return operational_depth(list(row), list(row.values()), eps)
 
 
 def _road(states: Iterable[Any], words: Any) -> str:

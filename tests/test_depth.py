@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import markovsafety as ms
 from markovsafety.depth import Profile, operational_depth, profile
+from markovsafety.evidence.cells import cell, tally_of
 
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 KNOWN = Profile(0.08, 0.02, 0.01, 0.3)
@@ -204,3 +205,23 @@ def test_profile_needs_judged_rollouts():
             profile(source)
     with pytest.raises(ms.InputError, match="by is"):
         profile(make_rollouts([1], [2]), by="prompt")
+
+
+def test_lower_reading_holds_at_all_depths_at_once():
+    """Seven depths at the same harm: one by one a lower end exceeds it too often, together it does not."""
+    rolls = ms.Rollouts.concat([make_rollouts([3] * 24, [10] * 24, prefill=k) for k in range(7)])
+    p = profile(rolls)
+    joint = cell(tally_of(rolls), 0).bound(1 - 0.05 / 7)
+    assert p.info["together"] == pytest.approx(np.full(7, joint.lower))
+    assert joint.lower < p.lower[0] < 0.3
+    eps = (joint.lower + p.lower[0]) / 2
+    d = operational_depth(range(7), p, eps)
+    assert str(d.lower) == "at least 6"
+    assert d.upper.depth is None
+    # scalar bounds keep their place, and what has no joint ends is read one by one
+    assert operational_depth(range(7), list(p), eps) == d
+    assert operational_depth([2, 4], [p[2], p[4]], eps).lower.depth == 4
+    bare = operational_depth(range(7), ms.Bound(p.value, p.lower, p.upper), eps)
+    assert bare.lower.depth is None
+    by = profile(rolls, by="category")
+    assert operational_depth(range(7), by[0], eps) == d

@@ -67,7 +67,7 @@ def test_paired_t_by_hand():
     # Prompts that never harm on either side add to the mean, not to what is known about its variance.
     more = [cell(tally_of(make_rollouts(np.r_[v, np.zeros(20, int)], np.full(32, 10))), 0) for v in (x, y)]
     d = np.r_[d, np.zeros(20)]
-    assert paired(*more, 0.95)[1] == pytest.approx(d.mean() + 2.200985160082949 * d.std(ddof=1) / np.sqrt(32))
+    assert paired(more[0], more[1], 0.95)[1] == pytest.approx(d.mean() + 2.200985160082949 * d.std(ddof=1) / np.sqrt(32))
 
 
 def test_few_harmful_prompts_use_the_clustered_intervals():
@@ -84,7 +84,7 @@ def test_few_harmful_prompts_use_the_clustered_intervals():
     assert same[0] < 0 < same[1]
     assert same[2] == 1
     few = [cell(tally_of(make_rollouts([3, *[0] * 19], n)), 0), cell(tally_of(make_rollouts([5, *[0] * 19], n)), 0)]
-    assert paired(*few, 0.95)[:2] == mover(few[0].bound(), few[1].bound())
+    assert paired(few[0], few[1], 0.95)[:2] == mover(few[0].bound(), few[1].bound())
 
 
 def test_zero_events_are_never_a_point():
@@ -155,6 +155,8 @@ def test_compare_chains_attributes_the_change():
     before, after = (ms.estimate(ms.count(r, ms.KGram(2))) for r in (harsh, mild))
     result = ms.compare(before, after)
     row = result.table[0]
+    assert result.attribution is not None
+    assert result.positions is not None
     assert result.attribution.sum() == pytest.approx(row["difference"], abs=1e-12)
     assert "through state" in str(result)
     assert result.positions.sum() == pytest.approx(row["difference"], abs=1e-12)

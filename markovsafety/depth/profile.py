@@ -156,14 +156,16 @@ def check_side(side: str) -> None:
         raise InputError(f"side is {side!r}.", cause=f"A bound has {', '.join(SIDES)}.", next="Use one of these.")
 
 
-def operational_depth(depths: ArrayLike, harm: Bound | ArrayLike, eps: float, side: str = "upper") -> Depth:
+def operational_depth(
+    depths: ArrayLike, harm: Bound | Sequence[Bound] | ArrayLike, eps: float, side: str = "upper"
+) -> Depth:
     """Largest measured depth up to which harm stays within the budget.
 
     Parameters
     ----------
     depths : int array, shape (K,)
         Measured numbers of forced tokens, all different, in any order.
-    harm : Bound or array, shape (K,)
+    harm : Bound, sequence of scalar Bounds, or array, shape (K,)
         Harm at these depths; nan = not measured, never within a budget.
     eps : float
         Harm budget; h(k) = eps is within it.
@@ -174,11 +176,20 @@ def operational_depth(depths: ArrayLike, harm: Bound | ArrayLike, eps: float, si
     -------
     Depth
         With all three readings; "none" if the first measured depth exceeds eps, "at least K" if none does.
+
+    Notes
+    -----
+    The depths from the reading of the upper ends to that of the lower ends hold the true one at the level of the
+    bounds. The upper reading is too deep only if the upper end misses at the one depth where h first exceeds eps. The
+    lower reading is too shallow if a lower end misses at any depth before that, and there may be many: so it takes
+    lower ends that hold together (Bonferroni) where the bounds have them in ``info["together"]``, as those of `profile`
+    do. Without them it reads each lower end by itself, and on a profile that stays close to eps the depth is missed
+    more often.
     """
     check_side(side)
     k = np.atleast_1d(whole(depths, "depths"))
     eps = budget(eps)
-    ends = {s: np.atleast_1d(np.asarray(getattr(harm, s) if isinstance(harm, Bound) else harm, float)) for s in SIDES}
+    ends = {s: np.atleast_1d(np.asarray(_end(harm, s), dtype=np.float64)) for s in SIDES}
     if k.ndim != 1 or len(k) == 0 or len(np.unique(k)) != len(k) or any(e.shape != k.shape for e in ends.values()):
         raise InputError(
             f"{k.size} depths for harm of shape {ends['value'].shape}.",
@@ -188,6 +199,15 @@ def operational_depth(depths: ArrayLike, harm: Bound | ArrayLike, eps: float, si
     order = np.argsort(k)
     readings = {s: _read(k[order], e[order], eps) for s, e in ends.items()}
     return Depth(eps, side, readings["value"], readings["upper"], readings["lower"], tuple(k[order].tolist()))
+
+
+def _end(harm: Any, side: str) -> Any:
+    if isinstance(harm, Bound):
+        joint = harm.info.get("together")
+        return joint if side == "lower" and np.shape(joint) == harm.shape and joint is not None else getattr(harm, side)
+    if isinstance(harm, (list, tuple)) and harm and all(isinstance(b, Bound) for b in harm):
+        return [_end(b, side) for b in harm]
+    return harm
 
 
 def _read(k: NDArray, h: NDArray, eps: float) -> Reading:
@@ -213,9 +233,10 @@ def profile(source: Any, by: str | None = None, level: float = 0.95) -> Bound:
     -------
     Bound
         Shape (depth,) or (category, depth): share of harmful rollouts, with an interval clustered by prompt; nan and
-        [0, 1] where nothing was sampled. `info` has dims, coords, and arrays of that shape: events, total, prompts and
-        truncated (the share of rollouts that was cut off, of which some might have become harmful); note where an
-        interval leaves something out, such as the variance between prompts where there is only one.
+        [0, 1] where nothing was sampled. `info` has dims, coords, and arrays of that shape: events, total, prompts,
+        truncated (the share of rollouts that was cut off, of which some might have become harmful) and together (lower
+        ends that hold at all depths at once, for `operational_depth`); note where an interval leaves something out,
+        such as the variance between prompts where there is only one.
 
     Raises
     ------
@@ -242,6 +263,7 @@ def profile(source: Any, by: str | None = None, level: float = 0.95) -> Bound:
         "total": table(lambda b: b.info["total"]),
         "prompts": table(lambda b: b.info["prompts"]),
         "truncated": table(lambda x: x.truncated.sum() / x.totals.sum() if len(x.totals) else np.nan, cells),
+        "together": table(lambda x: x.bound(1 - (1 - level) / len(depths)).lower, cells),
         "method": "share of harmful rollouts, interval clustered by prompt",
     }
     places = [f"k = {k}" if c is None else f"{c}, k = {k}" for c in groups for k in depths]
