@@ -97,6 +97,7 @@ def _pack(chain: Chain) -> dict[str, np.ndarray]:
     if chain.evidence is not None:
         arrays |= {k: getattr(chain.evidence, k) for k in ("visits", *_TRIALS)}
         arrays |= {f"tally_{k}": getattr(chain.evidence, k) for k in _TALLY}
+        arrays |= {"prior": np.array(chain.evidence.prior)} if chain.evidence.prior else {}
         arrays["tally_category"] = np.asarray(arrays["tally_category"], dtype=str)
     return arrays
 
@@ -313,8 +314,9 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Chain:
     if "count_data" in arrays:
         extra["integer_counts"] = _csr(arrays, "count_", (n, n))
     if "visits" in arrays:
+        prior = float(arrays["prior"]) if "prior" in arrays else 0.0
         extra["evidence"] = Evidence(
-            arrays["visits"], *(arrays[f"tally_{k}"] for k in _TALLY), *(arrays.get(k) for k in _TRIALS)
+            arrays["visits"], *(arrays[f"tally_{k}"] for k in _TALLY), *(arrays.get(k) for k in _TRIALS), prior
         )
     blocks = P if layers == 0 else _layers(P, n)
     return Chain(blocks, meta["outcomes"], start, states, **extra)

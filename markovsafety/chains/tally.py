@@ -128,6 +128,8 @@ class Evidence:
     deff : array, shape (n, 4), optional
         Design effect of each outcome among the rollouts through the state (at least 1); 0 where it cannot be seen:
         less than two prompts, no such rollout, or no other.
+    prior : float
+        Pseudo-transitions that the estimate added to every row, 0 without smoothing; they bias rare outcomes upwards.
     """
 
     visits: NDArray
@@ -138,6 +140,7 @@ class Evidence:
     through: Any = None
     prompts: Any = None
     deff: Any = None
+    prior: float = 0.0
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, freeze(np.array(value, dtype=np.float64)))  # noqa: E731
@@ -153,6 +156,13 @@ class Evidence:
         else:
             put("prompts", self.prompts)
         put("deff", np.zeros((n, len(OUTCOMES))) if self.deff is None else self.deff)
+        object.__setattr__(self, "prior", float(self.prior))
+        if not 0 <= self.prior < np.inf:
+            raise InputError(
+                f"The evidence has the prior {self.prior}.",
+                cause="It is a number of pseudo-transitions.",
+                next="Leave it out, or estimate the chain again.",
+            )
         shapes = {"through": (n,), "prompts": (n, 1 + len(OUTCOMES)), "deff": (n, len(OUTCOMES))}
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape or not (getattr(self, name) >= 0).all():

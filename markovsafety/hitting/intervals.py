@@ -87,9 +87,19 @@ def bound_of(w: Walk, answer: Answer, level: float) -> Bound:
         reasons["rounding"] = half_width(X[..., 1], X[..., 2])
     info["certified"] = X.shape[-1] == 3
     info["sampling"] = "Clopper-Pearson at the rollouts through each state, clustered by prompt"
-    if chain.evidence.one_prompt:
-        info["note"] = ONE_PROMPT
+    info |= _notes(w, None)
     return refuse_unproven(answer, Bound(X[..., 0], lower, upper, level, reasons, start, info))
+
+
+def _notes(w: Walk, raw: float | None, single: bool | None = None) -> dict[str, str]:
+    """What a reader must know of an estimated chain: a single prompt, and a prior that moves the value."""
+    evidence = w.chain.evidence
+    assert evidence is not None
+    notes = [ONE_PROMPT] if (evidence.one_prompt if single is None else single) else []
+    if evidence.prior:
+        without = "" if raw is None else f"; the rollouts alone say {raw:.3g}"
+        notes.append(f"biased by a prior of {evidence.prior:g} pseudo-transitions per row{without}")
+    return {"note": "; ".join(notes)} if notes else {}
 
 
 def recorded(w: Walk) -> list[int] | None:
@@ -149,7 +159,7 @@ def _sampled_start(w: Walk, mean: NDArray, X: NDArray, level: float, info: dict[
         raw = clustered(events, tally[0].sum(axis=1), level)
         lower, upper = raw.lower, raw.upper
         info = {**info, "sampling": raw.info | {"raw": raw.value, "prefill": int(tally[1][0])}}
-        info |= {"note": ONE_PROMPT} if len(events) < 2 else {}
+        info |= _notes(w, raw.value, len(events) < 2)
     lower, upper = min(lower, *ends.tolist(), value), max(upper, *ends.tolist(), value)
     reasons: dict[str, Any] = {"sampling": (upper - lower) / 2}
     if len(mean) == 3:
