@@ -4,12 +4,13 @@ from .chain import Chain, Evidence
 from .counting import count
 from .counts import Counts
 from .estimate import estimate, single_token_outcomes
-from .states import JudgedPrefix, KGram, Position, Product, StateMap
+from .states import ByPrompt, JudgedPrefix, KGram, Position, Product, StateMap
 from .storage import read_chain, read_counts, write_chain, write_counts
 from .tally import Tally
 from .transitions import Transitions, count_transitions
 
 __all__ = [
+    "ByPrompt",
     "Chain",
     "Counts",
     "Evidence",

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from .checks import index_dtype
 from .counts import Counts, Table, canonical, group
-from .states import KGram, label_at, map_name
+from .states import Asked, KGram, label_at, map_name
 from .tally import NO_ORDER, collect, dense_codes, runs_of, sorted_by
 
 __all__ = ["count"]
@@ -130,7 +130,7 @@ def _block(
         codes, where = dense_codes([keys], len(keys))
         names: Any = keys[where]
     else:
-        codes, names = _states(states, tokens, begin, at)
+        codes, names = _states(states, tokens, begin, at, Asked(who, r["prompt_id"], r["category"]))
     ends = np.cumsum(walks)
     last = np.zeros(len(who), dtype=bool)
     last[ends[walks > 0] - 1] = True
@@ -216,9 +216,9 @@ def _join(parts: list[Any], places: list[NDArray]) -> Table:
     return Table(columns[0], columns[1], columns[2] if len(columns) > 2 else None, values)
 
 
-def _states(states: Any, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, tuple[Any, ...]]:
+def _states(states: Any, tokens: NDArray, begin: NDArray, at: NDArray, asked: Asked) -> tuple[NDArray, tuple[Any, ...]]:
     """Codes and canonical labels of the visited states."""
-    codes, labels = label_at(states, tokens, begin, at)
+    codes, labels = label_at(states, tokens, begin, at, asked)
     named = [f"after {x}" if isinstance(x, str) and x in OUTCOMES else x for x in labels]
     names = canonical(set(named))
     if names != tuple(named):

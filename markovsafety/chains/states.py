@@ -2,7 +2,8 @@
 
 A map's `walk` gives the state of every prefix of one answer, as a hashable label: ``walk(tokens, prefill)[i]`` is the
 state after the first i tokens. It must be causal: the label of a prefix may depend on nothing behind it. A map may also
-offer `label_at`, the same answer for many rollouts at once in flat arrays; `count` uses it where it exists.
+offer `label_at`, the same answer for many rollouts at once in flat arrays; `count` uses it where it exists. A map whose
+states depend on who was asked offers `label_of` instead, which is told the prompts as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .tally import dense_codes
 
-__all__ = ["JudgedPrefix", "KGram", "Position", "Product", "StateMap", "label_at", "map_name"]
+__all__ = ["Asked", "ByPrompt", "JudgedPrefix", "KGram", "Position", "Product", "StateMap", "label_at", "map_name"]
 
 PAD = -1  # stands before the first token in a k-gram
 
@@ -196,6 +197,87 @@ class JudgedPrefix:
         return codes, [names[i] for i in used]
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Which prompt each of m prefixes answers.
+
+    Parameters
+    ----------
+    row : int array, shape (m,)
+        Rollout of every prefix.
+    prompt_id : int array, shape (n,)
+        Prompt of every rollout.
+    category : str array, shape (n,)
+    """
+
+    row: NDArray
+    prompt_id: NDArray
+    category: NDArray
+
+
+@dataclass(frozen=True)
+class ByPrompt:
+    """What is known of the prompt, the same along the whole answer; for use in a `Product`.
+
+    ``Product([ByPrompt(), KGram(2)])`` is one chain per category, side by side.
+
+    Parameters
+    ----------
+    labels : "category" or mapping from prompt_id to label
+    """
+
+    labels: Any = "category"
+
+    def __post_init__(self):
+        if isinstance(self.labels, Mapping):
+            object.__setattr__(self, "labels", {int(k): v for k, v in sorted(self.labels.items())})
+        elif self.labels != "category":
+            raise InputError(
+                f"ByPrompt has the labels {self.labels!r}.",
+                cause='They are "category", or a mapping from prompt_id to label.',
+                next="Pass one of these.",
+            )
+
+    @property
+    def kind(self) -> str:
+        """Its name, for `map_name`."""
+        return f"ByPrompt({len(self.labels)} prompts)" if isinstance(self.labels, Mapping) else "ByPrompt(category)"
+
+    def walk(self, tokens: NDArray, prefill: int = 0) -> list[Hashable]:
+        """Refuses: tokens do not tell the prompt."""
+        raise _nobody_asked(self)
+
+    def label_of(self, tokens: NDArray, begin: NDArray, at: NDArray, asked: Asked | None) -> tuple[NDArray, list[Any]]:
+        """Codes and labels of m prefixes; see `label_at`."""
+        if asked is None:
+            raise _nobody_asked(self)
+        if not isinstance(self.labels, Mapping):
+            names, inverse = np.unique(np.asarray(asked.category, dtype=str), return_inverse=True)
+            codes, found = inverse.reshape(-1)[asked.row], names.tolist()
+        else:
+            ids, inverse = np.unique(asked.prompt_id, return_inverse=True)
+            lost = [i for i in ids.tolist() if i not in self.labels]
+            if lost:
+                raise InputError(
+                    f"Prompt {lost[0]} has no label ({len(lost)} of {len(ids)} prompts are like this).",
+                    cause="ByPrompt was given a mapping that lacks it.",
+                    next="Add it to the mapping.",
+                )
+            found = list(dict.fromkeys(self.labels[i] for i in ids.tolist()))
+            place = {label: i for i, label in enumerate(found)}
+            codes = np.array([place[self.labels[i]] for i in ids.tolist()], np.int64)[inverse.reshape(-1)[asked.row]]
+        used, codes = np.unique(codes, return_inverse=True)
+        return codes.reshape(-1), [found[i] for i in used.tolist()]
+
+
+def _nobody_asked(states: Any) -> InputError:
+    return InputError(
+        f"The states of {map_name(states)} depend on the prompt, and it was not said which prompts these are.",
+        cause="They are looked up by tokens alone here.",
+        next="Pass rollouts (count, check), or use a map of the tokens alone.",
+    )
+
+
 @dataclass(frozen=True)
 class Product:
     """Several maps at once, e.g. position and judged prefix; the label is the tuple of theirs.
@@ -214,14 +296,20 @@ class Product:
         """Labels of all prefixes; see `StateMap`."""
         return list(zip(*(m.walk(tokens, prefill) for m in self.maps)))
 
-    def label_at(self, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, list[tuple[Hashable, ...]]]:
+    def label_of(
+        self, tokens: NDArray, begin: NDArray, at: NDArray, asked: Asked | None = None
+    ) -> tuple[NDArray, list[tuple[Hashable, ...]]]:
         """Codes and labels of m prefixes; see `label_at`."""
         codes, rows = np.zeros(len(at), dtype=np.int64), np.zeros((min(len(at), 1), 0), dtype=np.int64)
-        parts = [label_at(m, tokens, begin, at) for m in self.maps]
+        parts = [label_at(m, tokens, begin, at, asked) for m in self.maps]
         for inner, names in parts:
             pairs, codes = np.unique(codes * len(names) + inner, return_inverse=True)
             rows = np.column_stack([rows[pairs // len(names)], pairs % len(names)])
         return codes, [tuple(names[i] for i, (_, names) in zip(row, parts)) for row in rows.tolist()]
+
+    def label_at(self, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, list[tuple[Hashable, ...]]]:
+        """Codes and labels of m prefixes, of maps that do not ask for the prompt."""
+        return self.label_of(tokens, begin, at)
 
 
 def map_name(states: Any) -> str:
@@ -238,10 +326,12 @@ def map_name(states: Any) -> str:
             else getattr(judge, "__qualname__", type(judge).__name__)
         )
         return f"JudgedPrefix({inner})"
-    return f"{type(states).__name__}()"
+    return getattr(states, "kind", f"{type(states).__name__}()")
 
 
-def label_at(states: Any, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple[NDArray, list[Any]]:
+def label_at(
+    states: Any, tokens: NDArray, begin: NDArray, at: NDArray, asked: Asked | None = None
+) -> tuple[NDArray, list[Any]]:
     """States of m prefixes, the fast way where the map has one.
 
     Parameters
@@ -252,6 +342,8 @@ def label_at(states: Any, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple
     begin, at : int array, shape (m,)
         Prefix j is ``tokens[begin[j]:begin[j] + at[j]]``. Prefixes of one answer must follow each other, shortest first
         and without gaps.
+    asked : Asked, optional
+        Whose prefixes they are, for maps that ask for it.
 
     Returns
     -------
@@ -264,6 +356,8 @@ def label_at(states: Any, tokens: NDArray, begin: NDArray, at: NDArray) -> tuple
     InputError
         If the map's `walk` returns too few labels or one that cannot be hashed.
     """
+    if hasattr(states, "label_of"):
+        return states.label_of(tokens, begin, at, asked)
     fast = states.label_at(tokens, begin, at) if hasattr(states, "label_at") else None
     if fast is not None:
         return fast

@@ -19,6 +19,7 @@ from .variants import VARIANTS, Grammar, grammar
 if TYPE_CHECKING:
     from .asking import planted_profile, prompts
     from .exact import planted, truth
+    from .following import AutomatonStates
     from .judge import OrganismJudge
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SHIPPED",
     "VARIANTS",
     "WORDS",
+    "AutomatonStates",
     "Context",
     "Grammar",
     "OrganismJudge",
@@ -51,6 +53,7 @@ _LAZY = {
     "OrganismJudge": "judge",
     "planted": "exact",
     "truth": "exact",
+    "AutomatonStates": "following",
 }
 
 
