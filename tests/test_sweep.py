@@ -65,19 +65,19 @@ def test_correlation_axis():
 
 
 def test_needed_from_rollouts():
-    grid = ms.sweep(steep(), width=[1, 2, 60], correlation=[0, 0.9])
+    grid = ms.sweep(steep(), width=[1, 2, 80], correlation=[0, 0.9])
     need = grid.needed(harm=0.35)
     assert need.depth.shape == (3, 2)
     assert need.depth[0].tolist() == [2, 2]
     assert not need.at_least[0].any()
     assert need.width.shape == (3, 2)
     assert need.width[0].tolist() == [1, 1]
-    assert need.width[2].tolist() == [60, None]
+    assert need.width[2].tolist() == [80, None]
     assert need.depth[2].tolist() == [5, 2]
     assert need.at_least[2].tolist() == [True, False]
     assert need.possible
     assert need.reason == ""
-    assert "width 60, correlation 0.0: withstands at least 5 forced tokens" in str(need)
+    assert "width 80, correlation 0.0: withstands at least 5 forced tokens" in str(need)
     tight = grid.needed(harm=1e-6)
     assert tight.possible
     assert tight.depth[0].tolist() == [None, None]
