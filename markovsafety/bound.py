@@ -67,8 +67,9 @@ class Bound:
                 )
             object.__setattr__(self, name, part)
         value, lower, upper = (np.asarray(x) for x in (self.value, self.lower, self.upper))
-        wrong = (lower > value) | (value > upper)
-        if wrong.any():
+        same = lower is value and upper is value
+        wrong = None if same else (lower > value) | (value > upper)
+        if wrong is not None and wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise InputError(
                 f"value {value[at]:.17g} lies outside [{lower[at]:.17g}, {upper[at]:.17g}]"
@@ -173,7 +174,11 @@ class Bound:
 
 
 def _frozen(x: Any) -> Any:
-    """A python float, or a read-only float64 copy."""
+    """A python float, or a read-only float64 array: a copy, unless nobody can write to what was given."""
+    if type(x) is np.ndarray and x.ndim and x.dtype == np.float64 and x.flags.c_contiguous and not x.flags.writeable:
+        base = x.base
+        if base is None or (type(base) is np.ndarray and base.base is None and not base.flags.writeable):
+            return x
     array = np.array(x, dtype=np.float64)
     if array.ndim == 0:
         return float(array)

@@ -26,6 +26,10 @@ ONE_PROMPT = "one prompt only: the variance between prompts is not assessed"
 def half_width(lower: Any, upper: Any) -> Any:
     """Half the distance of two ends; 0 where both are the same infinity."""
     lower, upper = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        half = (upper - lower) / 2
+    if np.isfinite(half).all():
+        return half
     same = (lower == upper) | np.isnan(lower)
     return np.where(same, 0.0, np.where(same, 0.0, upper) - np.where(same, 0.0, lower)) / 2
 
@@ -34,6 +38,9 @@ def proven(X: NDArray, info: dict[str, Any], start: Bound | None = None) -> Boun
     """A Bound without evidence: level 1 and rounding alone, or a bare value if nothing was certified."""
     if X.shape[-1] == 1:
         value = X[..., 0]
+        if value.flags.writeable:
+            value = np.array(value)
+            value.flags.writeable = False  # kept as it is, three times
         return Bound(value, value, value, 1.0, {"rounding": None}, start, {**info, "certified": False})
     value, lower, upper = X[..., 0], X[..., 1], X[..., 2]
     reasons = {"rounding": half_width(lower, upper)}

@@ -93,6 +93,7 @@ def hitting(layers: Layers, hit: NDArray, avoid: NDArray, last: NDArray, columns
     Returns
     -------
     array, shape (L + 1, n, columns)
+        Read-only.
     """
     fixed = hit | avoid
     X = _columns(layers, len(hit), columns)
@@ -105,6 +106,7 @@ def hitting(layers: Layers, hit: NDArray, avoid: NDArray, last: NDArray, columns
     for t in range(len(layers) - 1, -1, -1):
         P = layers[t]
         kernels.hit_back(P.indptr, P.indices, P.data, fixed, t, X, live, error)
+    X.flags.writeable = False  # so that a `Bound` keeps it without a copy
     return _seen(X)
 
 
