@@ -193,7 +193,7 @@ def kappa(table: NDArray, level: float = 0.95, name: str = "kappa") -> Bound:
 
 def _expected(table: NDArray) -> NDArray:
     total = table.sum(axis=(1, 2))
-    return np.einsum("kij,kli->k", table, table) / np.maximum(total, 1e-300) ** 2
+    return np.einsum("kij,kli->k", table, table) / np.maximum(total, 1e-150) ** 2
 
 
 def _kappa(table: NDArray) -> NDArray:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bound import Bound, check_level, clustered
+from ..bound import Bound, check_level
 from ..chains.tally import collect
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from .cells import is_rollouts
-from .labels import INDEPENDENT, by_prompt, codes_of
+from .labels import INDEPENDENT, codes_of, label_rate
 
 __all__ = ["INDEPENDENT", "Confusion", "better_than_chance", "confusion", "error_rates"]
 
@@ -138,8 +138,8 @@ class Confusion:
         )  # fmt: skip
         at = self._rows(category)
         part = self.counts[at][:, rows]
-        events, totals = by_prompt(self.prompt_id[at], part[:, :, columns].sum(axis=(1, 2)), part.sum(axis=(1, 2)))
-        return clustered(events, totals, level, name)
+        events, totals = part[:, :, columns].sum(axis=(1, 2)), part.sum(axis=(1, 2))
+        return label_rate(self.prompt_id[at], events, totals, level, name)
 
     def draws(self, n: int, seed: int = 0, category: str | None = None, prior: float = 0.5) -> NDArray[np.float64]:
         """Matrices P(judged | true) from the Dirichlet posterior of every row, shape (n, 4, 4).

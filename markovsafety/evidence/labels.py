@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bound import Bound, clopper_pearson, clustered
 from ..chains.tally import collect
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from .cells import is_rollouts
 
-__all__ = ["INDEPENDENT", "by_prompt", "codes_of"]
+__all__ = ["INDEPENDENT", "codes_of", "label_rate"]
 
 INDEPENDENT = -1  # prompt id of labels that are known as totals only: each counts as a prompt of its own
 
@@ -66,14 +67,21 @@ def _code(label: Any) -> int | None:
     return int(label) if whole and NOT_JUDGED <= int(label) < len(OUTCOMES) else None
 
 
-def by_prompt(ids: NDArray, events: NDArray, totals: NDArray) -> tuple[NDArray, NDArray]:
-    """Events and totals by prompt; labels without a prompt are prompts of their own."""
+def label_rate(ids: NDArray, events: NDArray, totals: NDArray, level: float, name: str | None) -> Bound:
+    """A rate among labels, clustered by prompt; labels without a prompt are prompts of their own."""
     alone = ids == INDEPENDENT
+    if alone.all() and totals.sum() > 0:  # nothing to cluster: Clopper and Pearson at once, however many labels
+        x, n = min(float(events.sum()), float(totals.sum())), float(totals.sum())
+        lower, upper = clopper_pearson(x, n, level)
+        info: dict[str, Any] = {"events": x, "total": n, "prompts": n, "n_eff": n, "method": "Clopper-Pearson"}
+        info |= {} if name is None else {"name": name}
+        lower, upper = min(lower, x / n), max(upper, x / n)
+        return Bound(x / n, lower, upper, level, {"sampling": (upper - lower) / 2}, None, info)
     _, p = np.unique(ids[~alone], return_inverse=True)
     _, (sums,) = collect([p.reshape(-1)], [np.stack([events[~alone], totals[~alone]], axis=1)])
     singles = [_singles(x, n) for x, n in zip(events[alone], totals[alone])]
     x, n = (np.concatenate([sums[:, i], *(s[i] for s in singles)]) for i in range(2))
-    return x, n
+    return clustered(x, n, level, name)
 
 
 def _singles(events: float, total: float) -> tuple[NDArray, NDArray]:
