@@ -59,6 +59,10 @@ def _slower(last: NDArray, before: NDArray, t: int, prompt: NDArray) -> NDArray:
     return out
 
 
+def _worse(last: NDArray, before: NDArray, t: int, prompt: NDArray) -> NDArray:
+    return _law(1.3 * HAZARD[last], last)
+
+
 WORLDS: dict[str, Law] = {
     "fair": _fair,
     "memory of two words": _longer,
@@ -66,7 +70,9 @@ WORLDS: dict[str, Law] = {
     "prompts differ": _unlike,
     "categories differ": _strata,
     "half as fast": _slower,
+    "more harmful": _worse,
 }
+"""In the last two all assumptions hold, but the chain that is checked is that of the fair world."""
 
 
 def speak(
@@ -122,12 +128,11 @@ def speak(
     )  # fmt: skip
 
 
-def exact() -> Chain:
-    """The chain of the fair world, in states of `KGram(1)`."""
+def exact(law: Law = _fair) -> Chain:
+    """The chain of a world with a memory of one word, in states of `KGram(1)`."""
     words = np.concatenate([[0], np.arange(WORDS)])  # before the first word the law is that after word 0
-    law = _fair(words, words, 0, words)
     P = np.zeros((WORDS + 3, WORDS + 3))
-    P[: WORDS + 1, 1:] = law
+    P[: WORDS + 1, 1:] = law(words, words, 0, words)
     labels = [(-1,), *((i,) for i in range(WORDS)), "harm", "refusal"]
     return Chain(P, {"harm": WORDS + 1, "refusal": WORDS + 2}, 0, labels)
 

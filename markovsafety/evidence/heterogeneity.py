@@ -36,17 +36,19 @@ def between_prompts(
     Returns
     -------
     Finding
-        Its table has one row: spread (standard deviation between prompts of the probability of harm that the states do
-        not explain), correlation (of two rollouts of one prompt in it), dispersion (of rows between prompts; 1 if they
-        share them) and row_p (that they do). It has no effect with an interval: `between_categories` does. The verdict
-        is "within" where the spread is at most the margin, and "off" where it is more and p is below 1 - level.
+        Its effect is the standard deviation, between prompts, of the probability of harm that the states do not
+        explain. Its table has one row: spread (the same), correlation (of two rollouts of one prompt in it), dispersion
+        (of rows between prompts; 1 if they share them), row_p (that they do) and p.
 
     Notes
     -----
     A rollout's unexplained part is the sum along it of what each step changes in h, less the mean of that change in its
     state. One-way analysis of variance of these parts by prompt gives the spread; p comes from exchanging rollouts that
-    start in the same state, which is exact where prompts share all rows.
+    start in the same state, which is exact where prompts share all rows. The interval of the spread is the textbook's,
+    from the chi-squared law of the variance between prompts, which takes the means of prompts for normal.
     """
+    from scipy.special import chdtri
+
     name = "prompt heterogeneity"
     if w.prompts < CLUSTERS or len(w.row) == 0:
         text = f"{w.prompts} prompt{'' if w.prompts == 1 else 's'} cannot tell; it takes {CLUSTERS}."
@@ -70,7 +72,8 @@ def between_prompts(
     own, total = between(value), float(((value - value.mean()) ** 2).sum())
     inside = (total - own) / (n - K)
     typical = (n - (size**2).sum() / n) / (K - 1)
-    variance = max((own / (K - 1) - inside) / typical, 0.0)
+    spreads = own / np.array([K - 1, *chdtri(K - 1.0, [(1 - level) / 2, (1 + level) / 2])])
+    variance, low, high = np.maximum((spreads - inside) / typical, 0.0).tolist()
     rng, order = np.random.default_rng(seed), np.argsort(start, kind="stable")
     more = 0
     for _ in range(shuffles):
@@ -79,15 +82,18 @@ def between_prompts(
         more += between(mixed) >= own
     p = (more + 1) / (shuffles + 1)
     alike = rows_alike(w.state, w.prompt[w.row], w.target)
-    spread = float(np.sqrt(variance))
+    spread, lower, upper = (float(np.sqrt(x)) for x in (variance, low, high))
+    upper = max(upper, spread, unseen_harm(w, np.ones(len(w.weight), dtype=bool), level))
+    name_of = {"name": "spread of P(harm) between prompts"}
+    effect = Bound(spread, lower, upper, level, {"sampling": (upper - lower) / 2}, None, name_of)
     share = variance / (variance + inside) if variance + inside > 0 else 0.0
     table = [{"spread": spread, "correlation": share, "dispersion": alike.dispersion, "row_p": alike.p, "p": p}]
     text = (
-        f"Harm differs between prompts by {spread:.3f} (standard deviation) beyond their states, p = {p:.2g}; rows of "
-        f"{alike.states} states between prompts: dispersion {alike.dispersion:.2f}, p = {alike.p:.2g}."
+        f"Harm differs between prompts by {spread:.3f} [{lower:.3f}, {upper:.3f}] (standard deviation) beyond their "
+        f"states, p = {p:.2g}; rows of {alike.states} states between prompts: dispersion {alike.dispersion:.2f}, "
+        f"p = {alike.p:.2g}."
     )
-    verdict = "within" if spread <= margin else "off" if p < 1 - level else "cannot tell"
-    return Finding(name, verdict, text, None, p, table)
+    return Finding(name, judged(effect, margin), text, effect, p, table)
 
 
 def between_categories(
