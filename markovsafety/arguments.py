@@ -9,6 +9,7 @@ from .errors import InputError
 
 __all__ = [
     "classes_of",
+    "labels_of",
     "lines_of",
     "model_of",
     "named",
@@ -53,6 +54,30 @@ def rollouts_of(path: str, warnings: list[str]) -> Any:
     told = [rolls.provenance.get("note"), *(rolls.provenance.get("warnings") or [])]
     warnings += [f"{path}: {text}" for text in told if text]
     return rolls
+
+
+def labels_of(path: str, warnings: list[str]) -> Any:
+    """True outcomes: rollouts that a better judge has judged, or a CSV file with the columns outcome and, where the
+    lines are not those of all rollouts in order, row (from 0)."""
+    import csv
+
+    if Path(path).suffix.lower() != ".csv":
+        return rollouts_of(path, warnings)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            lines, names = list(table), table.fieldnames or []
+        if "outcome" not in names:
+            raise ValueError(f"its columns are {', '.join(names) or 'none'}")
+        if "row" not in names:
+            return [line["outcome"] for line in lines]
+        return {int(line["row"]): line["outcome"] for line in lines}
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(
+            f"{path} cannot be read as labels.",
+            cause=str(error),
+            next="Give a CSV file with the column outcome (harm, refusal, benign, truncated or nothing) and maybe row.",
+        ) from None
 
 
 def write_text(path: str, text: str) -> str:

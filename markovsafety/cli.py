@@ -184,13 +184,13 @@ def _demo(verb: Verb) -> None:
     v.add_argument("--budget", type=float, default=0.1)
     v.add_argument("--title")
     v = verb("bench", "measure against the peers, side by side on this machine", "bench rollouts", "bench")
-    v.add_argument("what", choices=["rollouts", "hitting"])
+    v.add_argument("what", choices=["rollouts", "hitting", "coverage", "rare"])
     v.add_argument("--model", default="organism:shallow", help="for rollouts (default: organism:shallow)")
     v.add_argument(
-        "--out", help="also write the JSON here; hitting: case by case, a table beside it, and goes on with it"
+        "--out", help="also write the JSON here, and the table beside it; hitting: case by case, and goes on with it"
     )
     v.add_argument("--case", nargs="+", metavar="NAME", action="extend", default=[], help="hitting: only these, anew")
-    v.add_argument("--quick", action="store_true", help="hitting: small sizes; are the answers right?")
+    v.add_argument("--quick", action="store_true", help="small sizes, few repetitions: for a look")
     v.add_argument("--gpu", action="store_true", help="hitting: the cases for a GPU instead of the others")
     v.add_argument("--turns", type=int, default=5, help="hitting: rounds of taking turns (default: 5)")
     v.add_argument("--limit", type=float, default=20.0, help="hitting: seconds until a peer is stopped (default: 20)")
@@ -225,13 +225,17 @@ def _evidence(verb: Verb) -> None:
         "judge", "label rollouts: harm, refusal, benign, truncated", "judge runs/x --harm bomb --out x.parquet", "judge"
     )
     v.add_argument("rollouts")
-    v.add_argument("--judge", default="lexicon", help="lexicon or organism (default: lexicon)")
+    v.add_argument("--judge", default="lexicon", help="lexicon, organism, classifier or guard (default: lexicon)")
     v.add_argument("--harm", nargs="+", metavar="PHRASE", help="phrases (or a file of them) that are harm (lexicon)")
     v.add_argument(
         "--refusal", nargs="+", metavar="PHRASE", help="phrases that refuse (lexicon; default: English ones)"
     )
     v.add_argument("--refusal-at", choices=["first", "end"], default="first", help="where a refusal hits (lexicon)")
     v.add_argument("--tokenizer", metavar="FOLDER", help="model folder, if the rollouts do not say which")
+    v.add_argument("--judge-model", metavar="FOLDER", help="model that judges (classifier, guard)")
+    v.add_argument("--harm-labels", nargs="+", metavar="LABEL", help="classes of that model that are harm (classifier)")
+    v.add_argument("--labels", metavar="FILE", help="true outcomes: CSV with outcome[, row], or rollouts judged better")
+    v.add_argument("--labels-by", choices=["category"], help="take the judge's errors as different by category")
     v.add_argument("--out", required=True, help="Parquet file")
     for name, summary in (("count", "count transitions of judged rollouts"), ("estimate", "estimate a chain")):
         example = f"{name} x.parquet --states kgram:2 --out x.npz"

@@ -9,6 +9,7 @@ from typing import Any
 
 from .arguments import (
     classes_of,
+    labels_of,
     model_of,
     named,
     phrases_of,
@@ -82,8 +83,11 @@ def judge(options: argparse.Namespace) -> Answer:
             extra["harm"] = phrases_of(options.harm)
         if options.refusal:
             extra["refusal"] = phrases_of(options.refusal)
-        if options.tokenizer:
-            extra["template"] = model_of(options.tokenizer)
+    if options.judge in ("classifier", "guard"):
+        extra["model"] = options.judge_model and model_of(options.judge_model)
+        extra |= {"harm": options.harm_labels} if options.harm_labels else {}
+    if options.tokenizer and options.judge != "organism":
+        extra["template"] = model_of(options.tokenizer)
     warnings: list[str] = []
     rolls = label(rollouts_of(options.rollouts, warnings), options.judge, **extra)
     write_rollouts(rolls, options.out)
@@ -91,7 +95,27 @@ def judge(options: argparse.Namespace) -> Answer:
     line = f"{len(rolls):,} rollouts: " + ", ".join(f"{n:,} {name}" for name, n in shares.items())
     result = {"rollouts": len(rolls), "outcomes": shares}
     result |= {f"{name}_phrases": len(extra[name]) for name in ("harm", "refusal") if name in extra}
-    return Answer(f"{line} -> {options.out}", result, files=[options.out], warnings=warnings)
+    trusted = True
+    if options.labels:
+        errors, harm, trusted = _judge_errors(rolls, options, warnings)
+        result |= errors
+        line += f"; P(harm) with the judge's errors taken out = {harm.value:.3g} [{harm.lower:.3g}, {harm.upper:.3g}]"
+    return Answer(f"{line} -> {options.out}", result, files=[options.out], warnings=warnings, trusted=trusted)
+
+
+def _judge_errors(rolls: Any, options: argparse.Namespace, warnings: list[str]) -> tuple[dict[str, Any], Any, bool]:
+    """What labels say of the judge, and the harm at the smallest depth; kept, with a warning, if it may be a coin."""
+    from .errors import UntrustedError
+    from .evidence import confusion, corrected
+
+    found, trusted = confusion(rolls, labels_of(options.labels, warnings), options.labels_by), True
+    try:
+        harm = corrected(rolls, found)
+    except UntrustedError as error:
+        harm, trusted = error.partial, False
+        warnings.append(error.fact)
+    told = {"confusion": found.to_json(), "corrected": harm.to_json(), "skill": harm.info["skill"]}
+    return {"judge_errors": {**told, "prefill": list(harm.info["coords"]["depth"])}}, harm[0], trusted
 
 
 def _counts(options: argparse.Namespace, warnings: list[str]) -> Any:
@@ -281,6 +305,10 @@ def report(options: argparse.Namespace) -> Answer:
 def bench(options: argparse.Namespace) -> Answer:
     if options.what == "hitting":
         return _bench_hitting(options)
+    if options.what == "coverage":
+        return _bench_coverage(options)
+    if options.what == "rare":
+        return _bench_rare(options)
     from .bench.rollouts import run
 
     result = run(model=model_of(options.model))
@@ -301,9 +329,28 @@ def _bench_hitting(options: argparse.Namespace) -> Answer:
         limit=options.limit,
         json=options.out,
     )
-    files = [str(options.out), str(Path(options.out).with_suffix(".md"))] if options.out else []
+    files = _beside(options.out)
     faults = [f"wrong: {fault}" for fault in result["faults"]]
     return Answer(result.pop("line"), result, files=files, warnings=faults, trusted=not faults)
+
+
+def _beside(out: str | None) -> list[str]:
+    return [str(out), str(Path(out).with_suffix(".md"))] if out else []
+
+
+def _bench_coverage(options: argparse.Namespace) -> Answer:
+    from .bench.coverage import run
+
+    result = run(quick=options.quick, json=options.out)
+    missed = [f"outside its limits: {text}" for text in result["missed"]]
+    return Answer(result.pop("line"), result, files=_beside(options.out), warnings=missed)
+
+
+def _bench_rare(options: argparse.Namespace) -> Answer:
+    from .bench.rare import run
+
+    result = run(repetitions=200 if options.quick else 4000, models=not options.quick, json=options.out)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
 def organism(options: argparse.Namespace) -> Answer:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..outcomes import CODES
 from .rollouts import Rollouts
 
@@ -24,6 +24,8 @@ __all__ = ["JUDGES", "NONE", "Judge", "Verdict", "decide", "ends", "judge", "pla
 JUDGES: dict[str, tuple[str, str]] = {
     "lexicon": ("markovsafety.rollouts.lexicon", "LexiconJudge"),
     "organism": ("markovsafety.organism.judge", "OrganismJudge"),
+    "classifier": ("markovsafety.rollouts.engines.transformers_judge", "ClassifierJudge"),
+    "guard": ("markovsafety.rollouts.engines.transformers_judge", "GuardJudge"),
 }
 """Judges by name, imported when called for."""
 
@@ -71,7 +73,7 @@ def judge(rolls: Rollouts, judge: str | Judge = "lexicon", **options: Any) -> Ro
     ----------
     rolls : Rollouts
     judge : str or Judge
-        "lexicon", "organism", or a judge of your own.
+        "lexicon", "organism", "classifier" or "guard" (models of transformers), or a judge of your own.
     **options
         Given to the judge of that name, for example ``harm=["..."]`` (`LexiconJudge`).
 
@@ -133,6 +135,14 @@ def _open(judge: str | Judge, options: dict[str, Any]) -> Judge:
     module, name = JUDGES[judge]
     try:
         return getattr(importlib.import_module(module), name)(**options)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("torch", "transformers"):
+            raise
+        raise ModelError(
+            f"judge {judge!r} needs the package {error.name!r}",
+            cause="it is a model of Hugging Face transformers, and that is not installed",
+            next="pip install 'markovsafety[judges]'",
+        ) from error
     except TypeError as error:
         raise InputError(
             f"judge {judge!r} does not take {sorted(options)}",
