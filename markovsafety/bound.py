@@ -247,7 +247,7 @@ def clustered(events: ArrayLike, totals: ArrayLike, level: float = 0.95, name: s
     Bound
         Value ``sum(events) / sum(totals)`` (nan and [0, 1] without any trial); `reasons` has the sampling half-width.
         `info` has events, total, prompts, deff (the design effect; None where it cannot be seen), seen (the prompts
-        it is known from), n_eff (the effective number of trials) and method.
+        it was seen on, c below), n_eff (the effective number of trials) and method.
 
     Raises
     ------
@@ -258,15 +258,16 @@ def clustered(events: ArrayLike, totals: ArrayLike, level: float = 0.95, name: s
     -----
     Clopper-Pearson at an effective size after E. L. Korn and B. I. Graubard (Survey Methodology 24 (1998) 193),
 
-        n_eff = n / deff * (t_{n-1} / t_{c-1})**2,    at least K, at most n,
+        n_eff = n / deff * (t_{n-1} / t_f)**2,    at least K, at most n,
 
     with Student quantiles t. The design effect `deff` is the linearised variance of the ratio between prompts over
     the variance of n independent trials. We depart from them in three places:
 
-    * c is the number of prompts with an event (or with a trial without one, if fewer), where they have all K prompts.
-      Prompts without events say nothing about how unevenly events fall: a variance that was seen on 3 prompts is as
-      uncertain as 3 prompts make it, however many others there are. With K - 1 degrees of freedom intervals from few
-      harmful prompts cover 80 to 90 %.
+    * The degrees of freedom f are those that the variance between prompts was really seen with, where they have K - 1:
+      c - 1, with c the number of prompts with an event (or with a trial without one, if fewer), or 2 K / (k - 1), with
+      k the kurtosis of the prompts' residuals, if less. Prompts without events say nothing about how unevenly events
+      fall: a variance that was seen on 3 prompts is as uncertain as 3 prompts make it, however many others there are.
+      With K - 1, intervals from few harmful prompts cover 80 to 90 %.
     * The size is never below K, because no trials with values in [0, 1] vary more than one coin per prompt. With no
       events, with nothing but events, and with c < 2, the variance between prompts cannot be seen, and K is the size.
     * The result, not the design effect, is cut off at n: a few prompts that happen to agree are no evidence of less

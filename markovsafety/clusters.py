@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
 
-__all__ = ["Spread", "check_level", "clopper_pearson", "effective_size", "kish", "spread"]
+__all__ = ["Spread", "check_level", "clopper_pearson", "effective_size", "freedom", "kish", "spread"]
 
 MANY = 1e9  # degrees of freedom from which on Student's quantile is the normal one
 
@@ -104,8 +104,8 @@ def effective_size(
     level : float or array
         Confidence level.
     seen : float or array, optional
-        Prompts from which the design effect is known: those with an event, or those with a trial without one,
-        whichever are fewer. Below 2 the size is `prompts`. Not given: all of them.
+        Prompts from which the design effect is known (its degrees of freedom, and one): those with an event, or those
+        with a trial without one, whichever are fewer. Below 2 the size is `prompts`. Not given: all of them.
 
     Returns
     -------
@@ -135,6 +135,8 @@ class Spread:
         Number of prompts of equal size that average as well: ``sum(n)^2 / sum(n^2)`` (Kish).
     seen : array
         The same number for the prompts with an event, or those with a trial without one, whichever is less.
+    known : array
+        Degrees of freedom of `deff`: ``seen - 1``, or what the kurtosis of the prompts' residuals leaves, if less.
     deff : array
         Design effect: linearised variance between prompts over that of independent trials; 1 where it cannot be seen.
     """
@@ -145,12 +147,13 @@ class Spread:
     prompts: NDArray
     even: NDArray
     seen: NDArray
+    known: NDArray
     deff: NDArray
 
     def size(self, level: ArrayLike = 0.95) -> NDArray[np.float64]:
         """Independent trials that the rollouts are worth."""
         blind = (self.events <= 0) | (self.events >= self.total)
-        size = effective_size(self.total, self.even, self.deff, level, self.seen)
+        size = effective_size(self.total, self.even, self.deff, level, 1 + self.known)
         size = np.where(blind, np.minimum(self.prompts, self.total), size)
         return np.where(self.prompts < 2, self.total, size)
 
@@ -191,7 +194,20 @@ def spread(events: ArrayLike, totals: ArrayLike) -> Spread:
     # (total - 1) as in the unbiased variance, so that one trial per prompt gives exactly 1.
     deff = np.where(mixed, between * np.maximum(total - 1, 1.0) / alone, 1.0)
     seen = np.minimum(kish(np.where(x > 0, share, 0.0)), kish(np.where(x < n, share, 0.0)))
-    return Spread(value, hits, total, K.astype(np.float64), even, seen, deff)
+    known = np.minimum(seen - 1, freedom(residual, K))
+    return Spread(value, hits, total, K.astype(np.float64), even, seen, known, deff)
+
+
+def freedom(residual: NDArray, K: ArrayLike) -> NDArray[np.float64]:
+    """Degrees of freedom of a variance estimated from K residuals with their kurtosis, ``2 K / (kurtosis - 1)``.
+
+    The variance of a variance estimate from K values of kurtosis k is (k - 1) / K in units of its square, that of
+    chi-square with f degrees of freedom 2 / f.
+    """
+    squares = residual**2
+    second = squares.sum(axis=-1)
+    kurtosis = K * (squares**2).sum(axis=-1) / np.maximum(second**2, 1e-300)
+    return 2 * np.asarray(K) / np.maximum(kurtosis - 1, 1e-12)
 
 
 def kish(n: NDArray) -> NDArray[np.float64]:

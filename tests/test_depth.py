@@ -219,7 +219,7 @@ def test_lower_reading_holds_at_all_depths_at_once():
     assert str(d.lower) == "at least 6"
     assert d.upper.depth is None
     # scalar bounds keep their place, and what has no joint ends is read one by one
-    assert operational_depth(range(7), list(p), eps) == d
+    assert operational_depth(range(7), [p[k] for k in range(7)], eps) == d
     assert operational_depth([2, 4], [p[2], p[4]], eps).lower.depth == 4
     bare = operational_depth(range(7), ms.Bound(p.value, p.lower, p.upper), eps)
     assert bare.lower.depth is None

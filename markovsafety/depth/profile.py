@@ -203,8 +203,8 @@ def operational_depth(
 
 def _end(harm: Any, side: str) -> Any:
     if isinstance(harm, Bound):
-        joint = harm.info.get("together")
-        return joint if side == "lower" and np.shape(joint) == harm.shape and joint is not None else getattr(harm, side)
+        joint = harm.info.get("together") if side == "lower" else None
+        return joint if joint is not None and np.shape(joint) == harm.shape else getattr(harm, side)
     if isinstance(harm, (list, tuple)) and harm and all(isinstance(b, Bound) for b in harm):
         return [_end(b, side) for b in harm]
     return harm

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..bound import Bound
-from ..clusters import Spread, kish, spread
+from ..clusters import Spread, freedom, kish, spread
 from .cells import Cell
 
 __all__ = ["FEW", "PROMPTS", "benjamini_hochberg", "change", "cluster_t", "mover", "paired"]
@@ -93,7 +93,7 @@ METHODS = ("MOVER", "paired MOVER", "paired t")
 
 
 def change(
-    x: ArrayLike, n: ArrayLike, y: ArrayLike, m: ArrayLike, level: float, *, same: bool
+    x: ArrayLike, n: ArrayLike, y: ArrayLike, m: ArrayLike, level: float, *, same: bool, test: bool = True
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Interval and p-value of the change from x of n to y of m, for many experiments at once.
 
@@ -104,6 +104,8 @@ def change(
     level : float
     same : bool
         Whether the prompts are the same, in the same order (J = K).
+    test : bool
+        Whether p-values are asked for; nan otherwise.
 
     Returns
     -------
@@ -114,10 +116,11 @@ def change(
     Notes
     -----
     From `PROMPTS` harmful prompts on, on both sides (and as many harmless ones), the interval is Student's of the
-    paired, linearised differences; degrees of freedom are the prompts with an event on either side, less one. With
-    fewer it is made from the two clustered intervals, with the correlation of the two sides between prompts; with fewer
-    than `ALIKE` harmful prompts, or other prompts, with none: no correlation costs width only, as answers to one prompt
-    go together rather than apart.
+    paired, linearised differences; degrees of freedom are the prompts with an event on either side, less one, or what
+    the kurtosis of the differences leaves, if less. With fewer prompts it is made from the two clustered intervals,
+    with the correlation of the two sides between prompts, shrunk by 2 / c when it was seen on c harmful prompts; with
+    fewer than `ALIKE`, or other prompts, with none: no correlation costs width only, as answers to one prompt go
+    together rather than apart.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -139,7 +142,7 @@ def change(
         student = (seen >= PROMPTS) & (error > 1e-12)
         weight = n / a.total[..., None] + m / b.total[..., None]
         either = np.minimum(*(kish(np.where(mask, weight, 0.0)) for mask in ((x > 0) | (y > 0), (x < n) | (y < m))))
-        df = np.maximum(either - 1, 1.0)
+        df = np.maximum(np.minimum(either - 1, freedom(f - e, np.minimum(a.prompts, b.prompts))), 1.0)
         half = stdtrit(df, (1 + level) / 2) * error
         tail = 2 * stdtr(df, -np.abs(d) / np.where(error > 0, error, 1.0))
 
@@ -149,7 +152,9 @@ def change(
     lower, upper = recovered(level)
     lower = np.where(student, np.maximum(d - half, -1.0), lower)
     upper = np.where(student, np.minimum(d + half, 1.0), upper)
-    p = tail if student.all() else np.where(student, tail, _inverted(recovered, d))
+    p = tail if test else np.full(d.shape, np.nan)
+    if test and not student.all():
+        p = np.where(student, tail, _inverted(recovered, d))
     return lower, upper, p, np.where(student, 2, int(same))
 
 
