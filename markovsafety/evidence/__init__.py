@@ -2,6 +2,7 @@
 
 from . import rare
 from .agreement import Agreement, agreement
+from .branch import Branch, branch, branch_exact
 from .check import Check, check
 from .compare import Comparison, compare
 from .findings import Finding
@@ -15,6 +16,7 @@ from .widths import censored_harm, with_misfit, with_truncation
 
 __all__ = [
     "Agreement",
+    "Branch",
     "Check",
     "Comparison",
     "Confusion",
@@ -23,6 +25,8 @@ __all__ = [
     "Lumped",
     "Orders",
     "agreement",
+    "branch",
+    "branch_exact",
     "censored_harm",
     "check",
     "compare",
