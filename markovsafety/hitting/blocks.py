@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import scipy.sparse as sp
@@ -276,7 +277,7 @@ def flow(rates: Rates, free: NDArray, source: NDArray, how: str = "auto") -> tup
 def _flow_class(c: Cyclic, source: NDArray, how: str, report: Report) -> NDArray:
     if not source[:, -1].any():
         return np.zeros_like(source)
-    inflow = sp.csr_array(c.parts[0].T.tocsr())
+    inflow = cache(lambda: sp.csr_array(c.parts[0].T.tocsr()))
 
     def attempt(which: str) -> NDArray | None:
         if which in ("elimination", "dissection"):
@@ -287,20 +288,29 @@ def _flow_class(c: Cyclic, source: NDArray, how: str, report: Report) -> NDArray
     return np.tile([np.nan, 0.0, np.inf][: source.shape[1]], (len(c), 1)) if z is None else z
 
 
-def _sparse_flow(which: str, c: Cyclic, inflow: sp.csr_array, source: NDArray) -> NDArray | None:
-    make = sparse.krylov if which == "krylov" else sparse.factor
-    solve = make(c.parts[0], c.out, flow=True)
-    z = None if solve is None else sparse.refined_flow(solve, inflow, c.out, source[:, 0])
-    if solve is None or z is None:
+def _sparse_flow(which: str, c: Cyclic, inflow: Callable[[], sp.csr_array], source: NDArray) -> NDArray | None:
+    bare = source.shape[1] == 1
+    first = np.ascontiguousarray(source[:, 0])
+    z = krylov.flow(c.mixer, c.parts[0], c.out, first) if which == "krylov" else None
+    if z is not None:
+        solve = None if bare else krylov.flow_solver(c.mixer, c.parts[0], c.out)
+    else:
+        make = sparse.krylov if which == "krylov" else sparse.factor
+        solve = make(c.parts[0], c.out, flow=True)
+        z = None if solve is None else sparse.refined_flow(solve, inflow(), c.out, first)
+    if z is None:
         return None
-    if source.shape[1] == 1:
+    if bare:
         return np.maximum(z, 0.0)[:, None]
+    assert solve is not None
     terms, errors = c.rates.terms[c.own], c.rates.errors
-    ends = enclose_flow(inflow, c.out, z, source, solve, terms, parts=c.parts, errors=errors)
+    ends = enclose_flow(inflow(), c.out, z, source, solve, terms, parts=c.parts, errors=errors)
     return None if ends is None else _columns(z, *ends)
 
 
-def _eliminated_flow(c: Cyclic, inflow: sp.csr_array, source: NDArray, sparse: bool = False) -> NDArray | None:
+def _eliminated_flow(
+    c: Cyclic, inflow: Callable[[], sp.csr_array], source: NDArray, sparse: bool = False
+) -> NDArray | None:
     eliminated = c.eliminated(sparse)
     if eliminated is None:
         return None
@@ -310,7 +320,7 @@ def _eliminated_flow(c: Cyclic, inflow: sp.csr_array, source: NDArray, sparse: b
     widen(y, relative, absolute)
     solver = lambda g: elimination.solve_flow(eliminated, g)  # noqa: E731
     terms, errors = c.rates.terms[c.own], c.rates.errors
-    ends = enclose_flow(inflow, c.out, y[:, 0], source, solver, terms, parts=c.parts, errors=errors)
+    ends = enclose_flow(inflow(), c.out, y[:, 0], source, solver, terms, parts=c.parts, errors=errors)
     if ends is None and not np.isfinite(absolute):
         return None
     return y if ends is None else _narrower(y, _columns(y[:, 0], *ends))

@@ -19,21 +19,16 @@ ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
 @njit(cache=True, error_model="numpy")
-def localize(starts, ends, indices, data, out, own, place, near):
+def localize(starts, ends, indices, data, out, own, place, near, cols, vals):
     """Cut a class out of the chain, every row divided by its total rate.
 
     Row i of the chain is ``starts[i] .. ends[i]``; `place` holds the local number of every state, -1 outside. Returns
-    where each row begins, columns and values inside; the share of each row that leaves, the most rates of a row, and
-    the states outside that are moved to (`near` is room for them).
+    where each row begins, columns and values inside (in `cols` and `vals`); the share of each row that leaves, the most
+    rates of a row, and the states outside that are moved to (`near` is room for them).
     """
     m = len(own)
-    nnz, most = np.uint64(0), np.uint64(0)
-    for row in own:
-        length = np.uint64(ends[row]) - np.uint64(starts[row])
-        nnz += length
-        most = max(most, length)
+    most = np.uint64(0)
     ptr = np.empty(m + 1, np.uint64)
-    cols, vals = np.empty(nnz, np.uint32), np.empty(nnz, np.float32)
     leave = np.empty(m)
     found, at = 0, np.uint64(0)
     ptr[0] = 0
@@ -41,6 +36,7 @@ def localize(starts, ends, indices, data, out, own, place, near):
         row = own[i]
         scale = 1.0 / out[row]
         gone = 0.0
+        most = max(most, np.uint64(ends[row]) - np.uint64(starts[row]))
         for p in range(np.uint64(starts[row]), np.uint64(ends[row])):
             j = place[indices[p]]
             if j >= 0:
