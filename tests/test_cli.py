@@ -266,3 +266,22 @@ def test_sweep_passes_its_caveats_on(road, capsys):
     assert code == 0
     assert said["result"]["start"]
     assert said["warnings"]
+
+
+def test_bench_coverage_and_rare(capsys, tmp_path, monkeypatch):
+    from markovsafety.bench import coverage, rare
+
+    first = list(coverage.cells())
+    monkeypatch.setattr(coverage, "cells", lambda: iter([first[0], first[3], first[-1]]))
+    depths, none = list(coverage.profiles())[:1], list(coverage.flags())[:1]
+    monkeypatch.setattr(coverage, "profiles", lambda: iter(depths))
+    monkeypatch.setattr(coverage, "flags", lambda: iter(none))
+    code, said = told(capsys, "bench", "coverage", "--quick", "--out", f"{tmp_path}/c.json")
+    assert code == 0
+    assert said["files"] == [f"{tmp_path}/c.json", f"{tmp_path}/c.md"]
+    assert len(said["result"]["rows"]) == 3
+    every = list(rare.cases())[-1:]
+    monkeypatch.setattr(rare, "cases", lambda: iter(every))
+    code, said = told(capsys, "bench", "rare", "--quick", "--out", f"{tmp_path}/r.json")
+    assert code == 0
+    assert (tmp_path / "r.md").exists()
