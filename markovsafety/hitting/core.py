@@ -17,7 +17,7 @@ from ..chains import Chain
 from ..errors import InputError
 from . import exact as rational
 from . import graph, layered
-from .blocks import flow, potential
+from .blocks import Report, flow, potential
 from .certify import TINY
 from .rates import Rates, rates_of
 
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 METHODS = ("auto", "layered", "elimination", "sparse", "device", "exact", "symbolic")
+NARROW = 256  # rates of a row up to which all rows of a level are widened by its longest
 RECURSION = "one matrix per position: backward recursion, no linear solve"
 
 
@@ -199,9 +200,14 @@ def probability(w: Walk, method: str = "auto", certify: bool = True) -> Answer:
         fractions, expression = _in_rationals(w.chain, rates, free, one, method)
         X = rational.to_columns(fractions)[:, : _sides(certify)]
         return Answer(X, method, f"rational, from {source}", fractions, (), expression)
-    ends = np.broadcast_to(one.astype(np.float64)[:, None], (len(one), _sides(certify)))
-    how = "recursion" if method == "layered" else method
-    X, report = potential(rates, free, ends, None, how, 1.0, known.plan(free))
+    if not known.order.cyclic and rates.terms.max(initial=0) <= NARROW:
+        order = known.order.sequence
+        order = order[free[order]]
+        X, report = layered.acyclic(rates, order, one, known.level if certify else None), Report(len(order))
+    else:
+        ends = np.broadcast_to(one.astype(np.float64)[:, None], (len(one), _sides(certify)))
+        how = "recursion" if method == "layered" else method
+        X, report = potential(rates, free, ends, None, how, 1.0, known.plan(free))
     return Answer(X, report.method, _graph_note(known) + report.why(), None, tuple(report.failed))
 
 

@@ -10,7 +10,11 @@ from math import frexp, ldexp
 import numpy as np
 from numba import njit
 
+from .level_kernels import prefetch
+
 ONE = np.uint64(1)
+LINE = np.uint64(16)  # columns that come from memory at once
+STATES = 16  # of a sequence, between what is read and what is asked for
 CAN, MISS, DONE = 1, 2, 4  # a state may hit; may miss; is labelled
 
 
@@ -224,9 +228,14 @@ def label(indptr, indices, sequence, first, code, acyclic):
     acyclic : bool
         Whether levels count classes or, if there are cycles, only the cyclic classes on the longest way.
     """
+    m = len(sequence)
     for c in range(len(first) - 1):
         marks, level = np.int64(0), np.int64(0)
         for s in range(first[c], first[c + 1]):
+            prefetch(indptr, np.uint64(sequence[min(s + 2 * STATES, m - 1)]))
+            row = np.uint64(indptr[np.uint64(sequence[min(s + STATES, m - 1)])])
+            prefetch(indices, row)
+            prefetch(indices, row + LINE)
             v = np.uint64(sequence[s])
             for k in range(np.uint64(indptr[v]), np.uint64(indptr[v + ONE])):
                 seen = np.int64(code[np.uint64(indices[k])])

@@ -19,6 +19,7 @@ from .rates import Rates
 
 __all__ = [
     "Flow",
+    "acyclic",
     "backward",
     "forward",
     "hitting",
@@ -190,8 +191,40 @@ def substitute(rates: Rates, order: NDArray[np.integer], X: NDArray, gain: NDArr
         A known upper bound of the solution.
     """
     W = rates.W
-    gain = np.empty((0, X.shape[1])) if gain is None else gain
+    if X.shape[1] == 1:
+        alone = np.empty(0) if gain is None else np.ascontiguousarray(gain[:, 0])
+        kernels.values(*_parts(W), rates.out, order, alone, ceiling, X[:, 0])
+        return
+    gain = np.empty((0, 3)) if gain is None else gain
     kernels.substitute(*_parts(W), rates.out, order, gain, rates.errors, ceiling, X)
+
+
+def acyclic(rates: Rates, order: NDArray[np.integer], one: NDArray, level: NDArray | None) -> NDArray[np.float64]:
+    """Hitting probabilities where no state comes back: one column of values, ends from the roundings on the way.
+
+    Parameters
+    ----------
+    order : int array, shape (m,)
+        States between 0 and 1, each after all states that it can move to.
+    one : bool array, shape (n,)
+        Where the probability is 1; it is 0 at all others that are not in the order.
+    level : int array, shape (n,), optional
+        For every state of the order, more than that of all states that it can move to, and 1 at least. None: values
+        alone.
+
+    Returns
+    -------
+    array, shape (n, 3) or (n, 1)
+        Read-only.
+    """
+    X = np.empty((1 if level is None else 3, rates.n))
+    X[:] = one
+    kernels.values(*_parts(rates.W), rates.out, order, np.empty(0), 1.0, X[0])
+    if level is not None:
+        highest = int(level.max(initial=0))
+        kernels.ends(rates.W.indptr, order, level, highest, rates.errors, *X)
+    X.flags.writeable = False  # so that a `Bound` keeps it without a copy
+    return X.T
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ HUGE = 1.7e308
 FUSED = {"contract"}
 ONE, TWO, EIGHT = np.uint64(1), np.uint64(2), np.uint64(8)
 AHEAD = np.uint64(512)  # entries between what is read and what is asked for: some pages of values and of columns
+STATES = 12  # of an order, between what is solved and what is asked for
 
 
 def _asking(typing, array, index):
@@ -233,24 +234,71 @@ def push(indptr, indices, data, moving, t, Z, count, lost):
     return lost
 
 
+@njit(cache=True, error_model="numpy", fastmath=FUSED)
+def values(indptr, indices, data, out, order, gain, ceiling, x):
+    """The values of `substitute` alone; its sums are those of `_dot`. States further on in the order are asked for."""
+    m = len(order)
+    for s in range(m):
+        far = np.uint64(order[min(s + 2 * STATES, m - 1)])
+        prefetch(indptr, far)
+        prefetch(out, far)
+        row = np.uint64(indptr[np.uint64(order[min(s + STATES, m - 1)])])
+        prefetch(indices, row)
+        prefetch(indices, row + TWO * EIGHT)
+        prefetch(data, row)
+        prefetch(data, row + EIGHT)
+        prefetch(data, row + TWO * EIGHT)
+        i = np.int64(order[s])
+        start, end = np.int64(indptr[i]), np.int64(indptr[i + 1])
+        whole = start + ((end - start) & ~1)
+        a = b = 0.0
+        for k in range(np.uint64(start), np.uint64(whole), TWO):
+            a += data[k] * x[np.uint64(indices[k])]
+            b += data[k + ONE] * x[np.uint64(indices[k + ONE])]
+        if whole < end:
+            a += data[np.uint64(whole)] * x[np.uint64(indices[np.uint64(whole)])]
+        total = a + b
+        if len(gain):
+            total += gain[i]
+        x[i] = min(total / out[i], ceiling)
+
+
+@njit(cache=True, error_model="numpy")
+def ends(indptr, order, level, levels, errors, x, low, high):
+    """Enclose probabilities that `values` found from exact ones, by the roundings on the way to each level.
+
+    A state of k rates at some level adds `_row_count` of k for the sum, k - 1 for its total rate, one for the quotient
+    and twice the errors of the rates to the most of the level below; and 4 (k + 1) units of underflow to what is lost
+    there, which arrives with weights that add up to 1, but for roundings.
+    """
+    longest = np.zeros(levels + 1, dtype=np.int64)
+    for s in range(len(order)):
+        i = np.uint64(order[s])
+        longest[level[i]] = max(longest[level[i]], np.int64(indptr[i + ONE]) - np.int64(indptr[i]))
+    gap, slack = np.zeros(levels + 1), np.zeros(levels + 1)
+    count, lost = 0, 0.0
+    for step in range(1, levels + 1):
+        k = longest[step]
+        count += _row_count(k) + k + 2 * errors
+        lost = lost * (1 + 2.0**-20) + 4 * (k + 1)
+        gap[step], slack[step] = room(count), 2 * np.ceil(lost) * 2.0**-1074
+    for s in range(len(order)):
+        i = np.uint64(order[s])
+        low[i] = below(x[i], gap[level[i]], slack[level[i]])
+        high[i] = above(x[i], gap[level[i]], slack[level[i]], 1.0)
+
+
 @njit(cache=True, error_model="numpy")
 def substitute(indptr, indices, data, out, order, gain, errors, ceiling, X):
     """``x_i = (c_i + sum_j w_ij x_j) / d_i`` for the states in `order`, in this order, in place; ends moved outward.
 
-    X and gain (empty: 0) have the columns value, lower, upper, or the value alone. With three columns a sum of k terms
-    runs in two parts, evens and odds: a product, at most (k + 1) // 2 - 1 additions, one that joins, that of the gain.
-    The total rate has k - 1 additions, the quotient one more rounding; rates that were rounded count above and below.
+    X and gain (empty: 0) have the columns value, lower, upper. A sum of k terms runs in two parts, evens and odds: a
+    product, at most (k + 1) // 2 - 1 additions, one that joins, that of the gain. The total rate has k - 1 additions, the quotient one more rounding; rates that were rounded count above and below.
     """
     for s in range(len(order)):
         i = np.int64(order[s])
         start, end = np.int64(indptr[i]), np.int64(indptr[i + 1])
         d, k = out[i], end - start
-        if X.shape[1] == 1:
-            x = gain[i, 0] if len(gain) else 0.0
-            for p in range(np.uint64(start), np.uint64(end)):
-                x += data[p] * X[np.uint64(indices[p]), 0]
-            X[i, 0] = min(x / d, ceiling)
-            continue
         x = low = high = y = bottom = top = 0.0
         whole = start + ((end - start) & ~1)
         for p in range(np.uint64(start), np.uint64(whole), TWO):

@@ -130,8 +130,10 @@ def laws_of(chain: Chain, start: Any) -> tuple[list[NDArray[np.float64]], bool]:
     """
     if start is None and chain.start is not None:
         return [chain.start], False
-    lookup = {label: i for i, label in enumerate(chain.states)}
-    law = lambda x: np.array(as_law(x, chain.n_states, lookup, lambda i: f"state {i}", "start"))  # noqa: E731
+    lookup = chain._lookup
+    law = lambda x: np.array(as_law(x, chain.n_states, lookup, chain._name, "start"))  # noqa: E731
+    if isinstance(start, np.ndarray) and start.ndim == 1 and start.dtype.kind == "f" and start.size:
+        return [law(start)], False  # without a look at every entry
     items = start.tolist() if isinstance(start, np.ndarray) and start.ndim == 1 else start
     if not isinstance(items, (list, tuple, range, np.ndarray)) or _known(items, lookup):
         return [law(start)], False
