@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +168,11 @@ def test_drift_adds_up_to_the_misfit_of_shared_rows():
     values, sums = drift(WALKS, H, group, np.full(2, float(len(ROLLS))))
     assert values.sum() == pytest.approx(0, abs=1e-14)  # what one stretch brings more the other brings less
     assert sums.sum(axis=0) == pytest.approx(values, abs=1e-14)
+    # What a prompt contributes to the error is what a little more weight of it would change.
+    for p in (0, 7):
+        more = replace(WALKS, weight=np.where(WALKS.prompt == p, 1 + 1e-6, 1.0))
+        moved, _ = drift(more, H, group, np.full(2, float(len(ROLLS))))
+        assert (moved - values) * 1e6 == pytest.approx(sums[p], abs=1e-7)
     step = WALKS.after(H)
     mean = np.bincount(WALKS.state, step, WALKS.size) / WALKS.visits
     assert values[1] == pytest.approx((step - mean[WALKS.state])[group == 1].sum() / len(ROLLS))
@@ -295,7 +301,9 @@ def test_one_more_state_of_memory():
 
 def test_curve_is_cut_where_rollouts_are():
     chain = exact()
-    curve = hit_curve(chain, said(limit=5))
+    mixed = ms.Rollouts.concat([said(limit=5), said()])
+    assert mixed.lengths.max() > 5
+    curve = hit_curve(chain, mixed)
     assert len(curve["t"]) == 5
     assert curve["gap_lower"] <= curve["gap"] <= curve["gap_upper"]
     assert hit_curve(chain, said(prefix=(1,))) is None
@@ -363,6 +371,9 @@ def test_misfit_is_a_width():
     assert wide.upper == pytest.approx(b.upper + result.misfit.upper)
     assert wide.level == pytest.approx(0.95)  # a proven number with a misfit of 95 %
     assert result.misfit.value == abs(result.table[0]["difference"])
+    # Over two depths the interval allows for both.
+    both = ms.check(chain, ms.Rollouts.concat([said(6, prefix=(2, 1)), said(6, prefix=(2,))]))
+    assert both.misfit.upper > max(abs(r[f"difference_{end}"]) for r in both.table for end in ("lower", "upper")) + 1e-4
     with pytest.raises(ms.InputError, match="there already"):
         with_misfit(wide, result)
     with pytest.raises(ms.InputError, match="no misfit"):
