@@ -330,3 +330,17 @@ def test_layered_masks():
     sure = layered.sure_layers(chain.layers, w.hit, none)
     assert (sure <= can).all()
     assert not (sure & (ms.hitting_probability(chain, "harm").value < 1 - 1e-12)).any()
+
+
+@pytest.mark.parametrize("narrow", [0, 256])
+@pytest.mark.parametrize("hostile", [False, True])
+def test_counted_and_carried_ends_hold_the_rational_answer(narrow, hostile, monkeypatch):
+    """A chain without cycles, with one column and ends by level, and with three columns."""
+    monkeypatch.setattr(core, "NARROW", narrow)
+    for seed in range(12):
+        chain = unrolled(random_layers(seed, hostile)[0])
+        found = ms.hitting_probability(chain, "harm")
+        known = ms.hitting_probability(chain, "harm", method="exact").exact
+        assert all(map(inside, found.lower, known, found.upper))
+        assert ((found.upper == 0) == np.array([x == 0 for x in known])).all()
+        assert hostile or (found.upper - found.lower <= 1e-13 * found.upper).all()

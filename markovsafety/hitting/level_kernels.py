@@ -293,7 +293,8 @@ def substitute(indptr, indices, data, out, order, gain, errors, ceiling, X):
     """``x_i = (c_i + sum_j w_ij x_j) / d_i`` for the states in `order`, in this order, in place; ends moved outward.
 
     X and gain (empty: 0) have the columns value, lower, upper. A sum of k terms runs in two parts, evens and odds: a
-    product, at most (k + 1) // 2 - 1 additions, one that joins, that of the gain. The total rate has k - 1 additions, the quotient one more rounding; rates that were rounded count above and below.
+    product, at most (k + 1) // 2 - 1 additions, one that joins, that of the gain. The total rate has k - 1 additions,
+    the quotient one more rounding; rates that were rounded count above and below.
     """
     for s in range(len(order)):
         i = np.int64(order[s])
