@@ -94,6 +94,63 @@ def test_smoothing_by_hand():
     assert default.P.toarray()[1, 6] == pytest.approx(0.5 / 5 / 3.5)
 
 
+def five_positions(rng: np.random.Generator, n: int) -> SimpleNamespace:
+    """Answers of at most five tokens; each is harmful with .00342 and refuses with .1, and the last refuses if nothing
+    did: P(harm) = .0139."""
+    draw = rng.random((n, 5))
+    ended = draw < 0.10342
+    ended[:, -1] = True
+    length = ended.argmax(axis=1) + 1
+    last = draw[np.arange(n), length - 1]
+    rows = [
+        ([0] * (k - 1) + [1], HARM if u < 0.00342 else REFUSAL, k - 1, 0, i)
+        for i, (k, u) in enumerate(zip(length, last))
+    ]
+    return make(rows)
+
+
+def test_laplace_smoothing_inflates_rare_harm_fourfold():
+    """One pseudo-count for every target, 100 rollouts: .0139 becomes .057 on the average, with a tenth of one .019.
+
+    The averages of 200 estimates have standard errors of .0007, .0008 and .0008: six of them to either side (false
+    alarm 2e-9 each).
+    """
+    truth = 0.00342 * sum((1 - 0.10342) ** t for t in range(5))
+    assert truth == pytest.approx(0.0139, abs=5e-5)
+    rng = np.random.default_rng(0)
+    found: dict[float, list[float]] = {0.0: [], 0.5: [], 5.0: []}
+    for _ in range(200):
+        counts = ms.count(five_positions(rng, 100), ms.Position())
+        for prior, values in found.items():
+            chain = ms.estimate(counts, "dirichlet", prior) if prior else ms.estimate(counts)
+            values.append(float(chain.start @ float_hitting(chain)))
+    mean = {prior: float(np.mean(values)) for prior, values in found.items()}
+    assert mean[0.0] == pytest.approx(truth, abs=0.005)
+    assert mean[0.5] == pytest.approx(0.0187, abs=0.005)
+    assert mean[5.0] == pytest.approx(0.057, abs=0.0045)
+    assert mean[5.0] > 3.7 * truth
+
+
+def test_a_smoothed_chain_says_that_it_is_biased(tmp_path):
+    """In the bound at the start, with what the rollouts alone say, also from a file; the plain estimate has no note."""
+    counts = ms.count(five_positions(np.random.default_rng(3), 100), ms.Position())
+    raw = float((counts.tally.outcomes.sum(axis=0) / 100)[0])
+    smooth = ms.estimate(counts, "dirichlet", 5.0)
+    for chain in (smooth, ms.read_chain(ms.write_chain(smooth, tmp_path / "c.npz"))):
+        assert chain.evidence is not None
+        assert chain.evidence.prior == 5
+        bound = ms.hitting_probability(chain, "harm")
+        assert bound.at_start.info["note"] == (
+            f"biased by a prior of 5 pseudo-transitions per row; the rollouts alone say {raw:.3g}"
+        )
+        assert "biased" in str(bound)
+        assert bound.at_start.lower <= raw <= bound.at_start.upper
+    plain = ms.estimate(counts)
+    assert plain.evidence is not None
+    assert plain.evidence.prior == 0
+    assert "note" not in ms.hitting_probability(plain, "harm").at_start.info
+
+
 def test_estimate_refuses_what_it_does_not_know():
     with pytest.raises(ms.InputError, match="SimpleNamespace, not Counts") as caught:
         ms.estimate(make(BY_HAND))  # pyright: ignore[reportArgumentType]
@@ -226,3 +283,60 @@ def test_true_masses_pass_the_single_token_test():
     for seed in range(40):
         counts = ms.count(planted(50, 0.02, 0.3, limit=10, seed=seed), ms.KGram(1))
         assert single_token_outcomes(counts) == ("harm", "benign")
+
+
+def processed(law: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    """Rows of a law after a temperature and a cut at top_p."""
+    hot = law ** (1 / temperature)
+    hot /= hot.sum(axis=1, keepdims=True)
+    order = np.argsort(-hot, axis=1, kind="stable")
+    ranked = np.take_along_axis(hot, order, axis=1)
+    kept = ranked * (ranked.cumsum(axis=1) - ranked < top_p)
+    np.put_along_axis(hot, order, kept, axis=1)
+    return hot / hot.sum(axis=1, keepdims=True)
+
+
+def hidden(n: int, law: np.ndarray, seed: int) -> SimpleNamespace:
+    """Answers whose law depends on a state that the tokens do not show (drawn anew each token): token 1 is harm, 2 the
+    end; with the mass of harm at every token."""
+    rng = np.random.default_rng(seed)
+    data, masses = [], []
+    for i in range(n):
+        tokens: list[int] = []
+        while not tokens or (tokens[-1] not in (1, 2) and len(tokens) < 12):
+            row = law[rng.integers(len(law))]
+            tokens.append(int(rng.choice(len(row), p=row)))
+            masses.append(row[1])
+        end = {1: HARM, 2: BENIGN}.get(tokens[-1], TRUNCATED)
+        data.append((tokens, end, -1 if end == TRUNCATED else len(tokens) - 1, 0, i % 20))
+    return make(data, mass_harm=np.array(masses))
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.5, 0.9), (1.0, 0.91)])
+def test_masses_of_the_law_sampled_from_are_unbiased_and_less_noisy(temperature, top_p):
+    """200 data sets of 20 rollouts. Hits are the summed mass within six standard errors (false alarm 2e-9), and not the
+    summed raw mass; and the mass row varies less than half as much as the sampled frequency (the true ratios are above
+    6; an F of 200 and 200 degrees of freedom below a third has probability 1e-13)."""
+    raw = np.array([[0.62, 0.02, 0.3, 0.06], [0.5, 0.06, 0.36, 0.08], [0.55, 0.1, 0.3, 0.05]])
+    law = processed(raw, temperature, top_p)
+    found: dict[str, list[float]] = {"mle": [], "mass": []}
+    total, hits, variance, raw_total = 0.0, 0, 0.0, 0.0
+    lookup = dict(zip(law[:, 1].tolist(), raw[:, 1].tolist()))
+    for seed in range(200):
+        rolls = hidden(20, law, seed)
+        counts = ms.count(rolls, ms.KGram(0))
+        if counts.tally.outcomes[:, :3].sum() == 0:
+            continue
+        for method, values in found.items():
+            values.append(ms.estimate(counts, method).P[0, 1])
+        mass = counts.mass["harm"].values
+        total, hits = total + mass["total"].sum(), hits + int((rolls.outcome == HARM).sum())
+        variance += mass["variance"].sum()
+        raw_total += sum(lookup[m] for m in rolls.columns["mass_harm"].tolist())
+    assert abs(hits - total) < 6 * np.sqrt(variance)
+    if (temperature, top_p) != (1.0, 1.0):
+        assert abs(hits - raw_total) > 6 * np.sqrt(variance)
+    spread = {k: np.var(v, ddof=1) for k, v in found.items()}
+    assert spread["mle"] > 2 * spread["mass"]
+    # Truncation keeps its own frequency, so a row is the mass given that a token was sampled.
+    assert np.mean(found["mass"]) == pytest.approx(law[:, 1].mean(), rel=0.1)
