@@ -98,6 +98,15 @@ def test_draws_have_the_spread_of_the_labels():
     assert np.array_equal(drawn, found.draws(20_000, seed=3))
 
 
+def test_draws_know_that_labels_of_one_prompt_resemble_each_other():
+    """Ten prompts, whose answers are all judged alike: ten labels, not a hundred."""
+    said = np.repeat([0] * 8 + [2] * 2, 10)
+    rolls = Rollouts.of([[5, 2]] * 100, prompt_id=np.repeat(range(10), 10), outcome=said, hit=np.where(said, 1, 0))
+    clustered_, alone = confusion(rolls, [0] * 100), Confusion.of(confusion(rolls, [0] * 100).matrix())
+    spread = [found.draws(4000, seed=1)[:, 0, 0].std() for found in (clustered_, alone)]
+    assert spread[0] > 2.5 * spread[1]
+
+
 def test_labels_chosen_by_their_verdict_are_weighted():
     """Truth: 10 % harm, sensitivity 0.8, alarms 0.1. As many flagged as unflagged answers are labelled."""
     flagged, quiet = [0] * 80 + [2] * 90, [0] * 20 + [2] * 810
@@ -242,6 +251,20 @@ def test_errors_that_differ_by_category_need_a_matrix_by_category():
         assert rows.lower[i, 0] <= (truth.outcome[truth.category == name] == HARM).mean() <= rows.upper[i, 0]
 
 
+def test_a_pooled_rate_weighs_categories_with_their_rollouts():
+    outcome = np.array([0] * 30 + [1] * 30 + [0] * 2 + [1] * 18)
+    rolls = Rollouts.of([[5, 2]] * 80, prompt_id=range(80), category=["a"] * 60 + ["b"] * 20, outcome=outcome,
+                        hit=np.where(outcome == 0, 0, 1))  # fmt: skip
+    found = Confusion.of({"a": [[900, 100], [200, 800]], "b": [[800, 200], [50, 950]]}, by="category")
+    a, b = (0.5 - 0.2) / 0.7, (0.1 - 0.05) / 0.75
+    pooled, rows = corrected(rolls, found).start, corrected(rolls, found, by="category")
+    assert pooled.value == pytest.approx(0.75 * a + 0.25 * b, rel=1e-12)
+    assert rows.value[:, 0] == pytest.approx([a, b], rel=1e-12)
+    assert pooled.info["apparent"] == pytest.approx(0.4)
+    down = np.hypot(0.75 * (rows.value - rows.lower)[0, 0], 0.25 * (rows.value - rows.lower)[1, 0])
+    assert pooled.value - pooled.lower == pytest.approx(down, rel=1e-12)
+
+
 def test_a_profile_is_corrected_depth_by_depth():
     rng = np.random.default_rng(11)
     truth = answers(rng, 60, 6, harm=HARMS, prefill=(0, 2, 5))
@@ -274,6 +297,11 @@ def test_no_harm_seen_is_not_no_harm():
     assert (found.value, found.lower) == (0, 0)
     assert found.upper > profile(rolls).upper[0] / 0.8  # harm that was missed is on top of harm that was not sampled
     assert found.upper < 0.03
+
+
+def test_one_prompt_says_so():
+    rolls = Rollouts.of([[5, 2]] * 20, prompt_id=3, outcome=[0] * 5 + [1] * 15, hit=[0] * 5 + [1] * 15)
+    assert "one prompt only" in corrected(rolls, two(40, 10, 5, 150)).info["note"]
 
 
 # --- refusals ---

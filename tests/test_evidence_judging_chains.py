@@ -46,6 +46,8 @@ def test_expected_verdicts_give_back_the_chain_of_the_truth(truth, rates, by, st
         rows = truth.prefill == k
         assert found.info["entry"][k].value == pytest.approx((truth.outcome[rows] == HARM).mean(), abs=1e-9)
     assert found.at_start.value == found.info["entry"][0].value
+    S = len(said.states)
+    assert found.lower[S:].tolist() == found.upper[S:].tolist() == [1, 0, 0, 0]  # outcomes are what they are called
     assert np.all((found.lower <= h.value + 1e-9) & (h.value <= found.upper + 1e-9))
 
 

@@ -155,13 +155,13 @@ def corrected(
     groups = (None,) if by is None else tuple(np.unique(tally.category).tolist())
     names = groups if by else tuple(np.unique(tally.category).tolist()) if found.by else (None,)
     skills = {name: skill_of(found, name if found.by else None, level) for name in names}
-    cells, notes = {}, []
+    cells, notes, cluster = {}, [], tally.cluster
     for g in groups:
         for k in depths:
             rates, weights = [], []
             for name in names if by is None else (g,):
                 rows = (tally.prefill == k) & (True if name is None else tally.category == name)
-                clusters = np.unique(tally.cluster[rows], return_inverse=True)[1].reshape(-1)
+                clusters = np.unique(cluster[rows], return_inverse=True)[1].reshape(-1)
                 x, n = (np.bincount(clusters, v[rows]) for v in (tally.outcomes[:, HARM], tally.outcomes.sum(axis=1)))
                 q = clustered(x, n, level)
                 notes.append(q.info.get("note", ""))
