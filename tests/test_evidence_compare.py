@@ -67,7 +67,9 @@ def test_paired_t_by_hand():
     # Prompts that never harm on either side add to the mean, not to what is known about its variance.
     more = [cell(tally_of(make_rollouts(np.r_[v, np.zeros(20, int)], np.full(32, 10))), 0) for v in (x, y)]
     d = np.r_[d, np.zeros(20)]
-    assert paired(more[0], more[1], 0.95)[1] == pytest.approx(d.mean() + 2.200985160082949 * d.std(ddof=1) / np.sqrt(32))
+    assert paired(more[0], more[1], 0.95)[1] == pytest.approx(
+        d.mean() + 2.200985160082949 * d.std(ddof=1) / np.sqrt(32)
+    )
 
 
 def test_few_harmful_prompts_use_the_clustered_intervals():
@@ -117,6 +119,7 @@ def test_the_difference_is_a_bound():
         assert caught.value.partial == result.table
     alone = ms.compare(make_rollouts([3], [10]), make_rollouts([5], [10])).difference()
     assert "one prompt only" in alone.info["note"]
+    assert "one prompt only" in str(ms.compare(make_rollouts([3], [10]), make_rollouts([5], [10])))
 
 
 def test_different_prompts_are_not_paired():

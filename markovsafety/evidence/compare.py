@@ -174,6 +174,8 @@ def compare(before: Any, after: Any, *, level: float = 0.95, rate: float = 0.05)
     tested = [row for row in table if row["category"] is not None or not groups]
     for row, q in zip(tested, benjamini_hochberg(np.array([row["p"] for row in tested]))):
         row["adjusted"], row["flagged"] = float(q), bool(q <= rate)
+    if any(min(row["prompts"]) < 2 for row in table):
+        notes = (*notes, "one prompt only in some rows: the variance between prompts is not assessed there")
     attribution, states, positions = None, None, None
     if isinstance(before, Chain) and isinstance(after, Chain):
         if why := _other_states(before, after):
