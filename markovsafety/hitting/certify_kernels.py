@@ -230,8 +230,10 @@ def swept(inside, outside, sweeps):
         for p in range(ptr[i], ptr[i + 1]):
             total[i] += data[p]
         total[i] = 1 / (total[i] + leave[i])
-    q, after, v = leave * total, np.empty(m), np.ones((m, 2))
-    v[:, 1] = -q / sweeps
+    q, after, v = np.empty(m), np.empty(m), np.ones((m, 2))
+    for i in range(m):
+        q[i] = leave[i] * total[i]
+        v[i, 1] = -q[i] / sweeps
     for _ in range(2, sweeps):
         for i in range(m):
             s = leave[i]

@@ -240,7 +240,8 @@ def by_front(starts, ends, indices, data, own, place, order, begin):
     m, n_fronts = len(order), len(begin) - 1
     front = np.empty(m, np.int64)
     for a in range(n_fronts):
-        front[begin[a] : begin[a + 1]] = a
+        for k in range(begin[a], begin[a + 1]):
+            front[k] = a
     for k in range(m):
         place[own[order[k]]] = k
     entries, exit = np.zeros(n_fronts + 2, np.int64), np.zeros(m)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from . import dissection_kernels
@@ -95,11 +96,23 @@ def eliminate_class(rates: Rates, own: NDArray, place: NDArray, fronts: Fronts |
     fronts : Fronts, optional
     """
     W = rates.W
-    fronts = one_front(len(own)) if fronts is None else fronts
+    if fronts is None:
+        return _run(one_front(len(own)), *_in_one(W, own, place))
     parts = dissection_kernels.by_front(
         W.indptr[:-1], W.indptr[1:], W.indices, W.data, own, place, fronts.order, fronts.begin
     )
     return _run(fronts, *parts)
+
+
+def _in_one(W: sp.csr_array, own: NDArray, place: NDArray) -> tuple[NDArray, ...]:
+    """`dissection_kernels.by_front` for one front."""
+    m, rows = len(own), W[own]
+    place[own] = np.arange(m, dtype=place.dtype)
+    row, col = np.repeat(np.arange(m), np.diff(rows.indptr)), place[rows.indices].astype(np.int64)
+    place[own] = -1
+    near = col >= 0
+    exit = np.bincount(row[~near], rows.data[~near], m)
+    return np.array([0, int(near.sum())]), row[near], col[near], rows.data[near], exit
 
 
 def _run(
@@ -107,10 +120,17 @@ def _run(
 ) -> Eliminated | None:
     s, b = fronts.pivots, fronts.borders
     offset = np.concatenate([[0], np.cumsum(s * (s + 2 * b))])
-    factors, pivots = np.empty(offset[-1]), np.empty(len(exit))
+    m, pivots = len(exit), np.empty(len(exit))
+    if len(s) == 1:  # spares small classes the compiling of all else
+        A = np.zeros((m, m + 1))
+        A[rows, cols], A[:, m] = vals, exit
+        done = kernels.reduce(A.ravel(), m, m, pivots, 0)
+        return Eliminated(fronts, A[:, :m].ravel(), offset, pivots) if done else None
+    factors = np.empty(offset[-1])
     shape = fronts.begin, fronts.parent, fronts.edge, fronts.border
-    room = dissection_kernels.room(*shape[:3])
-    done = kernels.eliminate(*shape, entries, rows, cols, vals, exit, factors, offset, pivots, *room)
+    pending, front = dissection_kernels.room(*shape[:3])
+    work = np.empty(pending), np.empty(front)
+    done = kernels.eliminate(*shape, entries, rows, cols, vals, exit, factors, offset, pivots, *work)
     return Eliminated(fronts, factors, offset, pivots) if done else None
 
 

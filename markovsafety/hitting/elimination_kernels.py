@@ -28,102 +28,115 @@ def _total(row, exit):
 
 
 @njit(cache=True, error_model="numpy")
-def _add(row, f, A, first, count, low):
-    """``row[j] += f[0] A[first, j] + ...`` for j >= low, one product after the other."""
-    here = row[low:]
+def _add(A, here, f, first, count, low, width):
+    """``row[j] += f[0] A[first, j] + ...`` for j >= low, one product after the other; the row begins at `here`."""
+    row = A[here + low : here + width]
     p = 0
     while p + 4 <= count:
         a, b, c, d = f[p], f[p + 1], f[p + 2], f[p + 3]
-        k = first + p
-        A0, A1, A2, A3 = A[k, low:], A[k + 1, low:], A[k + 2, low:], A[k + 3, low:]
-        for j in range(len(here)):
-            here[j] = (((here[j] + a * A0[j]) + b * A1[j]) + c * A2[j]) + d * A3[j]
+        k = (first + p) * width
+        A0, A1 = A[k + low : k + width], A[k + width + low : k + 2 * width]
+        k += 2 * width
+        A2, A3 = A[k + low : k + width], A[k + width + low : k + 2 * width]
+        for j in range(len(row)):
+            row[j] = (((row[j] + a * A0[j]) + b * A1[j]) + c * A2[j]) + d * A3[j]
         p += 4
     while p < count:
-        a, A0 = f[p], A[first + p, low:]
-        for j in range(len(here)):
-            here[j] += a * A0[j]
+        k = (first + p) * width
+        a, A0 = f[p], A[k + low : k + width]
+        for j in range(len(row)):
+            row[j] += a * A0[j]
         p += 1
 
 
 @njit(cache=True, error_model="numpy")
-def reduce(A, count, pivots):
+def reduce(A, f, count, pivots, base):
     """Eliminate the first `count` states of a front.
 
-    A, of shape (f, f + 1), holds the rates among the f states of the front, the diagonal unused, and in the last column
-    their exits. Afterwards row k < count holds the rates of k at the moment it was removed, column k ``w_ik / d_k``,
-    and the rest the rates that remain. Returns False if a pivot vanished or overflowed.
+    A holds, row after row, the f x (f + 1) rates among the f states of the front, the diagonal unused, and in the last
+    column their exits. Afterwards row k < count holds the rates of k at the moment it was removed, column k ``w_ik /
+    d_k``, and the rest the rates that remain; d_k is ``pivots[base + k]``. Returns False if a pivot vanished or
+    overflowed.
     """
-    f = len(A)
+    w = f + 1
     ratio = np.empty(PANEL)
     for first in range(0, count, PANEL):
         end = min(first + PANEL, count)
         for k in range(first, end):
             for p in range(first, k):
-                ratio[0] = A[k, p] / pivots[p]
-                A[k, p] = ratio[0]
-                _add(A[k], ratio, A, p, 1, p + 1)
-            pivots[k] = _total(A[k, k + 1 : f], A[k, f])
-            if not 0.0 < pivots[k] < np.inf:
+                ratio[0] = A[k * w + p] / pivots[base + p]
+                A[k * w + p] = ratio[0]
+                _add(A, k * w, ratio, p, 1, p + 1, w)
+            pivots[base + k] = _total(A[k * w + k + 1 : k * w + f], A[k * w + f])
+            if not 0.0 < pivots[base + k] < np.inf:
                 return False
         for i in range(end, f):
             for p in range(first, end):
-                v = A[i, p]
+                v = A[i * w + p]
                 for q in range(first, p):
-                    v += ratio[q - first] * A[q, p]
-                ratio[p - first] = v / pivots[p]
-                A[i, p] = ratio[p - first]
-            _add(A[i], ratio, A, first, end - first, end)
+                    v += ratio[q - first] * A[q * w + p]
+                ratio[p - first] = v / pivots[base + p]
+                A[i * w + p] = ratio[p - first]
+            _add(A, i * w, ratio, first, end - first, end, w)
     return True
 
 
 @njit(cache=True, error_model="numpy")
-def eliminate(begin, parent, edge, border, entries, rows, cols, vals, exit, factors, offset, pivots, deepest, largest):
+def eliminate(begin, parent, edge, border, entries, rows, cols, vals, exit, factors, offset, pivots, pending, A):
     """Eliminate all fronts, children before parents.
 
     Front a has the pivots ``begin[a] .. begin[a + 1] - 1`` and the border ``border[edge[a] : edge[a + 1]]``, all in the
     order of elimination, and the rates ``entries[a] .. entries[a + 1]`` of (rows, cols, vals). `factors` receives from
-    ``offset[a]`` on the pivot rows, then the border's columns. Room for the pending updates is `deepest`, for a front
-    `largest`. Returns False if a pivot vanished.
+    ``offset[a]`` on the pivot rows, then the border's columns. `pending` is room for updates, A for a front. Returns
+    False if a pivot vanished. (Flat arrays and plain loops: reshaping takes numba ten seconds to compile.)
     """
     n_fronts = len(parent)
     place = np.zeros(len(exit), np.int64)
-    pending, work = np.empty(deepest), np.empty(largest)
-    head, bottom = 0, np.full(n_fronts + 1, -1, np.int64)  # pending updates are a stack: fronts come in post-order
-    stack = np.empty(n_fronts + 1, np.int64)
+    head = 0  # pending updates are a stack: fronts come in post-order
+    bottom, stack = np.empty(n_fronts + 1, np.int64), np.empty(n_fronts + 1, np.int64)
     depth = 0
     for a in range(n_fronts):
-        s, b = begin[a + 1] - begin[a], edge[a + 1] - edge[a]
+        s, b, low = begin[a + 1] - begin[a], edge[a + 1] - edge[a], begin[a]
         f = s + b
-        A = work[: f * (f + 1)].reshape((f, f + 1))
-        A[:] = 0.0
+        w = f + 1
+        for p in range(f * w):
+            A[p] = 0.0
         for k in range(s):
-            place[begin[a] + k] = k
-            A[k, f] = exit[begin[a] + k]
+            place[low + k] = k
+            A[k * w + f] = exit[low + k]
         for k in range(b):
             place[border[edge[a] + k]] = s + k
         for p in range(entries[a], entries[a + 1]):
-            A[place[rows[p]], place[cols[p]]] = vals[p]
+            A[place[rows[p]] * w + place[cols[p]]] = vals[p]
         while depth and parent[stack[depth - 1]] == a:
             depth -= 1
             c = stack[depth]
             r = edge[c + 1] - edge[c]
             head = bottom[c]
-            U = pending[head : head + r * (r + 1)].reshape((r, r + 1))
+            at = head
             for i in range(r):
-                to = place[border[edge[c] + i]]
+                to = place[border[edge[c] + i]] * w
                 for j in range(r):
-                    A[to, place[border[edge[c] + j]]] += U[i, j]
-                A[to, f] += U[i, r]
-        if not reduce(A, s, pivots[begin[a] : begin[a + 1]]):
+                    A[to + place[border[edge[c] + j]]] += pending[at + j]
+                A[to + f] += pending[at + r]
+                at += r + 1
+        if not reduce(A, f, s, pivots, low):
             return False
         at = offset[a]
-        factors[at : at + s * f].reshape((s, f))[:] = A[:s, :f]
-        factors[at + s * f : at + s * (f + b)].reshape((b, s))[:] = A[s:, :s]
+        for i in range(s):
+            for j in range(f):
+                factors[at + j] = A[i * w + j]
+            at += f
+        for i in range(s, f):
+            for j in range(s):
+                factors[at + j] = A[i * w + j]
+            at += s
         if b:
-            pending[head : head + b * (b + 1)].reshape((b, b + 1))[:] = A[s:, s:]
             bottom[a] = head
-            head += b * (b + 1)
+            for i in range(s, f):
+                for j in range(s, w):
+                    pending[head + j - s] = A[i * w + j]
+                head += b + 1
             stack[depth] = a
             depth += 1
     return True
@@ -133,16 +146,15 @@ def eliminate(begin, parent, edge, border, entries, rows, cols, vals, exit, fact
 def forward(begin, edge, border, factors, offset, x):
     """Redirect gains: ``x_i += x_k w_ik / d_k`` for all i after k."""
     for a in range(len(begin) - 1):
-        s, b, low = begin[a + 1] - begin[a], edge[a + 1] - edge[a], begin[a]
-        rows = factors[offset[a] : offset[a] + s * (s + b)].reshape((s, s + b))
-        side = factors[offset[a] + s * (s + b) : offset[a] + s * (s + 2 * b)].reshape((b, s))
+        s, b, low, at = begin[a + 1] - begin[a], edge[a + 1] - edge[a], begin[a], offset[a]
         for i in range(1, s):
             for k in range(i):
-                x[low + i] += rows[i, k] * x[low + k]
+                x[low + i] += factors[at + i * (s + b) + k] * x[low + k]
+        at += s * (s + b)
         for i in range(b):
             to = border[edge[a] + i]
             for k in range(s):
-                x[to] += side[i, k] * x[low + k]
+                x[to] += factors[at + i * s + k] * x[low + k]
 
 
 @njit(cache=True, error_model="numpy")
@@ -150,13 +162,13 @@ def backward(begin, edge, border, factors, offset, pivots, x):
     """Values: ``x_k = (x_k + sum_j w_kj x_j) / d_k`` over the j after k, last k first."""
     for a in range(len(begin) - 2, -1, -1):
         s, b, low = begin[a + 1] - begin[a], edge[a + 1] - edge[a], begin[a]
-        rows = factors[offset[a] : offset[a] + s * (s + b)].reshape((s, s + b))
         for k in range(s - 1, -1, -1):
+            at = offset[a] + k * (s + b)
             total = x[low + k]
             for j in range(k + 1, s):
-                total += rows[k, j] * x[low + j]
+                total += factors[at + j] * x[low + j]
             for j in range(b):
-                total += rows[k, s + j] * x[border[edge[a] + j]]
+                total += factors[at + s + j] * x[border[edge[a] + j]]
             x[low + k] = total / pivots[low + k]
 
 
@@ -165,14 +177,14 @@ def forward_flow(begin, edge, border, factors, offset, pivots, z):
     """Push what a state holds to the states after it: ``z_k /= d_k; z_j += w_kj z_k``."""
     for a in range(len(begin) - 1):
         s, b, low = begin[a + 1] - begin[a], edge[a + 1] - edge[a], begin[a]
-        rows = factors[offset[a] : offset[a] + s * (s + b)].reshape((s, s + b))
         for k in range(s):
+            at = offset[a] + k * (s + b)
             here = z[low + k] / pivots[low + k]
             z[low + k] = here
             for j in range(k + 1, s):
-                z[low + j] += rows[k, j] * here
+                z[low + j] += factors[at + j] * here
             for j in range(b):
-                z[border[edge[a] + j]] += rows[k, s + j] * here
+                z[border[edge[a] + j]] += factors[at + s + j] * here
 
 
 @njit(cache=True, error_model="numpy")
@@ -180,13 +192,13 @@ def backward_flow(begin, edge, border, factors, offset, z):
     """Visits on the way back: ``z_k += sum_i z_i w_ik / d_k`` over the i after k, last k first."""
     for a in range(len(begin) - 2, -1, -1):
         s, b, low = begin[a + 1] - begin[a], edge[a + 1] - edge[a], begin[a]
-        rows = factors[offset[a] : offset[a] + s * (s + b)].reshape((s, s + b))
-        side = factors[offset[a] + s * (s + b) : offset[a] + s * (s + 2 * b)].reshape((b, s))
+        at = offset[a] + s * (s + b)
         for i in range(b):
             there = z[border[edge[a] + i]]
             for k in range(s):
-                z[low + k] += side[i, k] * there
+                z[low + k] += factors[at + i * s + k] * there
         for i in range(s - 1, 0, -1):
+            at = offset[a] + i * (s + b)
             there = z[low + i]
             for k in range(i):
-                z[low + k] += rows[i, k] * there
+                z[low + k] += factors[at + k] * there
