@@ -1,6 +1,5 @@
 """The JAX road: one probability, batches of one pattern, sharding, and differentiable functions."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -211,8 +210,7 @@ def test_a_sample_without_proof_raises_with_the_others(monkeypatch):
     values = samples(chain, 4)
     values[2, np.isin(chain.P.indices, (30, 31))] = 0
     values[:, -2:] = 1
-    answer = dataclasses.replace
-    monkeypatch.setattr(device_batch, "probability", lambda w: answer(device.probability(w, True), failed=(30,)))
+    monkeypatch.setattr(device_batch, "alone", lambda *_: None)
     with pytest.raises(
         ms.UntrustedError, match="1 of 4 samples could not be solved with a certificate, the first is 2"
     ) as caught:

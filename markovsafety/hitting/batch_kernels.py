@@ -14,6 +14,7 @@ __all__ = ["eliminate", "krylov", "levels", "substitute"]
 U = 2.0**-53
 ITERATIONS = 60  # of BiCGStab per pass
 PASSES = 6
+FAINT = 2.0**-1000  # more than all that underflow can take from a sum
 WIDTH = 16  # samples side by side in `krylov`
 INNER = 1e-5  # what a pass in float32 leaves of the residual
 
@@ -111,10 +112,9 @@ def substitute(values, rows, first, middle, last, cols, implied, known, X, sums)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def eliminate(values, ptr, source, col, outer_ptr, outer, hit, X):
-    """Subtraction-free elimination of a small class for every sample; NaN where a pivot is 0.
-
-    Parameters are those of `krylov`; X, shape (B, m), is the answer."""
+def eliminate(values, ptr, source, col, outer_ptr, outer, hit, X, least):
+    """Subtraction-free elimination of a small class for every sample; NaN where a pivot is 0. Parameters are those of
+    `krylov`; X, shape (B, m), is the answer, and least, shape (B,), the smallest pivot."""
     m = len(ptr) - 1
     W = np.empty((m, m))
     leave, right, pivot = np.empty(m), np.empty(m), np.empty(m)
@@ -144,6 +144,7 @@ def eliminate(values, ptr, source, col, outer_ptr, outer, hit, X):
             for j in range(k):
                 total += W[k, j] * X[b, j]
             X[b, k] = total / pivot[k]
+        least[b] = pivot.min()
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
@@ -313,7 +314,7 @@ def _bounds(terms, lifted, leave, x, r, worst):
     for i in range(len(terms)):
         slack = (terms[i] + 16) * U * 1.01
         for s in range(len(worst)):
-            gap = abs(r[i, s]) + slack * (leave[i, s] * (1 + top[s]) + spread[s]) + 4 * U * top[s]
+            gap = abs(r[i, s]) + slack * (leave[i, s] * (1 + top[s]) + spread[s]) + 4 * U * top[s] + FAINT
             gap /= lifted[i, s]
             worst[s] = worst[s] if gap <= worst[s] else gap  # a NaN stays
 
@@ -359,13 +360,12 @@ def krylov(values, ptr, source, col, outer_ptr, outer, hit, w, lift, tol, X, bou
             for i in range(m):
                 x[i, s] = lift[i]
         _load(values, line, ptr, source, outer_ptr, outer, hit, w, V, V32, leave, leave32, right, coarse, bad)
-        # What a multiple of the lift can prove: t = A lift, less its rounding.
         _residual(ptr, col, V, leave, zero, x, r)
-        spread = top - lift.min()
+        spread = top - lift.min()  # t = A lift, less its rounding, is what a multiple of the lift can prove
         for i in range(m):
             slack = (terms[i] + 16) * U * 1.01
             for s in range(S):
-                t = -r[i, s] - slack * (leave[i, s] * (1 + top) + spread)
+                t = -r[i, s] - slack * (leave[i, s] * (1 + top) + spread) - FAINT
                 lifted[i, s] = t if t > 0 else 0.0
         x[:] = 0.0
         r[:] = right

@@ -23,7 +23,7 @@ from . import graph
 from .certify import enclose, gamma, widen
 from .core import Answer, Walk
 from .device_batch import Batch, Solved, batch
-from .device_function import DENSE, Function, function
+from .device_function import DENSE, Function, function, settled
 from .device_pack import Pattern, bucket, pack, pattern
 from .device_solve import Values, eliminate, eliminated, krylov, substitute
 from .layered import substitute as substitute_in_order
@@ -34,7 +34,7 @@ __all__ = ["Batch", "Function", "Solved", "batch", "function", "probability"]
 NORMAL = 2.0**-1022  # XLA takes smaller numbers for 0
 POWER_STEPS = 10
 
-_substituted = jax.jit(lambda v, gain: substitute(v, None, gain, 1.0))
+_substituted = jax.jit(lambda v, gain: substitute(v, None, gain, 1.0, ceiling=1.0))
 _krylov = jax.jit(lambda v, leave, w, gain: krylov(v, leave, w, gain, 0.0))
 _eliminated = jax.jit(lambda W, leave, gain: eliminated(eliminate(W, leave), gain))
 
@@ -157,10 +157,7 @@ def _large(inside: sp.csr_array, leave: NDArray, out: NDArray) -> Any:
         (inside.data / np.repeat(out, np.diff(inside.indptr)), inside.indices, inside.indptr), inside.shape
     )
     share = leave / out
-    law = np.full(m, 1 / m)
-    for _ in range(POWER_STEPS):
-        law = V.T @ law
-        law /= law.sum()
+    law = settled(V, POWER_STEPS)
     row, leaks = np.repeat(np.arange(m), np.diff(V.indptr)), np.flatnonzero(share)
     data = np.concatenate([V.data, share[leaks], [0.0]])
     nnz = len(data) - 1

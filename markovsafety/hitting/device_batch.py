@@ -7,7 +7,7 @@ is solved again for itself, with a certificate, and if that fails, the whole cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
@@ -23,7 +22,9 @@ from ..chains import Chain
 from ..errors import InputError, MarkovsafetyError, UntrustedError
 from . import batch_kernels as compiled
 from .certify import gamma
-from .core import Walk, probability, walk, without_start
+from .core import Walk, walk, without_start
+from .device_arguments import blocks_of, check_numbers, devices_of, states_of
+from .device_batch_alone import alone
 from .device_batch_solve import KRYLOV_BLOCK, cyclic_samples, substituted_samples
 from .device_function import DENSE, nominal
 from .device_pack import Pattern, pattern
@@ -32,6 +33,8 @@ __all__ = ["Batch", "Solved", "batch"]
 
 kernels: Any = compiled  # what numba makes of a signature is beyond a type checker
 ROWS = 1e-9  # how far a layered row may be from 1, as for `Chain`
+FAINT, LOUD = 2.0**-900, 2.0**64  # sums of rows between which underflow takes less than UNDERFLOW from an answer
+UNDERFLOW = 2.0**-100
 MEMORY = 2e9  # bytes of values that a device works on at once
 
 Values = ArrayLike | Iterable[ArrayLike] | Callable[[], Iterable[ArrayLike]]
@@ -90,8 +93,8 @@ class Batch:
         values : array, shape (B, nnz), or iterable of such blocks, or function that returns one
             Stored entries in the order of ``chain.P.data`` (layered: all layers, concatenated). Homogeneous: the
             diagonal is implied and rows may be on any scale; layered: rows sum to 1 within 1e-9.
-        states : int or bool array, optional
-            Return these states only.
+        states : index, label, int or bool array, optional
+            Return these states only, in this order.
         at_start : bool
             Return the mean over the start law only.
         tol : float
@@ -111,13 +114,15 @@ class Batch:
         Raises
         ------
         InputError
-            If values have another length than the pattern, or are no probabilities (the message names the sample).
+            If values have another length than the pattern, or are no probabilities (the message names the sample), or
+            another argument is not what it should be.
         UntrustedError
             If a sample could not be solved with a certificate; `partial` is the Solved with NaN there.
         """
+        check_numbers(tol, dtype)
         pick = self._pick(states, at_start)
         parts, place = [], 0
-        for block in _blocks(values):
+        for block in blocks_of(values):
             size = np.shape(block)
             if len(size) != 2 or size[0 if innermost else 1] != self.pattern.nnz:
                 raise InputError(
@@ -126,7 +131,7 @@ class Batch:
                     + (", as columns (innermost=True)." if innermost else "."),
                     next="Give one number for every entry of chain.P.data, diagonal included.",
                 )
-            if device is None:
+            if device is None or not self.pattern.steps:
                 host = np.ascontiguousarray(np.asarray(block, dtype=np.float64).T if innermost else block, np.float64)
                 value, error = self._on_host(host, pick, tol)
             else:
@@ -148,7 +153,7 @@ class Batch:
         if at_start:
             index = np.flatnonzero(chain.start)
         elif states is not None:
-            index = np.atleast_1d(index[np.asarray(states)])
+            index = states_of(chain, states)
         nodes = index if at_start or not chain.is_layered else np.arange(len(self.pattern.slot)).reshape(
             self.pattern.shape)[:, index]  # fmt: skip
         weights = np.asarray(chain.start)[index] if at_start else None
@@ -172,14 +177,16 @@ class Batch:
     def _counted(self, X: NDArray, sums: NDArray, unit: float) -> NDArray:
         """The a-priori bound where values are what they should be, else NaN."""
         p = self.pattern
+        if not p.level:
+            return np.zeros(len(sums))  # nothing was read: the graph decides
         fine = (sums[:, 0] >= 0) & np.isfinite(X).all(axis=1) & np.isfinite(sums).all(axis=1)
         if p.implied:
-            fine &= sums[:, 1] > 0
+            fine &= sums[:, 1] > FAINT
         else:
             room = max(ROWS, 64 * unit)
             fine &= (sums[:, 1] >= 1 - room) & (sums[:, 2] <= 1 + room)
-        bound = float(gamma(p.roundings.max(initial=0) * (unit / 2.0**-53))) + 2.0**-1000
-        return np.where(fine if p.level else True, bound if p.level else 0.0, np.nan)
+        bound = float(gamma(p.roundings.max(initial=0) * (unit / 2.0**-53))) + UNDERFLOW
+        return np.where(fine, bound, np.nan)
 
     def _classes(self, values: NDArray, tol: float) -> tuple[NDArray, NDArray]:
         p, parts = self.pattern, self._parts
@@ -188,9 +195,13 @@ class Batch:
         X[:] = self._known
         x, error = np.empty((len(values), len(parts[0]) - 1)), np.zeros(len(values))
         if x.shape[1] <= DENSE:
-            kernels.eliminate(values, *parts, x)
-            # Subtraction-free: O(m^3) roundings in relative terms, of which a few per state are ever seen.
-            error[:] = np.where(np.isfinite(x).all(axis=1) & (values >= 0).all(axis=1), self._eliminated_bound, np.nan)
+            least = np.empty(len(values))
+            kernels.eliminate(values, *parts, x, least)
+            # Subtraction-free: O(m^3) roundings in relative terms, of which a few per state are ever seen. Every
+            # underflow takes 2^-1074 times an entry from a row, which a pivot that is not too small forgets.
+            fine = np.isfinite(x).all(axis=1) & (values >= 0).all(axis=1)
+            fine &= (least > FAINT) & (values.max(axis=1) < LOUD)
+            error[:] = np.where(fine, self._eliminated_bound + UNDERFLOW, np.nan)
             x = np.minimum(x, 1.0)
         else:
             law, lift = (y[: x.shape[1]] for y in self.about)
@@ -245,7 +256,7 @@ class Batch:
 
     def _on_device(self, block: Any, pick: _Pick, device: Any, dtype: Any, innermost: bool) -> tuple[NDArray, NDArray]:
         p = self.pattern
-        devices = _devices(device)
+        devices = devices_of(device)
         lanes = len(devices) * (KRYLOV_BLOCK[devices[0].platform == "cpu"] if p.cyclic else 1)
         total = np.shape(block)[1 if innermost else 0]
         fit = max(int(MEMORY // (p.nnz * np.dtype(dtype).itemsize)) // lanes * lanes, lanes)
@@ -281,7 +292,7 @@ class Batch:
         for b in bad:
             row = np.asarray(block[:, b] if innermost else block[b], dtype=np.float64)
             try:
-                X = self._alone(row)
+                X = alone(self.walk, row)
             except MarkovsafetyError as problem:
                 if isinstance(problem, InputError):
                     raise InputError(
@@ -291,24 +302,6 @@ class Batch:
             value[b] = np.nan if X is None else pick(X[None, :, 0])[0]
             error[b] = np.nan if X is None else float(np.max(X[:, 2] - X[:, 1], initial=0.0))
         return Solved(value, error, bad + place)
-
-    def _alone(self, row: NDArray) -> NDArray | None:
-        """One sample by `core.probability` with a certificate, shape (N, 3); None if it could not be proven."""
-        chain = self.walk.chain
-        n, layers, at = chain.n_states, [], 0
-        for P in chain.layers:
-            data = row[at : at + P.nnz]
-            at += P.nnz
-            if not chain.is_layered and np.isfinite(data).all() and (data >= 0).all():
-                length = np.diff(P.indptr)
-                line = np.repeat(np.arange(n), length)
-                total = np.bincount(line, data, minlength=n)
-                data = data / np.where(total > 0, total, 1.0)[line]
-            layers.append(sp.csr_array((data, P.indices, P.indptr), shape=P.shape))
-        make = Chain.layered(layers, chain.outcomes) if chain.is_layered else Chain(layers[0], chain.outcomes)
-        w = Walk(make, self.walk.hit, self.walk.avoid, self.walk.tail, self.walk.name, self.walk.outcomes)
-        answer = probability(w)
-        return None if answer.failed else answer.X.reshape(-1, 3)
 
 
 @dataclass(frozen=True)
@@ -357,21 +350,6 @@ def batch(chain: Chain, target: Any) -> Batch:
     w = walk(chain, target)
     p = pattern(w)
     return Batch(w, p, nominal(w, p))
-
-
-def _blocks(values: Any) -> Iterator[Any]:
-    if callable(values):
-        values = values()
-    if isinstance(values, Iterator) or (isinstance(values, (list, tuple)) and values and np.ndim(values[0]) == 2):
-        yield from values
-    else:
-        yield values if hasattr(values, "shape") else np.asarray(values, dtype=np.float64)
-
-
-def _devices(device: Any) -> list[Any]:
-    if isinstance(device, str):
-        return [jax.local_devices(backend=device)[0]]
-    return list(device) if isinstance(device, Sequence) else [device]
 
 
 def _untrusted(solved: Solved) -> UntrustedError:

@@ -18,15 +18,17 @@ from jax import lax
 from numpy.typing import NDArray
 
 from ..chains import Chain
+from ..errors import InputError
 from .blocks import potential
 from .core import Walk, walk, without_start
 from .device_pack import Pattern, pattern
 from .device_solve import Values, eliminate, eliminated, krylov, load, residual, substitute, sums, times
 from .rates import rates_of
 
-__all__ = ["DENSE", "Function", "function", "nominal", "stored"]
+__all__ = ["DENSE", "Function", "function", "nominal", "settled", "stored"]
 
 DENSE = 200  # cyclic patterns up to this size are eliminated
+POWER_STEPS = 20
 
 Array = Any
 Solver = Callable[..., Array]
@@ -68,9 +70,25 @@ class Function:
         return jnp.asarray(self.start, h.dtype) @ (h[0] if h.ndim == 2 else h)
 
     def value_and_gradient(self, data: NDArray | None = None) -> tuple[float, NDArray[np.float64]]:
-        """`at_start` and its derivative by every entry in float64, whatever the surroundings are set to."""
+        """`at_start` and its derivative by every entry in float64, whatever the surroundings are set to.
+
+        Raises
+        ------
+        InputError
+            If data has another shape than (nnz,), or the chain has no start law.
+        """
+        try:
+            at = self.data if data is None else np.asarray(data, dtype=np.float64)
+        except (TypeError, ValueError):
+            at = np.zeros(0)
+        if at.shape != self.data.shape:
+            raise InputError(
+                f"data is no array of {len(self.data)} numbers.",
+                cause="The function has one argument for every stored entry, in the order of chain.P.data.",
+                next="Change a copy of `data`, which has the chain's own numbers.",
+            )
         with jax.enable_x64(True):
-            value, slope = _value_and_gradient(self)(jnp.asarray(self.data if data is None else data, jnp.float64))
+            value, slope = _value_and_gradient(self)(jnp.asarray(at, jnp.float64))
             return float(value), np.asarray(slope)
 
 
@@ -129,16 +147,25 @@ def nominal(w: Walk, p: Pattern) -> tuple[NDArray, NDArray] | None:
     rates = rates_of(w.chain)
     inside = sp.csr_array(rates.W[own][:, own])
     inside.data = inside.data / np.repeat(rates.out[own], np.diff(inside.indptr))
-    law = np.full(len(own), 1 / len(own))
-    for _ in range(20):
-        law = inside.T @ law
-        law /= law.sum()
+    law = settled(inside, POWER_STEPS)
     gain = np.where(unknown, rates.out, 0.0)[:, None]
     steps = potential(rates, unknown, np.zeros((rates.n, 1)), gain)[0][own, 0]
     both = np.zeros((2, p.size))
     both[:, p.slot[own]] = law, steps
-    both[1] = np.where(both[1] > 0, both[1], 1.0)
+    both[1] = np.where((both[1] > 0) & np.isfinite(both[1]), both[1], 1.0)
     return both[0], both[1]
+
+
+def settled(V: sp.csr_array, steps: int) -> NDArray[np.float64]:
+    """Nearly the law of a walk that has not left, by some steps of the moves V within, shape (m, m)."""
+    law = np.full(len(V.indptr) - 1, 1 / (len(V.indptr) - 1))
+    for _ in range(steps):
+        after = V.T @ law
+        total = after.sum()
+        if not total > 0:  # all that is left has underflowed
+            break
+        law = after / total
+    return law
 
 
 def stored(p: Pattern, data: Array, back: bool = False) -> tuple[Values, Values | None, Array]:

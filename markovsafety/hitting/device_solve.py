@@ -95,7 +95,9 @@ def _first(v: Values) -> Values:
     return Values(*(part[0] for part in v))
 
 
-def substitute(v: Values, scale: Array | None, gain: Array, one: float, backward: bool = False) -> Array:
+def substitute(
+    v: Values, scale: Array | None, gain: Array, one: float, backward: bool = False, ceiling: float | None = None
+) -> Array:
     """``x_i = gain_i + sum_j v_ij x_j / scale_i`` along the steps, last step first if `backward`.
 
     Parameters
@@ -105,6 +107,8 @@ def substitute(v: Values, scale: Array | None, gain: Array, one: float, backward
     gain : array, same shape
     one : float
         Value of the slot of known ones.
+    ceiling : float, optional
+        What no value exceeds.
     """
     steps, _, width = v.col.shape
     block = lambda x: None if x is None else x.reshape(steps, width, *x.shape[1:])  # noqa: E731
@@ -113,6 +117,7 @@ def substitute(v: Values, scale: Array | None, gain: Array, one: float, backward
         t, part, s, g = at
         y = _collect(part, x)
         y = g + (y if s is None else y / s)
+        y = y if ceiling is None else jnp.minimum(y, ceiling)
         return lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), t * width, 0), None
 
     x = _extended(jnp.zeros_like(gain), one)
