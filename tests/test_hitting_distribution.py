@@ -299,3 +299,28 @@ def test_deviation_where_the_leak_is_tiny():
     mean, found = ms.hitting_time(chain, "harm").at_start, ms.hitting_spread(chain, "harm").at_start
     assert found.upper - found.lower < 1e-8 * found.value
     assert found.value == pytest.approx(mean.value, rel=1e-9)
+
+
+def test_rows_that_sum_to_a_little_more_than_one_keep_the_law_below_one():
+    over = np.array([[0, 1 + 9e-10, 0], [0, 1, 0], [0, 0, 1.0]])
+    chain = ms.Chain.layered([over] * 2, {"harm": 1, "refusal": 2}, start=0)
+    found = ms.hitting_distribution(chain, "harm")
+    assert found.cumulative.value[-1] == found.cumulative.upper[-1] == 1
+
+
+def test_a_spread_below_a_square_that_overflows():
+    # Once in 1e300 walks it takes 1e300 tokens: the variance is 2e300, although that time squared has no double.
+    P = [[1, 0, 1e-300, 0], [1e-300, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    chain = ms.Chain(P, {"harm": 2, "refusal": 3}, start=1)
+    found = ms.hitting_spread(chain, "harm")
+    assert found.lower[1] <= 2**0.5 * 1e150 <= found.upper[1]
+
+
+def test_tokens_that_no_double_counts_are_refused():
+    chain = ms.Chain([[1, 1e-310, 0], [0, 0, 0], [0, 0, 0]], {"harm": 1, "refusal": 2}, start=0)
+    assert ms.hitting_probability(chain, "harm").value[0] == 1
+    for ask in (ms.hitting_time, ms.hitting_spread, lambda *_: ms.visits(chain)):
+        with pytest.raises(ms.InputError, match="State 0 is left with a probability below"):
+            ask(chain, "harm")
+    with pytest.raises(ms.InputError, match="State 0"):
+        ms.hitting_distribution(chain, "harm", horizon=3)

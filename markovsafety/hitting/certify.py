@@ -70,7 +70,7 @@ def widen(X: NDArray, error: Any, slack: Any = 0.0, ceiling: float = np.inf) -> 
     with np.errstate(invalid="ignore"):  # 0 * inf, where no proof was possible
         lower = X[:, 1] * np.maximum(1 - error, 0.0) - slack
         upper = X[:, 2] * (1 + error) + slack
-    X[:, 1] = np.clip(np.where(np.isnan(lower), 0.0, lower), 0.0, HUGE)
+    X[:, 1] = np.clip(np.where(np.isnan(lower), 0.0, lower), 0.0, min(HUGE, ceiling))
     X[:, 2] = np.minimum(np.where(np.isnan(upper), np.inf, upper), ceiling)
     X[:, 0] = np.clip(X[:, 0], X[:, 1], X[:, 2])
 

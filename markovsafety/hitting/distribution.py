@@ -24,11 +24,12 @@ from .intervals import proven, refuse_unproven
 from .rates import Rates, rates_of
 from .several import beside, laws_of
 from .times import ending
-from .waiting import waiting
+from .waiting import in_tokens, waiting
 
 __all__ = ["Distribution", "hitting_distribution"]
 
 BLOCK = 64  # sums are made of blocks of so many terms, so that few roundings act on each
+LONGEST = 2**31  # a horizon must stay below
 STEPS = 30  # inverse iterations for the decay
 CLOSE = 1e-10  # relative width at which they end
 
@@ -165,12 +166,12 @@ LABELS = {
 def _horizon(chain: Chain, horizon: Any) -> int:
     if horizon is None and chain.is_layered:
         return chain.n_layers
-    if isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool) and horizon >= 0:
+    if isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool) and 0 <= horizon < LONGEST:
         return int(horizon)
     raise InputError(
         f"horizon is {horizon!r}.",
         cause="It is the last time that is asked for, in tokens; a chain with one matrix has no natural one.",
-        next="Pass a whole number, for instance horizon=64.",
+        next=f"Pass a whole number from 0 to {LONGEST - 1}, for instance horizon=64.",
     )
 
 
@@ -225,6 +226,7 @@ class _Moves:
 def _moves(w: Walk) -> _Moves:
     rates = rates_of(w.chain)
     live = w.moving & graph.reaching(rates.W, w.hit, w.moving)
+    in_tokens(rates, live)
     states = np.flatnonzero(live)
     rows = sp.csr_array(rates.W[states])
     lost = ~(w.hit | live)

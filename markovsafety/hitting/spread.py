@@ -18,17 +18,20 @@ from .core import Answer, Walk, duration, given_hit, law_mean
 from .intervals import proven, refuse_unproven
 from .rates import rates_of
 from .times import as_reward, moments, ratio
-from .waiting import waiting
+from .waiting import in_tokens, waiting
 
 __all__ = ["deviation"]
 
 ROOM = 2.0**-51  # more than two roundings
+LARGEST = float(np.finfo(np.float64).max)  # a lower end that overflowed is at least this, and may still be made small
 WIDE = 1e-9  # relative width of a variance above which the second moment is asked as well
 
 
 def deviation(w: Walk, reward: Any, given: bool) -> Bound:
     """See `markovsafety.hitting.hitting_spread`."""
     chain, r = w.chain, as_reward(reward, w.chain.n_states)
+    if not chain.is_layered:
+        in_tokens(rates_of(chain), w.moving)
     u, h = moments(w, r, given)
     m = ratio(u.X, h.X) if given else u.X
     mean = np.where(w.hit[:, None] | np.isnan(m) | np.isinf(m[..., :1]), 0.0, m)
@@ -52,7 +55,7 @@ def _square(low: NDArray, value: NDArray, high: NDArray) -> NDArray:
     """Squares of differences in [low, high], as columns; 0 is among them if the ends differ in sign."""
     near = np.maximum(np.maximum(low, -high), 0.0)
     far = np.maximum(np.abs(low), np.abs(high))
-    return np.stack([value**2, near**2, far**2], axis=-1)
+    return np.stack([value**2, np.minimum(near**2, LARGEST), far**2], axis=-1)
 
 
 def _change(after: NDArray, before: NDArray, r: NDArray | float) -> NDArray:
@@ -74,6 +77,7 @@ def _gain(w: Walk, r: NDArray, m: NDArray, h: NDArray) -> NDArray:
     part = W.data[:, None] * (h[W.indices] * _change(m[W.indices], m[row], r[row]))
     gain = np.column_stack([row_sums(part[:, c], W.indptr) for c in range(3)])
     gain += waiting(rates) * h * (r**2)[:, None]
+    gain[:, 1] = np.minimum(gain[:, 1], LARGEST)
     gain /= rates.step[:, None]
     _widened(gain, rates.terms + 8 + 2 * rates.errors)
     return gain
@@ -91,6 +95,7 @@ def _layered_gain(w: Walk, r: NDArray, m: NDArray, h: NDArray) -> NDArray:
 
 
 def _widened(gain: NDArray, roundings: NDArray) -> None:
+    gain[:, 0] = np.where(np.isnan(gain[:, 0]), gain[:, 1], gain[:, 0])  # 0 times what overflowed
     widen(gain, gamma(roundings), np.where(gain[:, 2] > 0, 8 * (roundings + 1) * TINY, 0.0))
 
 

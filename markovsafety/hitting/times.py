@@ -15,6 +15,7 @@ from . import graph, layered
 from .core import Answer, Walk, check_chain, duration, given_hit, law_mean, occupation, probability, walk
 from .intervals import half_width, prompt_tally, proven, recorded, refuse_unproven
 from .rates import rates_of
+from .waiting import in_tokens
 
 __all__ = ["as_reward", "ending", "expected_time", "expected_visits", "moments", "ratio"]
 
@@ -55,6 +56,8 @@ def moments(w: Walk, r: NDArray, given: bool) -> tuple[Answer, Answer]:
 def expected_time(w: Walk, reward: Any, given: bool, level: float) -> Bound:
     """See `markovsafety.hitting.hitting_time`."""
     chain, r = w.chain, as_reward(reward, w.chain.n_states)
+    if not chain.is_layered:
+        in_tokens(rates_of(chain), w.moving)
     u, h = moments(w, r, given)
     name = f"E[{'tokens' if reward is None else 'reward'} to {w.name}{' | hit' if given else ''}]"
     info = {"name": name, "method": u.method, "why": u.why}
@@ -97,13 +100,15 @@ def _signed(w: Walk, r: NDArray, h: Answer | None) -> Answer:
     if len(parts) == 1:
         return parts[0]
     plus, minus = (p.X for p in parts)
-    infinite = ~np.isfinite(plus) | ~np.isfinite(minus)
-    with np.errstate(invalid="ignore"):
+    never = np.isinf(plus[..., 1])  # no proven lower end is infinite, unless a hit is not certain
+    with np.errstate(invalid="ignore", over="ignore"):
         X = plus - minus[..., [0, 2, 1]]
-    room = 2.0**-52 * np.abs(X)  # the subtraction rounds
-    X[..., 1] -= room[..., 1]
-    X[..., 2] += room[..., 2]
-    X[infinite] = np.inf
+        room = 2.0**-52 * np.abs(X)  # the subtraction rounds
+        X[..., 1] -= room[..., 1]
+        X[..., 2] += room[..., 2]
+    X[..., 1] = np.where(np.isnan(X[..., 1]), -np.inf, X[..., 1])
+    X[..., 2] = np.where(np.isnan(X[..., 2]), np.inf, X[..., 2])
+    X[never] = np.inf
     return Answer(X, parts[0].method, parts[0].why, None, (*parts[0].failed, *parts[1].failed))
 
 
@@ -112,9 +117,9 @@ def ratio(u: NDArray, h: NDArray) -> NDArray:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         value = u[..., 0] / h[..., 0]
         ends = np.stack([u[..., a] / h[..., b] for a in (1, 2) for b in (1, 2)])
-    room = 2.0**-51
-    lower, upper = ends.min(axis=0), ends.max(axis=0)
-    X = np.stack([value, lower - room * np.abs(lower), upper + room * np.abs(upper)], axis=-1)
+        room = 2.0**-51
+        lower, upper = ends.min(axis=0), ends.max(axis=0)
+        X = np.stack([value, lower - room * np.abs(lower), upper + room * np.abs(upper)], axis=-1)
     X[..., 1] = np.where(np.isnan(X[..., 1]), -np.inf, X[..., 1])
     X[..., 2] = np.where(np.isnan(X[..., 2]), np.inf, X[..., 2])
     X[..., 1] = np.where(u[..., 1] >= 0, np.maximum(X[..., 1], 0.0), X[..., 1])
@@ -254,6 +259,7 @@ def expected_visits(chain: Chain, law: NDArray, level: float) -> Bound:
         Z = occupation(chain, law, ~layered.staying(chain.layers)).Z
         return proven(Z, info | {"method": "layered", "why": "law of the state at every position, no linear solve"})
     rates = rates_of(chain)
+    in_tokens(rates, np.ones(rates.n, dtype=bool))
     closed = graph.closed_classes(rates.W)
     ends = closed & (rates.out == 0)
     found = occupation(chain, law, ~closed)

@@ -1,15 +1,33 @@
-"""Probability to wait in a state for a token: what the rates leave of it, with proven ends."""
+"""Tokens and rates: what a token is worth, and the probability to wait in a state for one, with proven ends."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .certify import gamma
 from .rates import Rates
 from .waiting_kernels import left_over
 
-__all__ = ["waiting"]
+__all__ = ["in_tokens", "waiting"]
+
+
+def in_tokens(rates: Rates, moving: NDArray[np.bool_]) -> None:
+    """Refuse to count tokens where a state is left so rarely that the number it takes has no double.
+
+    Raises
+    ------
+    InputError
+        If the rate of one token has overflowed for one of the `moving` states.
+    """
+    never = np.flatnonzero(moving & ~np.isfinite(rates.step))
+    if never.size:
+        raise InputError(
+            f"State {never[0]} is left with a probability below 2^-1023 per token.",
+            cause="The number of tokens that takes is no double; probabilities of a hit are not affected.",
+            next="Make the state absorbing, or give it a probability of leaving that is larger.",
+        )
 
 
 def waiting(rates: Rates) -> NDArray[np.float64]:
