@@ -159,8 +159,14 @@ class Factored:
                 cause=f"On this chain a derivative is named by {', '.join(words)}.",
                 next="Pass states by index or label" + (", the layer first." if len(words) > states else "."),
             )
-        lookup = {label: i for i, label in enumerate(self.chain.states)}
-        i, *rest = (int(as_indices(x, self.chain.n_states, lookup, "state")[0]) for x in where[-states:])
+        found = [as_indices(x, self.chain.n_states, self.chain._lookup, "state") for x in where[-states:]]
+        if any(len(index) != 1 for index in found):
+            raise InputError(
+                f"This names {where!r}.",
+                cause="A derivative belongs to one state before and one after, and one of these is none, or several.",
+                next="Pass one index or label for each.",
+            )
+        i, *rest = (int(index[0]) for index in found)
         N, h, now = next(part for t, part in enumerate(self._layers()) if t == layer)
         return N, i, rest[0] if rest else i, h, now
 
