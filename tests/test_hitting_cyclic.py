@@ -237,6 +237,59 @@ def test_outside_ends_and_gains_widen_the_proof():
         assert (y <= x[:, 2] * (1 + 1e-9)).all()
 
 
+@pytest.mark.parametrize("leak", [1e-1, 1e-4, 1e-9, 1e-14])
+def test_sweeps_of_the_transposed_equation_give_the_visits(leak):
+    n = 60
+    c, _, _ = problem(chain := ring(8, n, leak, k=8))
+    P = [[F(float(x)) for x in row] for row in chain.P.toarray()]
+    rows = [[c.rates.W[i, j] for j in range(n)] for i in range(n)]
+    start = np.zeros(n)
+    start[:3] = 0.5, 0.25, 0.25
+    z = krylov.flow(c.mixer, c.parts[0], c.out, start)
+    assert z is not None
+    # Balance of every state in rationals, and of the class as a whole.
+    z_exact = [F(float(x)) for x in z]
+    out = [sum(F(float(w)) for w in c.rates.W[[i]].data) for i in range(n)]
+    for j in range(n):
+        into = F(float(start[j])) + sum(z_exact[i] * F(float(rows[i][j])) for i in range(n))
+        assert abs(into / (z_exact[j] * out[j]) - 1) <= F(1, 10**14)
+    left = [sum(P[i][n:]) / sum(P[i][:i] + P[i][i + 1 :]) for i in range(n)]
+    assert abs(sum(z_exact[i] * out[i] * left[i] for i in range(n)) - 1) <= F(1, 10**14)
+    again = krylov.flow(c.mixer, c.parts[0], c.out, start)
+    assert again == pytest.approx(z, rel=1e-14)  # with what is kept
+    solve = krylov.flow_solver(c.mixer, c.parts[0], c.out)
+    assert solve(start) == pytest.approx(z, rel=1e-4)
+    assert solve(-start) == pytest.approx(-z, rel=1e-4)
+
+
+def test_visits_of_a_large_class_hold_the_exact_ones(monkeypatch):
+    """The road of large classes, on one small enough for rationals."""
+    chain = ring(9, 50, 1e-7, k=8)
+    exact_visits = ms.visits(chain).value
+    monkeypatch.setattr(blocks, "SMALL", 1)
+    monkeypatch.setattr(dissection, "fronts", lambda *a: None)
+    seen = ms.visits(ring(9, 50, 1e-7, k=8))
+    assert "BiCGStab" in seen.info["why"]
+    assert seen.value[:50] == pytest.approx(exact_visits[:50], rel=1e-13)
+    A = [[F(float(w)) for w in row] for row in chain.P.toarray()]
+    held = [F(float(x)) for x in seen.lower], [F(float(x)) for x in seen.upper]
+    for j in range(50):  # with all other visits at one end, those of j are at most (least) what arrives
+        move = sum(A[j]) - A[j][j]
+        arrive = [int(j == 0) + sum(held[end][i] * A[i][j] for i in range(50) if i != j) for end in (0, 1)]
+        assert arrive[0] <= held[1][j] * move
+        assert held[0][j] * move <= arrive[1]
+    assert ((seen.upper - seen.lower)[:50] <= 1e-12 * seen.value[:50]).all()
+
+
+def test_what_sweeps_left_is_kept_and_changes_nothing_but_the_last_bit():
+    c, X, gain = problem(ring(10, 70, 1e-6, k=8))
+    first = solved("krylov", c, X, gain)
+    assert c.mixer.memo["sweeps"] is not None
+    again = solved("krylov", c, X, gain)
+    assert again[:, 0] == pytest.approx(first[:, 0], rel=4e-16)
+    assert (np.maximum(first[:, 1], again[:, 1]) <= np.minimum(first[:, 2], again[:, 2])).all()
+
+
 def test_a_class_that_spreads_is_not_dissected():
     rng = np.random.default_rng(0)
     n = 4000
