@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clopper_pearson, clustered, effective_size
 from ..chains import Chain, Counts, estimate
-from ..clusters import kish
+from ..clusters import freedom, kish
 from ..errors import InputError, UntrustedError
 from ..hitting import hitting_probability
 from ..hitting.core import Walk, walk
@@ -159,8 +159,9 @@ class PromptRows:
         -------
         dict
             prompts and rollouts with this prefill; effective_prompts (Kish: equal ones that average as well); seen
-            (prompts with a hit or with a miss, whichever are fewer, whatever the prefill: the rows pool them); deff
-            (variance by prompt over that of independent transitions, None where it cannot be seen); n_eff (as in
+            (prompts with a hit or with a miss, whichever are fewer, whatever the prefill, for the rows pool them; or,
+            if less, one plus the degrees of freedom that the kurtosis of the influences leaves); deff (variance by
+            prompt over that of independent transitions, None where it cannot be seen); n_eff (as in
             `markovsafety.bound.clustered`, whose size it is where all rollouts begin in one state and end).
         """
         weight = np.asarray(self.entries[prefill].sum(axis=1)).ravel()
@@ -178,6 +179,7 @@ class PromptRows:
             return told | {"n_eff": min(float(K), n)}
         trials, error = value * (1 - value) / alone, self.influence(prefill)
         between = even / max(even - 1, 1e-12) * float(error @ error)
+        told["seen"] = float(min(told["seen"], 1 + freedom(error, self.K)))
         told["deff"] = between * max(trials - 1, 1.0) / (value * (1 - value))
         return told | {"n_eff": float(effective_size(trials, even, told["deff"], level, told["seen"]))}
 
