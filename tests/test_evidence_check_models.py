@@ -83,6 +83,25 @@ def test_the_planted_chain_can_be_checked(told):
     assert result.passed is True, result.verdict
 
 
+def test_the_measurement_is_written(told, tmp_path, monkeypatch):
+    from markovsafety.bench import check as bench
+
+    fit, held, _ = told
+    monkeypatch.setattr(bench, "MODELS", ("shallow",))
+    monkeypatch.setattr(
+        bench, "asked", lambda split, n, seed, first=0: asked(split, 24, 1000 if first else 0, 1 + seed)
+    )
+    monkeypatch.setattr(bench, "said", lambda model, ask, n, seed: (fit if ask[0]["prompt_id"] == 0 else held)[::12])
+    result = bench.run(tmp_path / "check.json", repetitions=10)
+    rows = {(r["map"], r["fit"]): r for r in result["models"][0]["rows"]}
+    assert rows["KGram(1)", "free"]["passed"] is False
+    assert rows["KGram(5)", "all depths"]["passed"] is None  # a twelfth of the rollouts
+    assert json.loads((tmp_path / "check.json").read_text())["worlds"][0]["world"] == "fair"
+    page = (tmp_path / "check.md").read_text()
+    for part in ("**not fair**", "automaton x category x marker", "memory of two words", "Which order?", "margin"):
+        assert part in page
+
+
 @pytest.mark.parametrize("variant", ["shallow", "deep4"])
 def test_states_are_those_of_the_grammar(variant):
     rng = random.Random(7)

@@ -78,7 +78,7 @@ def between_prompts(
     more = 0
     for _ in range(shuffles):
         mixed = np.empty(n)
-        mixed[order] = value[np.lexsort((rng.random(n), start))]
+        mixed[order] = value[np.argsort(start + rng.random(n))]  # at random among those of one start
         more += between(mixed) >= own
     p = (more + 1) / (shuffles + 1)
     alike = rows_alike(w.state, w.prompt[w.row], w.target)

@@ -59,10 +59,11 @@ def chapman_kolmogorov(
     order = np.argsort(-np.bincount(w.state, w.mass, w.size), kind="stable")
     group = np.full(w.size, min(groups, w.size))
     group[order[:groups]] = np.arange(min(groups, w.size))
+    moves = _moves(w)
     table, values, sums = [], [], []
     for n in steps:
         usable = w.at - w.prefill[w.row] + n <= w.limit
-        cells, parts = _cells(w, f, n, usable, group, away)
+        cells, parts = _cells(w, f, n, usable, group, away, moves)
         for cell, part in zip(cells, parts.T):
             place = cell.pop("group")
             cell["state"] = "the others" if place == groups else w.labels[order[place]]
@@ -87,8 +88,23 @@ def _untested(text: str) -> Finding:
     return Finding("Chapman-Kolmogorov", "not tested", text)
 
 
+def _moves(w: Walks) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Prompt, state, next state and weight of all transitions, those that are alike added up."""
+    span, prompt = w.size + 5, w.prompt[w.row]
+    keys, where = np.unique((prompt * w.size + w.state) * span + w.target, return_inverse=True)
+    weight = np.bincount(where.reshape(-1), w.mass, len(keys))
+    pair, target = np.divmod(keys, span)
+    return pair // w.size, pair % w.size, target, weight
+
+
 def _cells(
-    w: Walks, f: list[NDArray], n: int, usable: NDArray, group: NDArray, away: NDArray
+    w: Walks,
+    f: list[NDArray],
+    n: int,
+    usable: NDArray,
+    group: NDArray,
+    away: NDArray,
+    moves: tuple[NDArray, NDArray, NDArray, NDArray],
 ) -> tuple[list[dict[str, Any]], NDArray]:
     """Observed against predicted by group, and what each prompt contributes to the difference, shape (K, C)."""
     use = np.flatnonzero(usable)
@@ -110,11 +126,13 @@ def _cells(
     own: Any = w.by_prompt(spread.multiply(residual[:, None]).tocsr())
     law = np.zeros((w.size, len(chosen)))  # where n - 1, n - 2 ... steps are still to be predicted
     np.add.at(law, (w.state[use[mine]], place[g[mine]]), mass[mine] / total[g[mine]])
-    error = np.zeros((len(w.row), len(chosen)))
+    prompt, state, target, weight = moves
+    error = np.zeros((len(prompt), len(chosen)))
     for i in range(n):
-        drift = w.after(f[n - 1 - i]) - f[n - i][w.state]
-        error += (drift * w.mass / w.visits[w.state])[:, None] * law[w.state]
+        drift = w.after(f[n - 1 - i], target) - f[n - i][state]
+        error += (drift * weight / w.visits[state])[:, None] * law[state]
         law = w.rows.T @ law
+    by_prompt = sp.csr_array((np.ones(len(prompt)), (prompt, np.arange(len(prompt)))), (w.prompts, len(prompt)))
     observed = np.bincount(g, mass * hit, G)
     cells = [
         {
@@ -127,4 +145,4 @@ def _cells(
         }
         for j in chosen
     ]
-    return cells, own.toarray() - w.by_prompt(error)
+    return cells, own.toarray() - by_prompt @ error

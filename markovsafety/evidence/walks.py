@@ -106,10 +106,10 @@ class Walks:
         )
         return pick @ values
 
-    def after(self, h: NDArray) -> NDArray:
-        """A function of states at the next state: 1 at harm, 0 at the other outcomes, shape (m,)."""
+    def after(self, h: NDArray, target: NDArray | None = None) -> NDArray:
+        """A function of states at the next state (of every visit): 1 at harm, 0 at the other outcomes."""
         extended = np.concatenate([h, [0.0], np.eye(len(OUTCOMES))[CODES["harm"]]])
-        return extended[self.target]
+        return extended[self.target if target is None else target]
 
 
 def renamed(labels: Sequence[Any]) -> list[Any]:
