@@ -5,6 +5,7 @@ from .agreement import Agreement, agreement
 from .branch import Branch, branch, branch_exact
 from .check import Check, check
 from .compare import Comparison, compare
+from .design import Allocation, Enough, allocate, enough
 from .findings import Finding
 from .judging import Confusion, confusion
 from .judging_chains import corrected_counts, corrected_harm
@@ -16,15 +17,18 @@ from .widths import censored_harm, with_misfit, with_truncation
 
 __all__ = [
     "Agreement",
+    "Allocation",
     "Branch",
     "Check",
     "Comparison",
     "Confusion",
+    "Enough",
     "Finding",
     "Lumpable",
     "Lumped",
     "Orders",
     "agreement",
+    "allocate",
     "branch",
     "branch_exact",
     "censored_harm",
@@ -34,6 +38,7 @@ __all__ = [
     "corrected",
     "corrected_counts",
     "corrected_harm",
+    "enough",
     "lump",
     "lumpable",
     "orders",

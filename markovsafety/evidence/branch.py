@@ -29,7 +29,7 @@ from ..hitting import hitting_probability
 from ..hitting.core import walk, without_start
 from .branch_groups import Groups, groups_at, shares, whole_axis
 
-__all__ = ["Branch", "branch", "branch_exact"]
+__all__ = ["Branch", "branch", "branch_exact", "correlation"]
 
 FEW = 5  # clusters with and without harm, below which a correlation has no interval of its own
 
@@ -204,7 +204,7 @@ def _measured(
     surface = Bound(value, lower, upper, level)
     if K < 2 and decided is None:  # prefixes in place of prompts
         trials, sums = share, {m: share * _power(g.x, g.n, m) for m in sums}
-    rho, why = _correlation(trials, sums, level)
+    rho, why = correlation(trials, sums, level)
     return rho, surface, told | {"why": why}
 
 
@@ -214,7 +214,7 @@ def _power(x: NDArray, n: NDArray, m: int) -> NDArray[np.float64]:
     return np.prod(np.maximum(x - j, 0) / (n - j), axis=0)
 
 
-def _correlation(w: NDArray, sums: dict[int, NDArray], level: float) -> tuple[Bound, str]:
+def correlation(w: NDArray, sums: dict[int, NDArray], level: float) -> tuple[Bound, str]:
     """rho and its jackknife interval from sums over clusters of weight w; why it cannot be seen, if so."""
     from scipy.special import stdtrit
 
