@@ -156,6 +156,8 @@ def test_a_long_line_is_eliminated_sparsely():
     assert "nested dissection" in bound.info["why"]
     assert bound.value[:n] == pytest.approx(truth, rel=1e-14)
     assert (bound.upper - bound.lower).max() <= 1e-12
+    asked = ms.hitting_probability(line(6000), "harm", method="elimination")  # too many to make dense
+    assert asked.value[:6000] == pytest.approx(np.arange(1, 6001) / 6001, rel=1e-14)
     seen = ms.visits(line(n))
     assert seen.value[n] == pytest.approx(bound.at_start.value, rel=1e-11)
 

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 import markovsafety as ms
 from markovsafety.bound import clopper_pearson, clustered
 from markovsafety.chains import Evidence
-from markovsafety.hitting import blocks, elimination, krylov
+from markovsafety.hitting import blocks, dissection, elimination, krylov
 from markovsafety.rollouts import Rollouts
 
 ENDS = {3: 0, 4: 1, 5: 2}  # tokens 3, 4, 5 end an answer in harm, refusal, benign
@@ -368,6 +368,7 @@ def test_what_cannot_be_proven_is_not_returned(monkeypatch):
     assert (partial.lower[:30] == 0).all()
     assert (partial.upper[:30] == 1).all()
     assert partial.value[30:].tolist() == [1, 0]
+    monkeypatch.setattr(dissection, "fronts", lambda *a: None)
     with pytest.raises(ms.InputError, match="limited to 10 states"):
         ms.hitting_probability(nearly_closed(), "harm", method="elimination")
 

@@ -33,7 +33,7 @@ WIDE = 1e-9  # a certificate wider than this, relative to the largest value, is 
 HOW = {
     "elimination": "subtraction-free elimination",
     "dissection": "subtraction-free elimination in nested dissection",
-    "krylov": "BiCGStab with refinement",
+    "krylov": "Gauss-Seidel sweeps or BiCGStab with refinement",
     "lu": "sparse LU with refinement",
 }
 
@@ -122,12 +122,6 @@ def _check(order: Plan, how: str) -> None:
             cause="Backward recursion needs an order in which no state comes back.",
             next='Use method="auto", "elimination" or "sparse".',
         )
-    if how == "elimination" and largest > DENSE_LIMIT:
-        raise InputError(
-            f"The chain has a cyclic class of {largest} states.",
-            cause=f"Elimination makes the class dense and is limited to {DENSE_LIMIT} states.",
-            next='Use method="auto" or "sparse".',
-        )
 
 
 def _order(how: str, c: Cyclic) -> tuple[list[str], str]:
@@ -136,9 +130,16 @@ def _order(how: str, c: Cyclic) -> tuple[list[str], str]:
     dense = ["elimination"] if m <= DENSE_LIMIT else []
     if dense and (how == "elimination" or (how == "auto" and m <= SMALL)):
         return dense, ""
+    if how == "elimination" and c.fronts is None:
+        raise InputError(
+            f"The chain has a cyclic class of {m} states.",
+            cause=f"Elimination makes the class dense, which is limited to {DENSE_LIMIT} states, or follows a nested "
+            "dissection, of which this class has none that is cheap.",
+            next='Use method="auto" or "sparse".',
+        )
     if c.fronts is not None:
         because = f"that is cheap here: {c.fronts.fill / m:.0f} numbers of fill per state"
-        return ["dissection", "lu", "krylov", *dense], because
+        return ["dissection"] if how == "elimination" else ["dissection", "lu", "krylov", *dense], because
     rest = dense if dense else ["lu"]
     return ["krylov", *rest], f"it spreads too fast to be eliminated cheaply and leaks {c.local.leak:.1g} per move"
 
@@ -184,8 +185,7 @@ def _solve_class(c: Cyclic, X: NDArray, gain: NDArray, how: str, ceiling: float,
 
 
 def _factored_class(c: Cyclic, X: NDArray, gain: NDArray, ceiling: float) -> NDArray | None:
-    inside, outside = c.parts
-    solve = sparse.factor(inside, c.out)
+    outside, solve = c.parts[1], c.factors(flow=False)
     right = gain[:, 0] + outside @ X[:, 0]
     x = None if solve is None else sparse.refined(solve, c.rows, c.own, X[:, 0], right, gain[:, 0])
     if solve is None or x is None:
@@ -295,8 +295,7 @@ def _sparse_flow(which: str, c: Cyclic, inflow: Callable[[], sp.csr_array], sour
     if z is not None:
         solve = None if bare else krylov.flow_solver(c.mixer, c.parts[0], c.out)
     else:
-        make = sparse.krylov if which == "krylov" else sparse.factor
-        solve = make(c.parts[0], c.out, flow=True)
+        solve = sparse.krylov(c.parts[0], c.out, flow=True) if which == "krylov" else c.factors(flow=True)
         z = None if solve is None else sparse.refined_flow(solve, inflow(), c.out, first)
     if z is None:
         return None

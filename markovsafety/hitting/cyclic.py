@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from . import dissection, elimination, krylov
+from . import dissection, elimination, krylov, sparse
 from . import dissection_kernels as kernels
 from .rates import Rates
 from .reuse import kept
@@ -100,10 +100,15 @@ class Cyclic:
         """A sparse order of elimination; None where there is none worth the name."""
         return kept(self.rates.memo, "fronts", self.own, lambda: dissection.fronts(*self.local.small[:2]))
 
-    def eliminated(self, sparse: bool) -> elimination.Eliminated | None:
+    def eliminated(self, along: bool) -> elimination.Eliminated | None:
         """Factors of the elimination, dense or along `fronts`; None if it broke down."""
-        fronts = self.fronts if sparse else None
-        if sparse and fronts is None:
+        fronts = self.fronts if along else None
+        if along and fronts is None:
             return None
         make = lambda: elimination.eliminate_class(self.rates, self.own, self.room.place, fronts)  # noqa: E731
-        return kept(self.rates.memo, "sparse" if sparse else "dense", self.own, make)
+        return kept(self.rates.memo, "sparse" if along else "dense", self.own, make)
+
+    def factors(self, flow: bool) -> sparse.Solver | None:
+        """LU solver, of the transposed equation if `flow`; None if it broke down."""
+        found = kept(self.rates.memo, "lu", self.own, lambda: sparse.factors(self.parts[0], self.out))
+        return None if found is None else found.solver(flow)

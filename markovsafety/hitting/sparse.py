@@ -11,6 +11,8 @@ shrinks the correction; one that does not is reported, never ignored.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,7 +22,7 @@ from scipy.sparse.linalg import splu
 
 from .certify import U, residual, row_sums
 
-__all__ = ["Solver", "factor", "krylov", "refined", "refined_flow", "thin"]
+__all__ = ["Factors", "Solver", "factor", "factors", "krylov", "refined", "refined_flow", "thin"]
 
 STEPS = 12
 SHRINK = 0.5  # a correction must be at most this fraction of the one before
@@ -46,13 +48,39 @@ def thin(inside: sp.csr_array) -> bool:
     return len(order) * band**2 <= WORK
 
 
-def factor(inside: sp.csr_array, out: NDArray, flow: bool = False) -> Solver | None:
-    """Solver of ``(diag(out) - inside) x = b`` (flow: of its transpose) by LU; None if it breaks down."""
+@dataclass(frozen=True)
+class Factors:
+    """LU factors of ``diag(out) - inside``.
+
+    Attributes
+    ----------
+    lu : scipy SuperLU
+    """
+
+    lu: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, indices included."""
+        return 16 * int(self.lu.nnz)
+
+    def solver(self, flow: bool) -> Solver:
+        """Of ``(diag(out) - inside) x = b``, or of its transpose."""
+        return lambda b: self.lu.solve(b, trans="T" if flow else "N")
+
+
+def factors(inside: sp.csr_array, out: NDArray) -> Factors | None:
+    """LU factors; None if they break down."""
     try:
-        lu = splu(sp.csc_array(_matrix(inside, out)), permc_spec="COLAMD", diag_pivot_thresh=0.0)
+        return Factors(splu(sp.csc_array(_matrix(inside, out)), permc_spec="COLAMD", diag_pivot_thresh=0.0))
     except RuntimeError:  # "Factor is exactly singular"
         return None
-    return lambda b: lu.solve(b, trans="T" if flow else "N")
+
+
+def factor(inside: sp.csr_array, out: NDArray, flow: bool = False) -> Solver | None:
+    """Solver of ``(diag(out) - inside) x = b`` (flow: of its transpose) by LU; None if it breaks down."""
+    found = factors(inside, out)
+    return None if found is None else found.solver(flow)
 
 
 def krylov(inside: sp.csr_array, out: NDArray, flow: bool = False) -> Solver:

@@ -137,9 +137,10 @@ def settle(chain, own, out, small, leave, shared, z, w, near, known, gain, D, r,
     m = len(own)
     b, g, y = np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32)
     goal = U if tight else 8 * U  # relative error left
-    most = 0.0
+    most, scale = 0.0, np.empty(m)
     for i in range(m):
         most = max(most, leave[i])
+        scale[i] = 1.0 / out[own[i]]
     c, change, value, last = 0.0, np.inf, 0.0, np.inf
     for outer in range(OUTER):
         for q in range(len(near)):
@@ -147,7 +148,7 @@ def settle(chain, own, out, small, leave, shared, z, w, near, known, gain, D, r,
         defect(starts, ends, indices, data, own, D, gain, r, size)
         top = 0.0
         for i in range(m):
-            top = max(top, abs(r[i]) / out[own[i]])
+            top = max(top, abs(r[i]) * scale[i])
         if not top < np.inf:
             return c, SLOW
         if top == 0.0:
@@ -162,12 +163,12 @@ def settle(chain, own, out, small, leave, shared, z, w, near, known, gain, D, r,
             tol = min(1e-1, max(FINE, goal * value / (change * rate)))
         if shared:
             for i in range(m):
-                b[i] = r[i] / (top * out[own[i]])
+                b[i] = r[i] * scale[i] / top
             s, fine = _one(small, b, w, g, y, tol)
         else:
             B, G, Y = np.empty((m, 2), np.float32), np.zeros((m, 2), np.float32), np.zeros((m, 2), np.float32)
             for i in range(m):
-                B[i, 0], B[i, 1] = r[i] / (top * out[own[i]]), leave[i] / most
+                B[i, 0], B[i, 1] = r[i] * scale[i] / top, leave[i] / most
             s, fine = _both(small, B, G, Y, tol)
             for i in range(m):
                 y[i], w[i], z[i] = Y[i, 0], G[i, 1], Y[i, 1] * most
