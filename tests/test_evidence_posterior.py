@@ -24,7 +24,7 @@ def walks(rng, harm, *, n=16, going=0.5, prefill=(0,)) -> list:
     for prompt, q in enumerate(harm):
         for i in range(n):
             k = prefill[i % len(prefill)]
-            tokens = [3] * k
+            tokens = [3 + prompt % 3] * k
             while rng.random() < going:
                 tokens.append(int(rng.integers(3, 6)))
             harmful = rng.random() < q
@@ -43,21 +43,21 @@ def single(hits: int, total: int, prompts: int | None = None) -> SimpleNamespace
 
 @pytest.mark.parametrize("by_prompt", [True, False])
 def test_a_single_step_has_a_beta_posterior(by_prompt):
-    """Conjugacy: 30 of 120, and a prior of 0.4 over four outcomes: Beta(30.1, 90.3). Each prompt made one transition,
+    """Conjugacy: 12 of 120, and a prior of 8 over four outcomes: Beta(14, 114). Each prompt made one transition,
     so weights on prompts are the same law. 40,000 draws: the quantiles have standard errors below 4e-4, so 6 of them
-    are 2.4e-3 (false alarm 2e-9). The interval by prompt is wider by Student's factor, at 30 harmful prompts 1.06."""
-    counts = ms.count(single(30, 120), ms.KGram(0))
-    rows = prompt_rows(counts, "harm", "dirichlet", 0.4)
-    _, at = posterior_draws(rows, 40_000, 0.4, by_prompt, 0, np.arange(5))
-    want = betaincinv(30.1, 90.3, [0.025, 0.5, 0.975])
+    are 2.4e-3 (false alarm 2e-9). The interval by prompt is wider by Student's factor, at 12 harmful prompts 1.17."""
+    counts = ms.count(single(12, 120), ms.KGram(0))
+    rows = prompt_rows(counts, "harm", "dirichlet", 8)
+    _, at = posterior_draws(rows, 40_000, 8, by_prompt, 0, np.arange(5))
+    want = betaincinv(14, 114, [0.025, 0.5, 0.975])
     assert np.abs(np.quantile(at[:, 0], [0.025, 0.5, 0.975]) - want).max() < 2.4e-3
-    bound = posterior(counts, prior=0.4, draws=40_000, by_prompt=by_prompt).at_start
+    bound = posterior(counts, prior=8, draws=40_000, by_prompt=by_prompt).at_start
     wider = (bound.upper - bound.lower) / np.ptp(want)
-    assert wider == pytest.approx(1.06 if by_prompt else 1, abs=0.02)
-    assert bound.value == pytest.approx(30.1 / 120.4, abs=1.2e-3)
-    assert bound.info["plugin"] == 0.25
-    assert bound.info["bias"] == pytest.approx(bound.value - 0.25)
-    assert "prior of 0.4" in bound.info["note"]
+    assert wider == pytest.approx(1.17 if by_prompt else 1, abs=0.03)
+    assert bound.value == pytest.approx(14 / 128, abs=1.2e-3)
+    assert bound.info["plugin"] == pytest.approx(0.1)
+    assert bound.info["bias"] == pytest.approx(bound.value - 0.1)
+    assert "prior of 8" in bound.info["note"]
 
 
 def test_two_rows_have_the_moments_of_a_product_of_betas():
