@@ -264,7 +264,7 @@ def _lifted(chain: tuple, c: Local, s: float, d: NDArray, D: NDArray) -> NDArray
     r, size = np.empty(len(d)), np.empty(len(d))
     D[c.own] = d
     D[c.near] = -s
-    kernels.defect(*chain, c.own, D, np.zeros(len(d)), r, size)
+    kernels.defect(chain[0], chain[1], chain[2], chain[3], c.own, D, np.zeros(len(d)), r, size)
     return -r - gamma(c.most + 10) * size - (2 * c.most + 8) * (1 + 2 * s) * TINY
 
 
