@@ -309,6 +309,8 @@ def bench(options: argparse.Namespace) -> Answer:
         return _bench_coverage(options)
     if options.what == "rare":
         return _bench_rare(options)
+    if options.what == "check":
+        return _bench_check(options)
     from .bench.rollouts import run
 
     result = run(model=model_of(options.model))
@@ -336,6 +338,13 @@ def _bench_hitting(options: argparse.Namespace) -> Answer:
 
 def _beside(out: str | None) -> list[str]:
     return [str(out), str(Path(out).with_suffix(".md"))] if out else []
+
+
+def _bench_check(options: argparse.Namespace) -> Answer:
+    from .bench.check import run
+
+    result = run(options.out)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
 def _bench_coverage(options: argparse.Namespace) -> Answer:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..chains import Chain
 from ..errors import InputError, MarkovsafetyError, UntrustedError
 from . import batch_kernels as compiled
+from . import program_kernels as compiled_program
 from .certify import gamma
 from .core import Walk, walk, without_start
 from .device_arguments import blocks_of, check_numbers, devices_of, states_of
@@ -28,9 +29,11 @@ from .device_batch_alone import alone
 from .device_batch_solve import KRYLOV_BLOCK, cyclic_samples, substituted_samples
 from .device_function import DENSE, nominal
 from .device_pack import Pattern, pattern
+from .elimination_program import MOST, Program, program
 
 __all__ = ["Batch", "Solved", "batch"]
 
+planned: Any = compiled_program
 kernels: Any = compiled  # what numba makes of a signature is beyond a type checker
 ROWS = 1e-9  # how far a layered row may be from 1, as for `Chain`
 FAINT, LOUD = 2.0**-900, 2.0**64  # sums of rows between which underflow takes less than UNDERFLOW from an answer
@@ -194,9 +197,14 @@ class Batch:
         X = np.zeros((len(values), len(p.slot)))
         X[:] = self._known
         x, error = np.empty((len(values), len(parts[0]) - 1)), np.zeros(len(values))
-        if x.shape[1] <= DENSE:
+        plan = self._program
+        if plan is not None or x.shape[1] <= DENSE:
             least = np.empty(len(values))
-            kernels.eliminate(values, *parts, x, least)
+            if plan is None:
+                kernels.eliminate(values, *parts, x, least)
+            else:
+                ways = *plan.ways_out, *plan.ways_in
+                planned.run(values, *parts[:2], *parts[3:], plan.order, *ways, plan.into, plan.slots, x, least)
             # Subtraction-free: O(m^3) roundings in relative terms, of which a few per state are ever seen. Every
             # underflow takes 2^-1074 times an entry from a row, which a pivot that is not too small forgets.
             fine = np.isfinite(x).all(axis=1) & (values >= 0).all(axis=1)
@@ -215,7 +223,15 @@ class Batch:
 
         outer = self._parts[3]
         m, terms = len(outer) - 1, int(np.diff(outer).max(initial=0))
-        return float(gamma(roundings(m) + 2 * m * terms))  # every exit is itself a sum
+        own = roundings(m) if self._program is None else self._program.roundings
+        return float(gamma(own + 2 * m * terms))  # every exit is itself a sum
+
+    @cached_property
+    def _program(self) -> Program | None:
+        """The planned elimination of a sparse class, if it is worth it."""
+        ptr, _, col = self._parts[:3]
+        dense = (len(ptr) - 1) ** 3 / 3
+        return program(ptr, col, min(MOST, int(dense / 4)) if len(ptr) - 1 <= DENSE else MOST)
 
     @cached_property
     def _known(self) -> NDArray[np.float64]:
