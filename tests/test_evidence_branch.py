@@ -108,7 +108,7 @@ def test_conventions_are_those_of_sweep_and_width():
     assert found.surface.value[0] == pytest.approx(measured_width(x, np.full(40, 8), [1, 2, 4, 8]).value, abs=1e-15)
     assert found.surface.lower[0, 0] == pytest.approx(grid.harm.lower[0, 0], abs=1e-12)
     # One prefix per prompt: rho is the intra-class correlation of the prompts' answers.
-    assert found.rho.value[0] == pytest.approx(icc(x, np.full(40, 8)).value, abs=0.01)
+    assert found.rho.value[0] == pytest.approx(icc(x, np.full(40, 8)).value, abs=1e-12)
     chain = toy.shallow(3)
     exact = evidence.branch_exact(chain, [0, 2, 6], (1, 2, 4)).surface.value
     swept = ms.sweep(ms.Chain(chain.P, chain.outcomes, 0), depth=[0, 2, 6], width=[1, 2, 4])

@@ -149,6 +149,22 @@ def test_counts_are_planned_through_their_chain():
     assert evidence.allocate(counts, 1e5, goal=1).goal == "P(harm) after 1 forced token"
 
 
+def test_a_measured_state_law_is_known_from_its_own_rollouts_only():
+    """After one forced token the answer is in one of two states; free rollouts do not say how often in which."""
+    from markovsafety.evidence.design_rows import of_chain
+
+    rows = [
+        ([t, 9 if p % d else 8], HARM if p % d else REFUSAL, 1, 1, p) for p in range(40) for t, d in ((1, 2), (2, 4))
+    ]
+    rows += [([1, 8], REFUSAL, 1, 0, p) for p in range(40)]
+    chain = ms.estimate(ms.count(make(rows), ms.KGram(1)))
+    found = of_chain(chain, 1, "prefill")
+    p = 0.5 * 0.5 + 0.5 * 0.75
+    assert float(np.sum(found.weight[0] / found.visits[1])) == pytest.approx(p * (1 - p), rel=1e-12)
+    assert found.weight[0, -1] == pytest.approx(0.125**2)
+    assert found.visits[0, -1] == 0
+
+
 def test_small_budgets_and_blind_pilots_carry_the_rest():
     rolls = answers(6)
     with pytest.raises(InputError, match="smaller than") as caught:
@@ -199,7 +215,7 @@ def _stopped_at(x, step, half_width, interval):
 
 def test_stopping_when_narrow_under_covers():
     """Independent rollouts, p = .05, a look every 10 of 900. In 40 000 runs stopping at a narrow Wald interval covers
-    38 %, at a narrow exact one 94.2 % (97 % at a fixed size). The thresholds are six standard errors away: false
+    38 %, at a narrow exact one 94.2 % (96 % at a fixed size). The thresholds are six standard errors away: false
     alarms below 1e-8."""
     p, R = 0.05, 40_000
     x = np.random.default_rng(0).binomial(10, p, (R, 90)).cumsum(axis=1)

@@ -163,6 +163,8 @@ def test_estimated_chains_keep_honest_intervals():
     small = evidence.lump(chain, {"second": [(2,), (3,), (4,)], "first": [x for x in chain.states[:-4] if x[0] < 2]})
     assert small.harm.start.lower <= h.start.lower + 1e-12
     assert small.harm.start.upper >= h.start.upper - 1e-12
+    assert small.chain.evidence.prompts.max() <= 20
+    assert small.chain.evidence.through.max() <= 200
     narrowest = min(h.upper[chain.index((i,))] - h.lower[chain.index((i,))] for i in (2, 3, 4))
     at = small.chain.index("second")
     assert small.harm.upper[at] - small.harm.lower[at] >= narrowest - 1e-12

@@ -353,7 +353,7 @@ def enough(
     -----
     Who stops as soon as a 95 % interval is narrow stops where the estimate happens to be small. With p = 0.05, a look
     every 10 rollouts and a half-width of 0.02 this covers 38 % by Wald's interval, 94 % by the exact one, which covers
-    97 % at a fixed size. Here every look spends ``(1 - level) / looks`` (Bonferroni over the looks), so that all the
+    96 % at a fixed size. Here every look spends ``(1 - level) / looks`` (Bonferroni over the looks), so that all the
     intervals hold together with probability `level`, however one decides to stop between them: conservative, and free
     of assumptions about how prompts differ.
     """
