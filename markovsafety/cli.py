@@ -184,7 +184,7 @@ def _demo(verb: Verb) -> None:
     v.add_argument("--budget", type=float, default=0.1)
     v.add_argument("--title")
     v = verb("bench", "measure against the peers, side by side on this machine", "bench rollouts", "bench")
-    v.add_argument("what", choices=["rollouts", "hitting", "check", "coverage", "rare"])
+    v.add_argument("what", choices=["rollouts", "hitting", "check", "coverage", "masses", "posterior", "rare"])
     v.add_argument("--model", default="organism:shallow", help="for rollouts (default: organism:shallow)")
     v.add_argument(
         "--out", help="also write the JSON here, and the table beside it; hitting: case by case, and goes on with it"

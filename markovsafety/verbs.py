@@ -303,21 +303,14 @@ def report(options: argparse.Namespace) -> Answer:
 
 
 def bench(options: argparse.Namespace) -> Answer:
-    if options.what == "hitting":
-        return _bench_hitting(options)
-    if options.what == "coverage":
-        return _bench_coverage(options)
-    if options.what == "rare":
-        return _bench_rare(options)
-    if options.what == "check":
-        return _bench_check(options)
+    return _BENCHES[options.what](options)
+
+
+def _bench_rollouts(options: argparse.Namespace) -> Answer:
     from .bench.rollouts import run
 
-    result = run(model=model_of(options.model))
-    files = []
-    if options.out:
-        files = [write_text(options.out, json.dumps(result, indent=1) + "\n")]
-    return Answer(result["line"], result, files=files)
+    result = run(model=model_of(options.model), json=options.out)
+    return Answer(result["line"], result, files=[str(options.out)] if options.out else [])
 
 
 def _bench_hitting(options: argparse.Namespace) -> Answer:
@@ -331,13 +324,8 @@ def _bench_hitting(options: argparse.Namespace) -> Answer:
         limit=options.limit,
         json=options.out,
     )
-    files = _beside(options.out)
     faults = [f"wrong: {fault}" for fault in result["faults"]]
-    return Answer(result.pop("line"), result, files=files, warnings=faults, trusted=not faults)
-
-
-def _beside(out: str | None) -> list[str]:
-    return [str(out), str(Path(out).with_suffix(".md"))] if out else []
+    return Answer(result.pop("line"), result, files=_beside(options.out), warnings=faults, trusted=not faults)
 
 
 def _bench_check(options: argparse.Namespace) -> Answer:
@@ -355,11 +343,39 @@ def _bench_coverage(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=_beside(options.out), warnings=missed)
 
 
+def _bench_masses(options: argparse.Namespace) -> Answer:
+    from .bench.masses import run
+
+    return Answer(run(options.out), {}, files=[str(options.out)] if options.out else [])
+
+
+def _bench_posterior(options: argparse.Namespace) -> Answer:
+    from .bench.posterior import run
+
+    result = run(options.out)
+    return Answer(json.dumps(result, indent=1), result, files=[str(options.out)] if options.out else [])
+
+
 def _bench_rare(options: argparse.Namespace) -> Answer:
     from .bench.rare import run
 
     result = run(repetitions=200 if options.quick else 4000, models=not options.quick, json=options.out)
     return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
+_BENCHES = {
+    "rollouts": _bench_rollouts,
+    "hitting": _bench_hitting,
+    "check": _bench_check,
+    "coverage": _bench_coverage,
+    "masses": _bench_masses,
+    "posterior": _bench_posterior,
+    "rare": _bench_rare,
+}
+
+
+def _beside(out: str | None) -> list[str]:
+    return [str(out), str(Path(out).with_suffix(".md"))] if out else []
 
 
 def organism(options: argparse.Namespace) -> Answer:
