@@ -156,7 +156,7 @@ def test_a_measured_state_law_is_known_from_its_own_rollouts_only():
     rows = [
         ([t, 9 if p % d else 8], HARM if p % d else REFUSAL, 1, 1, p) for p in range(40) for t, d in ((1, 2), (2, 4))
     ]
-    rows += [([1, 8], REFUSAL, 1, 0, p) for p in range(40)]
+    rows += [([3, 8], REFUSAL, 1, 0, p) for p in range(40)]
     chain = ms.estimate(ms.count(make(rows), ms.KGram(1)))
     found = of_chain(chain, 1, "prefill")
     p = 0.5 * 0.5 + 0.5 * 0.75
