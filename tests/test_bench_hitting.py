@@ -316,3 +316,16 @@ def test_command_line(tmp_path, capsys):
     assert told["result"]["cases"]["ruin"]["rows"][0]["who"] == "markovsafety"
     assert main(["bench", "hitting", "--quick", "--case", "no"]) == 2
     assert "no case 'no'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"turns": 0}, {"limit": 0.0}, {"limit": -1.0}, {"limit": float("nan")}], ids=str)
+def test_rounds_and_seconds_are_positive(wrong):
+    with pytest.raises(InputError, match="turns is "):
+        hitting.run(case=["leak-0.002"], quick=True, **wrong)
+
+
+def test_a_place_that_cannot_be_written_is_known_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(hitting, "_in_process", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write"):
+        hitting.run(case=["leak-0.002"], quick=True, json=tmp_path / "file" / "out.json")

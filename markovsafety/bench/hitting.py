@@ -73,12 +73,21 @@ def run(
     Raises
     ------
     InputError
-        If a case does not exist, or `json` holds a run with other settings or versions.
+        If a case does not exist, turns or limit are not positive, or `json` cannot be written or holds a run with
+        other settings or versions.
     """
     todo = chosen(list(case), gpu)
+    if turns < 1 or not 0 < limit < float("inf"):
+        raise InputError(
+            f"turns is {turns}, limit is {limit:g}.",
+            cause="Contenders are measured in rounds, each of them for some seconds at most.",
+            next="Give one round at least, and a positive number of seconds.",
+        )
     result = _begun(json, {"quick": quick, "gpu": gpu, "turns": turns, "limit": limit})
     if not case:
         todo = [c for c in todo if c.name not in result["cases"]]
+    if json is not None:
+        _write(Path(json), result)  # if that is impossible, it is better known now
     with tempfile.TemporaryDirectory() as folder:
         for number, each in enumerate(todo, 1):
             _say(f"[{number}/{len(todo)}] {each.title}")
