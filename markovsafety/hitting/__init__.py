@@ -50,11 +50,12 @@ def hitting_probability(
     target : str, label, int, collection of these, or bool array of shape (n,)
         An outcome name, several of them, states, or a mask. "truncated" on a layered chain is the mass that is in no
         outcome after the last layer. Or a dict from names to targets, for several answers side by side.
-    method : {"auto", "layered", "elimination", "sparse", "exact", "symbolic"}
-        What to do with states that lie on cycles; "auto" eliminates small classes without subtraction and factors large
-        ones, falling back to elimination if the proof fails. "layered" insists that there is no cycle. "exact" computes
-        with rationals, "symbolic" by the elimination that `symbolic.rational` uses for formulas in named parameters. A
-        layered chain has no cycles and is always done by recursion, unless "exact"; it is never "symbolic".
+    method : {"auto", "layered", "elimination", "sparse", "device", "exact", "symbolic"}
+        What to do with states that lie on cycles; "auto" eliminates small classes without subtraction and factors or
+        iterates on large ones, falling back to elimination if the proof fails. "layered" insists that there is no
+        cycle. "device" computes in JAX and proves on the host. "exact" computes with rationals, "symbolic" by the
+        elimination that `symbolic.rational` uses for formulas in named parameters. A layered chain has no cycles and
+        is always done by recursion, unless "exact" or "device"; it is never "symbolic".
     certify : bool
         Prove an enclosure of every value (rounding included).
     level : float
