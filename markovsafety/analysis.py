@@ -17,12 +17,13 @@ from .bound import Bound, clustered, encode
 from .chains import Chain, KGram, Tally, count, estimate
 from .depth import Depth, Grid, Needed, operational_depth, profile, sweep
 from .errors import MarkovsafetyError
-from .evidence import Check, check
+from .evidence import Branch, Check, Finding, check
 from .evidence.cells import tally_of
 from .hitting import Critical, critical, hitting_probability, hitting_time
 from .outcomes import CODES
 from .plot import state_text
 from .rollouts.template import Template
+from .trust import correlation, findings, whole
 
 __all__ = ["ALL", "Analysis", "analyse"]
 
@@ -70,6 +71,11 @@ class Analysis:
         Prediction against measurement, on rollouts that the chain has not seen.
     critical : Critical or None
         States, transitions and roads through which harm comes.
+    whole : Bound or None
+        P(harm) after the fewest forced tokens with every width that could be assessed: sampling, judge (from labels),
+        model (the chain's misfit), truncation.
+    branch : Branch or None
+        Correlation of answers that share their forced tokens, where several did.
     truth : dict of str to dict of int to float
         Planted truth by category and k, where known.
     missing : tuple of str
@@ -100,6 +106,8 @@ class Analysis:
     time_to_harm: Bound | None = None
     check: Check | None = None
     critical: Critical | None = None
+    whole: Bound | None = None
+    branch: Branch | None = None
     truth: dict[str, dict[int, float]] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -114,6 +122,11 @@ class Analysis:
     def unseen(self) -> Profile:
         """P(harm) measured by k in the held-out rollouts."""
         return self._checked("measured")
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the held-out rollouts say of the chain's assumptions."""
+        return findings(self.check)
 
     def _checked(self, name: str) -> Profile:
         if self.check is None:
@@ -144,6 +157,8 @@ class Analysis:
                 "length": self.length,
                 "time_to_harm": self.time_to_harm,
                 "check": None if self.check is None else self.check.to_json(),
+                "whole": self.whole,
+                "branch": None if self.branch is None else self.branch.to_json(),
                 "critical": None if self.critical is None else _critical(self.critical, self.words),
                 "truth": self.truth,
                 "missing": self.missing,
@@ -172,6 +187,7 @@ def analyse(
     top: int = 12,
     widths: Sequence[int] = (1, 2, 4, 8),
     words: Any = None,
+    labels: Any = None,
     level: float = 0.95,
 ) -> Analysis:
     """Take one model's judged rollouts through the whole road.
@@ -197,6 +213,8 @@ def analyse(
     words : sequence or callable, optional
         Token id -> text, for reading only; by default the tokenizer of the model folder named in the provenance, if it
         is there.
+    labels : Confusion, or what `markovsafety.confusion` takes, optional
+        True outcomes of some of `rolls`: the judge's errors become a width of `Analysis.whole`.
     level : float
         Confidence level.
 
@@ -217,6 +235,7 @@ def analyse(
     free = rolls[np.asarray(rolls.prefill) == 0]
     unseen = rolls[np.asarray(rolls.prefill) > 0] if held_out is None else held_out
     found, missing = _of_chain(free, unseen, states or KGram(3), top, level)
+    every, notes = whole(rolls, depths[0], found.get("at_start"), found.get("check"), labels, level)
     return Analysis(
         name=name,
         rollouts=len(rolls),
@@ -233,7 +252,9 @@ def analyse(
         strikes=strikes,
         strikes_at=strikes_at,
         truth={c: {int(k): float(h) for k, h in row.items()} for c, row in (truth or {}).items()},
-        missing=(*missing, *_missing(rolls, depths, harm[ALL])),
+        whole=every,
+        branch=correlation(rolls, level),
+        missing=(*missing, *notes, *_missing(rolls, depths, harm[ALL])),
         provenance=_without_paths(rolls.provenance),
         words=_words(words, rolls.provenance),
         **found,

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
@@ -98,6 +99,7 @@ def write(
             extra=more,
             reasons=_reasons(analyses),
             budgets=_budgets(analyses),
+            assumptions=list(dict.fromkeys(f.name for a in analyses for f in a.findings)),
         )
     )
     _write(folder / "summary.json", json.dumps(encode(summary), indent=1, allow_nan=False) + "\n")
@@ -234,6 +236,15 @@ def _environment() -> Any:
             title, number(b.value), ends
         )
 
+    def width(w: float | None) -> Any:
+        if w is None:
+            return Markup('<span class="none">not assessed</span>')
+        return f"±{number(w)}" if w else "0"
+
+    def verdict(told: str) -> Any:
+        kind = {"within": "yes", "fair": "yes", "off": "no", "not fair": "no", "not tested": "none"}.get(told, "open")
+        return Markup('<span class="{}">{}</span>').format(kind, told)
+
     # The template is read as data, so that a zipped installation works too.
     source = resources.files("markovsafety").joinpath("report.html.jinja").read_text(encoding="utf-8")
     env = jinja2.Environment(
@@ -244,7 +255,8 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     env.filters |= {"prob": prob, "number": number, "state": plot.state_text, "road": _road, "origin": _origin}
-    env.globals |= {"agreement": _agreement, "depth_at": _depth_at, "SHOWN": SHOWN, "ALL": ALL}
+    env.filters |= {"width": width, "verdict": verdict, "spoken": _spoken}
+    env.globals |= {"agreement": _agreement, "depth_at": _depth_at, "SHOWN": SHOWN, "ALL": ALL, "REASONS": REASONS}
     return env
 
 
@@ -276,6 +288,14 @@ def _road(states: Iterable[Any], words: Any) -> str:
             continue
         spoken.append(plot.state_text((state[-1],), words) if gram else f"→ {plot.state_text(state, words)}")
     return " ".join(spoken)
+
+
+def _spoken(sentence: str, words: Any) -> str:
+    """A finding with its k-gram states in words."""
+    if words is None:
+        return sentence
+    gram = lambda m: "“" + plot.state_text(tuple(map(int, m[1].split(","))), words) + "”"  # noqa: E731
+    return re.sub(r"(?<=after )\((-?\d+(?:, -?\d+)+)\)", gram, sentence)
 
 
 def _agreement(a: Analysis) -> dict[str, Any] | None:
@@ -338,6 +358,8 @@ def _figures(analyses: Sequence[Analysis]) -> Iterable[tuple[str, Any]]:
     yield "depth", ax.figure
     tall = 0.55 + 0.38 * max(len(a.grid.coords["width"]) for a in analyses)
     yield "width", plot.panels(by_name, lambda a, ax: plot.width(a.grid, a.budget, ax), (8.6, tall), 1)
+    if shared := {n: a.branch for n, a in by_name.items() if a.branch is not None}:
+        yield "branch", plot.branch(shared).figure
     yield "outcomes", plot.panels(by_name, lambda a, ax: plot.outcomes(a.shares, ax), (8.6, 2.2))
     if any(a.categories for a in analyses):
         rows = max(len(a.harm) for a in analyses)

@@ -49,6 +49,7 @@ FLOORS = {
 }
 FACES = [
     "plot",
+    "trust",
     "analysis",
     "report",
     "demo",

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from .bars import attribution, categories, outcomes, strikes
 from .checks import check
-from .profiles import depth, width
+from .profiles import branch, depth, width
 from .roads import chain
 from .style import OUTCOME_COLOURS, figure, palette, panels, state_text
 
 __all__ = [
     "OUTCOME_COLOURS",
     "attribution",
+    "branch",
     "categories",
     "chain",
     "check",

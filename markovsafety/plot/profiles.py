@@ -27,7 +27,7 @@ from .style import (
     styled,
 )
 
-__all__ = ["depth", "width"]
+__all__ = ["branch", "depth", "width"]
 
 _COLD_TO_WARM = ["#5BA3D0", "#9CC8E5", "#D9EAF5", "#FFFFFF", "#FEEBD3", "#F7BA80", "#C65300"]
 
@@ -124,6 +124,42 @@ def _depth_key(ax: Any, measured: str, truth: bool, forecast: bool) -> None:
     if forecast:
         keys += ax.plot([], [], "o", color=SOFT, ms=8, mfc="none", label="predicted by the chain")
     ax.legend(handles=keys, **KEY_ABOVE, ncols=3)
+
+
+@styled
+def branch(found: Any, ax: Any = None) -> Any:
+    """Branch correlation: how alike answers are that share their first k tokens.
+
+    Parameters
+    ----------
+    found : Branch, or dict of Branch by model
+        Depths at which the correlation cannot be seen (an interval that reaches 1) are left out.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    ax = axes_or_new(ax, (8.0, 2.6))
+    named = found if isinstance(found, dict) else {"": found}
+    looks = palette(list(named))
+    shift = np.linspace(-0.24, 0.24, len(named)) if len(named) > 1 else np.zeros(len(named))
+    ends, last = [0.0], {}
+    for (name, one), move in zip(named.items(), shift):
+        colour, marker = looks[name]
+        k, at = np.array(one.k, dtype=float), points(one.rho[i] for i in range(len(one.k)))
+        seen = np.isfinite(at).all(axis=1) & ((at[:, 2] < 1) | (at[:, 1] == at[:, 2]))
+        ax.plot(k[seen] + move, at[seen, 0], color=colour, linewidth=0.8, alpha=0.4, zorder=2)
+        errorbars(ax, k[seen] + move, at[seen], color=colour, marker=marker, markersize=4.5, zorder=3)
+        ends.extend(at[seen].ravel())
+        last |= {name: at[seen, 0][-1]} if name and seen.any() else {}
+    ax.set_ylim(min(0.0, 1.12 * min(ends)), ceiling(ends))
+    _depth_axis(ax, sorted({float(k) for one in named.values() for k in one.k}))
+    ax.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
+    ax.set_ylabel("branch correlation ρ")
+    ax.grid(axis="y")
+    _end_labels(ax, last, {name: look[0] for name, look in looks.items()}, None)
+    return ax
 
 
 @styled
