@@ -29,7 +29,7 @@ _HOME = {
         "sensitivity",
         "visits",
     ],
-    "evidence": ["check", "compare"],
+    "evidence": ["agreement", "check", "compare", "confusion", "corrected"],
     "depth": ["Profile", "profile", "sweep"],
     "rollouts": ["Rollouts", "judge", "read_rollouts", "sample", "write_rollouts"],
 }
@@ -55,8 +55,11 @@ if TYPE_CHECKING:
     from .errors import MarkovsafetyError as MarkovsafetyError
     from .errors import ModelError as ModelError
     from .errors import UntrustedError as UntrustedError
+    from .evidence import agreement as agreement
     from .evidence import check as check
     from .evidence import compare as compare
+    from .evidence import confusion as confusion
+    from .evidence import corrected as corrected
     from .hitting import attribute as attribute
     from .hitting import committor as committor
     from .hitting import critical as critical

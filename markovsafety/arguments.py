@@ -8,6 +8,7 @@ from typing import Any
 from .errors import InputError
 
 __all__ = [
+    "beside",
     "classes_of",
     "labels_of",
     "lines_of",
@@ -112,6 +113,20 @@ def named(items: list[str]) -> dict[str, str]:
             )
         out[name] = path
     return out
+
+
+def beside(models: dict[str, str], items: list[str], what: str, option: str) -> dict[str, str]:
+    """Files that belong to models, by the model's name; for one model and one file names do not matter."""
+    files = named(items)
+    if len(models) == len(files) == 1:
+        return dict(zip(models, files.values()))
+    if strangers := sorted(files.keys() - models.keys()):
+        raise InputError(
+            f"{what} of {', '.join(strangers)}, but there is no model of that name.",
+            cause=f"The models are called {', '.join(models)}.",
+            next=f"Name both alike: report NAME=PATH {option} NAME=PATH.",
+        )
+    return files
 
 
 def classes_of(given: list[str] | None) -> dict[str, list[Any]] | None:

@@ -179,6 +179,7 @@ def _demo(verb: Verb) -> None:
     v = verb("report", "one readable page from judged rollouts", "report runs/qwen --out report", "report")
     v.add_argument("rollouts", nargs="+", help="judged rollouts, [NAME=]FOLDER, one model each")
     v.add_argument("--held-out", nargs="*", default=[], help="rollouts the chain was not made from, [NAME=]FOLDER")
+    v.add_argument("--labels", nargs="*", default=[], help="true outcomes as for judge --labels, [NAME=]FILE")
     v.add_argument("--out", default="report")
     v.add_argument("--states", default="kgram:2")
     v.add_argument("--budget", type=float, default=0.1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import (
+    beside,
     classes_of,
     labels_of,
     model_of,
@@ -277,15 +278,9 @@ def report(options: argparse.Namespace) -> Answer:
     from .report import write
 
     warnings: list[str] = []
-    models, held = named(options.rollouts), named(options.held_out)
-    if len(models) == len(held) == 1:
-        held = dict(zip(models, held.values()))
-    if strangers := sorted(held.keys() - models.keys()):
-        raise InputError(
-            f"Held-out rollouts of {', '.join(strangers)}, but there is no model of that name.",
-            cause=f"The models are called {', '.join(models)}.",
-            next="Name both alike: report NAME=PATH --held-out NAME=PATH.",
-        )
+    models = named(options.rollouts)
+    held = beside(models, options.held_out, "Held-out rollouts", "--held-out")
+    labels = beside(models, options.labels, "Labels", "--labels")
     analyses = [
         analyse(
             name,
@@ -293,6 +288,7 @@ def report(options: argparse.Namespace) -> Answer:
             held_out=rollouts_of(held[name], warnings) if name in held else None,
             states=state_map(options.states),
             budget=options.budget,
+            labels=labels_of(labels[name], warnings) if name in labels else None,
         )
         for name, path in models.items()
     ]

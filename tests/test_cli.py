@@ -202,6 +202,12 @@ def test_held_out_rollouts_find_their_model_or_are_refused(road, tmp_path, capsy
     assert said["result"]["models"]["run"]["held_out"] == 24 * 3 * 12
     page = (tmp_path / "p" / "index.html").read_text()
     assert "held-out prompts" in page
+    assert said["result"]["models"]["run"]["whole"]["reasons"]["judge"] is None
+    code, said = told(capsys, "report", run, "--labels", run, "--out", f"{tmp_path}/r")
+    assert code == 0
+    assert said["result"]["models"]["run"]["whole"]["reasons"]["judge"] > 0
+    code, said = told(capsys, "report", run, "--labels", f"c={run}", f"d={run}", "--out", f"{tmp_path}/r")
+    assert (code, said["error"]["fact"][:11]) == (2, "Labels of c")
     assert told(capsys, "report", run, "--out", f"{tmp_path}/q")[0] == 0
     assert "same prompts as the chain" in (tmp_path / "q" / "index.html").read_text()
 

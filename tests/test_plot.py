@@ -74,7 +74,13 @@ def close(drawn: list[tuple[float, float]], bounds: list[Bound]) -> None:
     np.testing.assert_allclose(drawn, [(b.lower, b.upper) for b in bounds], rtol=1e-12, atol=1e-12)
 
 
+def some_branch(*ends: tuple[float, float, float]) -> Any:
+    value, lower, upper = np.array(ends).T
+    return SimpleNamespace(k=tuple(range(len(ends))), rho=Bound(value, lower, upper))
+
+
 EVERY: dict[str, Any] = {
+    "branch": lambda ax: plot.branch({"a": some_branch((0.1, 0.0, 0.3), (np.nan, 0.0, 1.0))}, ax=ax),
     "depth": lambda ax: plot.depth({"a": some_profile(0.1, 0.5), "b": some_profile(0.2, 0.3)}, budget=0.1, ax=ax),
     "width": lambda ax: plot.width(some_grid([[[0.5, 0.4, 0.6], [0.2, 0.1, 0.3]]], (0,), (1, 2)), 0.3, ax=ax),
     "chain": lambda ax: plot.chain(ladder(), ax=ax),
@@ -176,6 +182,18 @@ def test_spread_keeps_order_gap_and_room(y, gap):
     assert np.all((place >= -1e-12) & (place <= 1 + 1e-12))
     order = np.argsort(y, kind="stable")
     assert np.all(np.diff(place[order]) >= min(gap, 1 / max(len(y) - 1, 1)) - 1e-12)
+
+
+def test_branch_draws_what_can_be_seen_and_leaves_out_the_rest():
+    seen = [(0.1, 0.05, 0.2), (-0.01, -0.02, 0.03)]
+    one = some_branch(*seen, (0.2, 0.0, 1.0), (np.nan, 0.0, 1.0))
+    ax = plot.branch(one)
+    np.testing.assert_allclose(ends(ax), [(low, high) for _, low, high in seen])
+    assert ax.get_ylim()[0] < -0.02
+    assert ax.get_ylim()[1] < 0.5
+    both = plot.branch({"first": one, "second": some_branch((1.0, 1.0, 1.0))})
+    assert {"first", "second"} <= set(texts(both))
+    render(plot.branch(some_branch((np.nan, 0.0, 1.0))))
 
 
 def test_width_says_value_interval_and_evidence():
