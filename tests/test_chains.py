@@ -70,16 +70,21 @@ def test_what_is_not_canonical_csr_of_floats_is_copied(convert):
 
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
-def test_canonical_csr_is_shared_read_only_and_stays_writable_for_its_owner(index):
-    matrix = sp.csr_array(np.array([[0.5, 0.5], [0.0, 1.0]]))
+def test_canonical_csr_is_copied_too(index):
+    """One matrix, changed in place between two chains, makes two chains; an answer already given stays that chain's."""
+    matrix = sp.csr_array(np.array([[0, 0.5, 0.5], [0, 1, 0], [0, 0, 1]]))
     matrix.indices, matrix.indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
-    for chain in (ms.Chain(matrix, {"harm": 1}), ms.Chain.layered([matrix, matrix], {"harm": 1})):
-        for P in chain.layers:
-            assert np.shares_memory(P.data, matrix.data)
-            assert P.indices.dtype == P.indptr.dtype == np.int32
-            assert not any(x.flags.writeable for x in (P.data, P.indices, P.indptr))
-    assert all(x.flags.writeable for x in (matrix.data, matrix.indices, matrix.indptr))
-    assert not np.shares_memory(ms.Chain(matrix.copy(), {"harm": 1}).P.data, matrix.data)
+    outcomes = {"harm": 1, "benign": 2}
+    first = ms.Chain(matrix, outcomes), ms.Chain.layered([matrix, matrix], outcomes)
+    matrix.data[:2] = [0.25, 0.75]
+    second = ms.Chain(matrix, outcomes), ms.Chain.layered([matrix, matrix], outcomes)
+    for made, harm in ((first, 0.5), (second, 0.25)):
+        assert ms.hitting_probability(made[0], "harm").value[0] == harm
+        assert ms.hitting_probability(made[1], "harm").value[0, 0] == harm
+    for P in (*first[0].layers, *first[1].layers):
+        assert P.indices.dtype == P.indptr.dtype == np.int32
+        assert not any(x.flags.writeable for x in (P.data, P.indices, P.indptr))
+        assert not any(np.shares_memory(getattr(P, k), getattr(matrix, k)) for k in ("data", "indices", "indptr"))
 
 
 @pytest.mark.parametrize(

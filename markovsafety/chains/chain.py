@@ -65,10 +65,8 @@ class Chain:
 
     Notes
     -----
-    A float64 CSR matrix that is canonical already (sorted, without duplicates, zeros or outcome rows left empty) is not
-    copied: the chain keeps read-only views of its arrays, which stay writable for their owner. Writing to them later
-    would change the chain behind its checks; pass ``P.copy()`` to go on writing. The start law is always copied. Row
-    pointers and column indices are int32 wherever the number of non-zeros fits, else int64.
+    The chain keeps read-only arrays of its own: what is written into P or start later does not change it. Row pointers
+    and column indices are int32 wherever the number of non-zeros fits, else int64.
     """
 
     P: Any

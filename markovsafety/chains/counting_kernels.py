@@ -10,7 +10,8 @@ All sums of float64 values run in the order of the data, from 0.0 on.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ..compiled_kernels import njit
 
 __all__ = ["DIGIT", "cells", "merge", "radix", "scan", "scan_buckets", "scatter", "sum_runs", "tally"]
 

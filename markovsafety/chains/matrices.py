@@ -1,8 +1,4 @@
-"""Matrices as chains keep them: canonical CSR, read-only, checked in few passes and copied only where they must change.
-
-Every array that a chain keeps is a read-only view. Where a given CSR matrix already is what a chain keeps (float64,
-sorted, without duplicates or zeros, every row a law), the view looks at the caller's own memory.
-"""
+"""Matrices as chains keep them: canonical CSR, read-only, checked in few passes on a copy of what was given."""
 
 from __future__ import annotations
 
@@ -41,7 +37,7 @@ class Survey(NamedTuple):
 
 
 def as_csr(P: Any, what: str = "P") -> tuple[sp.csr_array, Survey]:
-    """A canonical CSR float64 form of a square dense or sparse matrix, duplicates summed. May share memory with P."""
+    """A canonical CSR float64 form of a square dense or sparse matrix, duplicates summed, on arrays of its own."""
     try:
         dtype = P.dtype if sp.issparse(P) or isinstance(P, np.ndarray) else np.asarray(P).dtype
         if dtype.kind not in "biufO":
@@ -53,7 +49,7 @@ def as_csr(P: Any, what: str = "P") -> tuple[sp.csr_array, Survey]:
                 cause="A chain needs a square matrix with one row per state, outcome states included.",
                 next="Give outcome states a row too (all zeros means absorbing).",
             )
-        given: Any = sp.csr_array(P) if isinstance(P, np.ndarray) else P.tocsr()
+        given: Any = sp.csr_array(P) if isinstance(P, np.ndarray) else P.tocsr(copy=True)
         return _canonical(given, given.data.astype(np.float64, copy=False))
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):

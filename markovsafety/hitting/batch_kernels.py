@@ -7,7 +7,8 @@ more. `krylov` proves its answer afterwards, see there."""
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ..compiled_kernels import njit
 
 __all__ = ["eliminate", "krylov", "levels", "substitute"]
 

@@ -12,8 +12,8 @@ rounded, and ``mass`` that of the large parts.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ..compiled_kernels import njit
 from .double_double_kernels import SMALL, two_product, two_sum
 
 __all__ = ["exact_sums", "flow_residuals", "move_out", "quick_residuals", "residuals", "swept"]

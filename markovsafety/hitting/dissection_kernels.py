@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ..compiled_kernels import njit
 
 __all__ = ["borders", "broadest", "by_front", "dissect", "room", "split", "symmetric"]
 

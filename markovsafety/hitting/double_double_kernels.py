@@ -11,7 +11,7 @@ S. Oishi, SIAM J. Sci. Comput. 26 (2005) 1955.
 
 from __future__ import annotations
 
-from numba import njit
+from ..compiled_kernels import njit
 
 __all__ = ["SMALL", "two_product", "two_sum"]
 

@@ -8,7 +8,8 @@ is a compensated sum.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ..compiled_kernels import njit
 
 __all__ = ["backward", "backward_flow", "eliminate", "forward", "forward_flow", "reduce"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from math import frexp, ldexp
 
 import numpy as np
-from numba import njit
 
+from ..compiled_kernels import njit
 from .level_kernels import prefetch
 
 ONE = np.uint64(1)

@@ -8,7 +8,8 @@ much again as the sweep itself.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ..compiled_kernels import njit
 
 __all__ = ["REFINED", "bicgstab", "defect", "localize", "refine"]
 

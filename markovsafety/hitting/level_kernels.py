@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from ..compiled_kernels import njit
 
 U = 2.0**-53
 HUGE = 1.7e308

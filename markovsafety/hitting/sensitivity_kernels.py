@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
+from ..compiled_kernels import njit
 
 __all__ = ["dyad", "moved", "overlooked"]
 

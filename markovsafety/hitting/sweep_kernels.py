@@ -8,8 +8,8 @@ out by a second vector. Nothing here enters a proof but what `defect` of `krylov
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ..compiled_kernels import njit
 from .krylov_kernels import defect
 
 __all__ = ["SETTLED", "SLOW", "TRIED", "settle", "settle_flow", "smooth", "turned"]

@@ -5,7 +5,7 @@ Errors of additions are kept (D. E. Knuth's TwoSum; T. Ogita, S. M. Rump and S. 
 
 from __future__ import annotations
 
-from numba import njit
+from ..compiled_kernels import njit
 
 __all__ = ["left_over"]
 
