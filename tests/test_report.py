@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from report_pages import DEEP, SHALLOW, Page, rollouts, strict
 
 from markovsafety import InputError, JudgedPrefix, KGram, report
 from markovsafety.analysis import ALL, analyse
@@ -18,96 +18,7 @@ from markovsafety.bound import clustered
 from markovsafety.report import finding, number, text
 from markovsafety.rollouts import Rollouts
 
-EOS, REFUSE, HARM = 7, 8, 9
 EVIL = "<script>alert(1)</script>"
-PROVENANCE = {
-    "model": {
-        "name": "/somewhere/on/this/machine/tiny",
-        "path": "/somewhere/on/this/machine/tiny",
-        "weights": {"sha256": "ab" * 32},
-    },
-    "engine": {"name": "jax", "dtype": "float32"},
-    "sampling": {"seed": 5, "temperature": 1.0},
-    "judge": {"name": "made up"},
-}
-
-
-def rollouts(
-    harm: dict[int, float],
-    *,
-    prompts: int = 12,
-    n: int = 6,
-    categories: tuple[str, ...] = ("bio", "fraud"),
-    truncated: bool = False,
-    seed: int = 0,
-) -> Rollouts:
-    """Answers of small talk (tokens 0..6) that end in harm with probability harm[k], else in a refusal or well."""
-    rng = np.random.default_rng(seed)
-    answers, columns = [], {"prompt_id": [], "category": [], "prefill": [], "outcome": [], "hit": []}
-    for k, p in harm.items():
-        for prompt in range(prompts):
-            for _ in range(n):
-                talk = [0] * k + rng.integers(0, 7, rng.integers(1, 9)).tolist()
-                outcome = 0 if rng.random() < p else int(rng.integers(1, 3))
-                last = {0: HARM, 1: REFUSE, 2: EOS}[outcome]
-                answers.append(talk if truncated else [*talk, last])
-                columns["prompt_id"].append(prompt)
-                columns["category"].append(categories[prompt % len(categories)])
-                columns["prefill"].append(k)
-                columns["outcome"].append(3 if truncated else outcome)
-                columns["hit"].append(-1 if truncated else len(talk))
-    columns["category"] = np.array(columns["category"], dtype=object)
-    return Rollouts.of(answers, **columns, provenance=PROVENANCE)
-
-
-SHALLOW = {0: 0.05, 1: 0.6, 3: 0.6}
-DEEP = {0: 0.05, 1: 0.05, 3: 0.7}
-
-
-class Page(HTMLParser):
-    """Tags with attributes, the table cells by table id, and the text outside of style."""
-
-    def __init__(self, source: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.cells: dict[str, list[list[str]]] = {}
-        self.table = ""
-        self.text = ""
-        self.feed(source)
-        self.close()
-        assert self.open == [], f"unclosed {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-        if tag == "table":
-            self.table = dict(attrs).get("id") or "other"
-            self.cells[self.table] = []
-        elif tag == "tr":
-            self.cells[self.table].append([])
-        elif tag in ("td", "th"):
-            self.cells[self.table][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self.text += data
-        if "td" in self.open or "th" in self.open:
-            self.cells[self.table][-1][-1] += data
-
-
-def strict(path: Path) -> Any:
-    """JSON without the NaN and Infinity that Python would let pass."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 @pytest.fixture(scope="module")
@@ -191,46 +102,6 @@ def test_summary_is_json_and_complete(two):
         assert summary["critical"]["roads"][0]["states"][0] == "(start)"
 
 
-def test_every_width_is_told_by_name_beside_the_sampling_interval():
-    rolls = rollouts({0: 0.3, 1: 0.5}, n=20)
-    cut = rolls.replace(  # every tenth answer is cut off where it was harmless
-        outcome=np.where((np.arange(len(rolls)) % 10 == 0) & (rolls.outcome != 0), 3, rolls.outcome),
-        hit=np.where((np.arange(len(rolls)) % 10 == 0) & (rolls.outcome != 0), -1, rolls.hit),
-    )
-    a = analyse("m", cut, held_out=rollouts({0: 0.3, 1: 0.5}, seed=4), states=KGram(1))
-    sampled, free = a.harm[ALL][0], cut.outcome[cut.prefill == 0]
-    assert sampled.reasons["truncation"] is None
-    assert a.whole.value == pytest.approx(sampled.value, abs=1e-12)
-    assert a.whole.reasons["sampling"] == pytest.approx(sampled.reasons["sampling"], rel=1e-6)
-    assert a.whole.reasons["model"] == pytest.approx(a.check.misfit.upper)
-    assert a.whole.reasons["truncation"] >= (free == 3).mean() / 2 > 0
-    assert (a.whole.reasons["judge"], a.whole.reasons["lumping"]) == (None, None)
-    assert a.whole.level == pytest.approx(0.9)
-    assert a.whole.upper >= min(1, sampled.upper + a.check.misfit.upper + (free == 3).mean()) - 1e-9
-    # Without a held-out prefix nothing is known of the chain, and that is said.
-    bare = analyse("m", rollouts({0: 0.3}), states=KGram(1)).whole
-    assert (bare.reasons["model"], bare.reasons["truncation"], bare.level) == (None, 0, 0.95)
-    assert analyse("m", rollouts({2: 0.3})).whole.reasons["sampling"] > 0
-
-
-def test_labels_take_the_judges_errors_out_and_a_coin_is_told():
-    true = rollouts({0: 0.3, 1: 0.5}, n=40)
-    harm = true.outcome == 0
-    missed = harm & (np.arange(len(true)) % 4 == 0)
-    seen = true.replace(outcome=np.where(missed, 2, true.outcome))
-    labels = {i: int(true.outcome[i]) for i in range(0, len(true), 3)}
-    a = analyse("m", seen, states=KGram(1), labels=labels)
-    right = harm[true.prefill == 0].mean()
-    assert a.harm[ALL][0].value < 0.8 * right
-    assert a.whole.value > 1.15 * a.harm[ALL][0].value
-    assert a.whole.lower < right < a.whole.upper
-    assert a.whole.reasons["judge"] > 0
-    coin = true.replace(outcome=np.random.default_rng(0).permutation(true.outcome))
-    told = analyse("m", coin, states=KGram(1), labels=labels)
-    assert told.whole.reasons["judge"] > 0
-    assert any("judge" in note for note in told.missing)
-
-
 def test_assumptions_and_widths_stand_on_the_page(written, two):
     page = Page((written / "index.html").read_text(encoding="utf-8"))
     rows = page.cells["assumptions"]
@@ -251,13 +122,6 @@ def test_assumptions_and_widths_stand_on_the_page(written, two):
                 width = a.whole.reasons[name]
                 assert cell == ("not assessed" if width is None else f"±{number(width)}" if width else "0")
     assert widths.keys() == {"measured", *two[0].whole.reasons, "all together"}
-
-
-def test_answers_that_share_their_beginning():
-    a = analyse("m", rollouts({0: 0.3, 1: 0.5}, prompts=30, n=8), states=KGram(1))
-    assert a.branch.k == (0, 1)
-    assert (np.asarray(a.branch.rho.lower) < 0.2).all()
-    assert analyse("m", rollouts({0: 0.3, 1: 0.5}, n=1), states=KGram(1)).branch is None
 
 
 def test_the_page_stands_alone(written):
