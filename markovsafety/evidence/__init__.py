@@ -13,6 +13,8 @@ from .judging_rates import corrected
 from .lump import Lumped, lump
 from .lumpable import Lumpable, lumpable
 from .order import Orders, orders
+from .posterior import posterior
+from .resample import bootstrap, delta
 from .widths import censored_harm, with_misfit, with_truncation
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Orders",
     "agreement",
     "allocate",
+    "bootstrap",
     "branch",
     "branch_exact",
     "censored_harm",
@@ -38,10 +41,12 @@ __all__ = [
     "corrected",
     "corrected_counts",
     "corrected_harm",
+    "delta",
     "enough",
     "lump",
     "lumpable",
     "orders",
+    "posterior",
     "rare",
     "with_misfit",
     "with_truncation",

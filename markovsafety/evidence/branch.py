@@ -240,6 +240,8 @@ def correlation(w: NDArray, sums: dict[int, NDArray], level: float) -> tuple[Bou
     reach = float(stdtrit(max(known, 1.0), (1 + level) / 2) * error)
     at = np.arctanh(np.clip(value, -0.9999, 0.9999))
     lower, upper = float(np.tanh(at - reach)), float(np.tanh(at + reach))
+    if upper <= 0:  # no rho is negative: an interval without one that is possible says nothing
+        return Bound(value, value, 1.0, level), ""
     return Bound(min(value, 1.0), min(max(lower, 0.0), value), min(max(upper, value), 1.0), level), ""
 
 
