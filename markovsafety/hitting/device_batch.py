@@ -29,7 +29,7 @@ from .device_batch_alone import alone
 from .device_batch_solve import KRYLOV_BLOCK, cyclic_samples, substituted_samples
 from .device_function import DENSE, nominal
 from .device_pack import Pattern, pattern
-from .elimination_program import MOST, Program, program
+from .elimination_program import Program, program
 
 __all__ = ["Batch", "Solved", "batch"]
 
@@ -230,8 +230,8 @@ class Batch:
     def _program(self) -> Program | None:
         """The planned elimination of a sparse class, if it is worth it."""
         ptr, _, col = self._parts[:3]
-        dense = (len(ptr) - 1) ** 3 / 3
-        return program(ptr, col, min(MOST, int(dense / 4)) if len(ptr) - 1 <= DENSE else MOST)
+        m = len(ptr) - 1
+        return program(ptr, col, m**3 // 12 if m <= DENSE else None)  # a dense elimination takes m^3 / 3
 
     @cached_property
     def _known(self) -> NDArray[np.float64]:

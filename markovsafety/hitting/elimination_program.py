@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Program", "program"]
 
-MOST = 4_000_000  # products; a class that needs more is left to other methods
+MOST = 16  # products per entry of the pattern; a class that needs more is left to other methods
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Program:
     roundings: float
 
 
-def program(ptr: NDArray, col: NDArray, most: int = MOST) -> Program | None:
+def program(ptr: NDArray, col: NDArray, most: int | None = None) -> Program | None:
     """Plan the elimination of a pattern.
 
     Parameters
     ----------
     ptr, col : int arrays, shape (m + 1,), (e,)
         Entries between the m states; entries on the diagonal are never read.
-    most : int
-        Give up beyond so many products.
+    most : int, optional
+        Give up where about so many products are needed; `MOST` per entry if not given.
 
     Returns
     -------
@@ -71,6 +71,7 @@ def program(ptr: NDArray, col: NDArray, most: int = MOST) -> Program | None:
     terms, o of them products, by the pivot: ``2 o + 3``.
     """
     m = len(ptr) - 1
+    most = MOST * len(col) if most is None else most
     out: list[dict[int, int]] = [{} for _ in range(m)]
     into: list[dict[int, int]] = [{} for _ in range(m)]
     columns = col.tolist()
@@ -89,12 +90,13 @@ def program(ptr: NDArray, col: NDArray, most: int = MOST) -> Program | None:
         cost, k = heapq.heappop(heap)
         if gone[k] or cost != len(into[k]) * len(out[k]):
             continue
+        # Where the rest is full, a third of the present cost is the mean of those to come; such patterns are left early.
+        work += cost
+        if work + cost * (m - len(order) - 1) / 3 > most:
+            return None
         gone[k] = True
         order.append(k)
         before, behind = into[k], out[k]
-        work += cost
-        if work > most:
-            return None
         count += 2.0 * len(before) * (len(behind) + 3) + 2 * len(behind) + 3
         for i, part in zip((0, 2), (behind, before)):
             rows[i].append(list(part.values()))
