@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import markovsafety as ms
+from markovsafety.bench import families
 from markovsafety.hitting import device
 from markovsafety.hitting.elimination_program import program
 
@@ -112,3 +113,16 @@ def test_a_bad_sample_is_named(bad):
     values[1, 0] = bad
     with pytest.raises(ms.InputError, match="Sample 1"):
         device.batch(chain, "harm").solve(values)
+
+
+def test_samples_far_from_the_chain_are_still_proven_together():
+    """A lift of the chain itself is none for every sample; sweeps make it theirs."""
+    problem = families.kgram(vocabulary=16, order=2, successors=8, leak=1e-3)
+    drawn = families.posterior(problem, samples=40, strength=5.0)
+    batch = device.batch(problem.chain(), "harm")
+    assert batch._program is None
+    solved = batch.solve(drawn.entries())
+    assert solved.again.size == 0
+    for b in (0, 17, 39):
+        alone = ms.hitting_probability(drawn.sample(b).chain(), "harm")
+        assert np.abs(solved.value[b] - alone.value).max() <= solved.error[b] + 1e-15

@@ -17,6 +17,7 @@ ITERATIONS = 60  # of BiCGStab per pass
 PASSES = 6
 FAINT = 2.0**-1000  # more than all that underflow can take from a sum
 WIDTH = 16  # samples side by side in `krylov`
+SWEEPS = 8  # of a lift that does not fit
 INNER = 1e-5  # what a pass in float32 leaves of the residual
 
 
@@ -321,6 +322,25 @@ def _bounds(terms, lifted, leave, x, r, worst):
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
+def _lifted(ptr, col, V, leave, terms, x, r, top, spread, lifted):
+    """``r = -A x``, and in `lifted` what ``A x`` is at least, its rounding taken off; 0 where that is not positive."""
+    m, S = x.shape
+    for i in range(m):
+        for s in range(S):
+            r[i, s] = -leave[i, s] * x[i, s]
+        for p in range(ptr[i], ptr[i + 1]):
+            j = col[p]
+            for s in range(S):
+                r[i, s] += V[p, s] * (x[j, s] - x[i, s])
+    _sizes(x, top, spread)
+    for i in range(m):
+        slack = (terms[i] + 16) * U * 1.01
+        for s in range(S):
+            t = -r[i, s] - slack * (leave[i, s] * (1 + top[s]) + spread[s]) - FAINT
+            lifted[i, s] = t if t > 0 and x[i, s] > 0 else 0.0
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
 def krylov(values, ptr, source, col, outer_ptr, outer, hit, w, lift, tol, X, bound):
     """Deflated BiCGStab with difference-form refinement for every sample, and a proven bound of its error.
 
@@ -348,26 +368,28 @@ def krylov(values, ptr, source, col, outer_ptr, outer, hit, w, lift, tol, X, bou
     S = min(WIDTH, B)
     V, V32 = np.empty((len(source), S)), np.empty((len(source), S), dtype=np.float32)
     leave, right, x = np.empty((m, S)), np.empty((m, S)), np.empty((m, S))
-    r, lifted, zero = np.empty((m, S)), np.empty((m, S)), np.zeros((m, S))
+    r, lifted = np.empty((m, S)), np.empty((m, S))
     leave32, w32 = np.empty((m, S), dtype=np.float32), w.astype(np.float32)
     work, small = np.empty((6, m, S), dtype=np.float32), np.empty((8, S), dtype=np.float32)
     goal, worst, unit, coarse, bad = np.empty(S), np.empty(S), np.empty(S), np.empty(S), np.empty(S)
     line = np.empty(S, dtype=np.int64)
     terms = np.diff(ptr) + np.diff(outer_ptr)
-    top = lift.max()
+    top, spread = np.empty(S), np.empty(S)
     for b in range(0, B, S):
         for s in range(S):
             line[s] = min(b + s, B - 1)
             for i in range(m):
                 x[i, s] = lift[i]
         _load(values, line, ptr, source, outer_ptr, outer, hit, w, V, V32, leave, leave32, right, coarse, bad)
-        _residual(ptr, col, V, leave, zero, x, r)
-        spread = top - lift.min()  # t = A lift, less its rounding, is what a multiple of the lift can prove
-        for i in range(m):
-            slack = (terms[i] + 16) * U * 1.01
-            for s in range(S):
-                t = -r[i, s] - slack * (leave[i, s] * (1 + top) + spread) - FAINT
-                lifted[i, s] = t if t > 0 else 0.0
+        _lifted(ptr, col, V, leave, terms, x, r, top, spread, lifted)
+        if not (
+            lifted > 0
+        ).all():  # these samples are too far from the chain that the lift is of: sweeps make it theirs
+            for _ in range(SWEEPS):
+                for i in range(m):
+                    for s in range(S):
+                        x[i, s] += r[i, s] + 1.0
+                _lifted(ptr, col, V, leave, terms, x, r, top, spread, lifted)
         x[:] = 0.0
         r[:] = right
         worst[:] = np.inf
@@ -385,7 +407,7 @@ def krylov(values, ptr, source, col, outer_ptr, outer, hit, w, lift, tol, X, bou
                     work[0, i, s] = r[i, s] / unit[s]
                     goal[s] += work[0, i, s] * work[0, i, s]
             for s in range(S):  # as far as float32 goes, or as tol needs
-                goal[s] *= max(INNER, min(0.1 * tol / (worst[s] * top), 0.1)) ** 2
+                goal[s] *= max(INNER, min(0.1 * tol / (worst[s] * top[s]), 0.1)) ** 2
             _bicgstab(ptr, col, V32, leave32, w32, coarse.astype(np.float32), work, small, goal)
             for i in range(m):
                 for s in range(S):
@@ -396,6 +418,6 @@ def krylov(values, ptr, source, col, outer_ptr, outer, hit, w, lift, tol, X, bou
             if not (worst * top > tol).any():
                 break
         for s in range(S - 1, -1, -1):
-            bound[line[s]] = worst[s] * top * (1 + 4 * U) + bad[s]
+            bound[line[s]] = worst[s] * top[s] * (1 + 4 * U) + bad[s]
             for i in range(m):
                 X[line[s], i] = x[i, s]

@@ -90,7 +90,7 @@ def program(ptr: NDArray, col: NDArray, most: int | None = None) -> Program | No
         cost, k = heapq.heappop(heap)
         if gone[k] or cost != len(into[k]) * len(out[k]):
             continue
-        # Where the rest is full, a third of the present cost is the mean of those to come; such patterns are left early.
+        # Where the rest is full, a third of the present cost is the mean of those to come: such patterns are left.
         work += cost
         if work + cost * (m - len(order) - 1) / 3 > most:
             return None
