@@ -38,6 +38,7 @@ kernels: Any = compiled  # what numba makes of a signature is beyond a type chec
 ROWS = 1e-9  # how far a layered row may be from 1, as for `Chain`
 FAINT, LOUD = 2.0**-900, 2.0**64  # sums of rows between which underflow takes less than UNDERFLOW from an answer
 UNDERFLOW = 2.0**-100
+BRANCHES = 6  # entries per state up to which a plan of a large class is tried
 MEMORY = 2e9  # bytes of values that a device works on at once
 
 Values = ArrayLike | Iterable[ArrayLike] | Callable[[], Iterable[ArrayLike]]
@@ -231,7 +232,9 @@ class Batch:
         """The planned elimination of a sparse class, if it is worth it."""
         ptr, _, col = self._parts[:3]
         m = len(ptr) - 1
-        return program(ptr, col, m**3 // 12 if m <= DENSE else None)  # a dense elimination takes m^3 / 3
+        if m <= DENSE:
+            return program(ptr, col, m**3 // 12)  # a dense elimination takes m^3 / 3
+        return program(ptr, col) if len(col) <= BRANCHES * m else None  # others fill up, which takes time to find out
 
     @cached_property
     def _known(self) -> NDArray[np.float64]:
