@@ -275,15 +275,15 @@ def _parts(b: Bound) -> _Parts:
 
 
 def _ratio_low(x: NDArray, down: NDArray, y: NDArray, up: NDArray) -> NDArray:
-    """Lower end of x / y by MOVER, in the form that does not cancel."""
-    a, c = (x - down) * (x + down), (y + up) * (y - up)  # l (2x - l) and u (2y - u)
-    return np.where(x > 0, a / (x * y + np.sqrt(np.maximum((x * y) ** 2 - a * c, 0.0))), 0.0)
+    """Lower end of x / y by MOVER, from the distances of the ends; nothing cancels."""
+    root = np.hypot(y * down, up * np.sqrt((x - down) * (x + down)))
+    return np.where(x > 0, (x - down) * (x + down) / (x * y + root), 0.0)
 
 
 def _ratio_high(x: NDArray, up: NDArray, y: NDArray, down: NDArray) -> NDArray:
     """Upper end; inf where y may be 0."""
-    a, c = (x + up) * (x - up), (y - down) * (y + down)
-    return np.where(y - down > 0, (x * y + np.sqrt(np.maximum((x * y) ** 2 - a * c, 0.0))) / c, np.inf)
+    left = np.maximum(y - down, 0.0) * (y + down)
+    return np.where(y - down > 0, (x * y + np.hypot(x * down, up * np.sqrt(left))) / left, np.inf)
 
 
 def _joined(widths: Sequence[Any], squares: bool) -> Any:

@@ -17,12 +17,14 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     home would otherwise fail on every solve.
     """
 
+    compiler: Any = numba.njit  # the options are the kernel's own
+
     def compile_later(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(**options)(function)
+            return compiler(**options)(function)
         except RuntimeError as error:  # "cannot cache function ...: no locator available for file ..."
             if "no locator available" not in str(error):
                 raise
-            return numba.njit(**{**options, "cache": False})(function)
+            return compiler(**{**options, "cache": False})(function)
 
     return compile_later

@@ -42,16 +42,19 @@ def test_difference_and_ratio_hold_the_value_and_never_beat_a_single_term(a, b, 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(bounds(), bounds())
 def test_ratio_by_mover_agrees_with_the_published_formula(a, b):
-    """The published form, evaluated in long double where its denominators do not vanish."""
+    """The published form, evaluated in long double where its denominators do not vanish.
+
+    1e-6: in the published form the root's argument cancels; where it is 0 up to 1e-17, the root is 0 up to 1e-8.
+    """
     a, b = (Bound(x.value, x.lower, x.upper, 0.95, {"sampling": 1.0}) for x in (a, b))
     x, y, l1, u1, l2, u2 = (np.longdouble(v) for v in (a.value, b.value, a.lower, a.upper, b.lower, b.upper))
     made = arithmetic.ratio(a, b)
     if abs(u2 * (2 * y - u2)) > 1e-3:
         low = (x * y - np.sqrt((x * y) ** 2 - l1 * u2 * (2 * x - l1) * (2 * y - u2))) / (u2 * (2 * y - u2))
-        assert float(low) == pytest.approx(made.lower, rel=1e-9, abs=1e-12)
+        assert float(low) == pytest.approx(made.lower, rel=1e-6, abs=1e-8)
     if l2 > 1e-3:
         high = (x * y + np.sqrt((x * y) ** 2 - u1 * l2 * (2 * x - u1) * (2 * y - l2))) / (l2 * (2 * y - l2))
-        assert float(high) == pytest.approx(made.upper, rel=1e-9)
+        assert float(high) == pytest.approx(made.upper, rel=1e-6)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

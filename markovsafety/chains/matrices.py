@@ -97,7 +97,8 @@ def survey(matrix: sp.csr_array) -> Survey:
         from . import matrix_kernels as kernels  # compiled code is loaded where it pays
 
         sums = np.empty(n)
-        return Survey(*kernels.survey(matrix.indptr, indices, data, sums), sums)
+        canonical, positive = kernels.survey(matrix.indptr, indices, data, sums)
+        return Survey(canonical, positive, sums)
     inside = bool(len(data) == 0 or 0 <= indices.min() <= indices.max() < n)
     row = np.repeat(np.arange(n), np.diff(matrix.indptr))
     rising = bool(((indices[1:] > indices[:-1]) | (row[1:] != row[:-1])).all())

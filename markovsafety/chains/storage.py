@@ -315,9 +315,8 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Chain:
         extra["integer_counts"] = _csr(arrays, "count_", (n, n))
     if "visits" in arrays:
         prior = float(arrays["prior"]) if "prior" in arrays else 0.0
-        extra["evidence"] = Evidence(
-            arrays["visits"], *(arrays[f"tally_{k}"] for k in _TALLY), *(arrays.get(k) for k in _TRIALS), prior
-        )
+        told = [*(arrays[f"tally_{k}"] for k in _TALLY), *(arrays.get(k) for k in _TRIALS)]
+        extra["evidence"] = Evidence(arrays["visits"], *told, prior=prior)
     blocks = P if layers == 0 else _layers(P, n)
     return Chain(blocks, meta["outcomes"], start, states, **extra)
 
