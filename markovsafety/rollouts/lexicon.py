@@ -130,24 +130,13 @@ class LexiconJudge:
     def _tokenizer(self, rolls: Rollouts) -> Any:
         if self.template is not None:
             return self.template
-        folder = rolls.provenance.get("model", {}).get("path")
-        if folder is None or not Path(folder).is_dir():
-            raise InputError(
-                "phrases cannot be looked up without a tokenizer",
-                cause="the rollouts do not say which model folder answered, or it is gone",
-                next="give template=<model folder>, or the lexicon as token ids",
-            )
-        from .template import Template
+        from .template import behind
 
-        template = Template.load(folder)
-        expected = rolls.provenance.get("template", {}).get("tokenizer")
-        if expected not in (None, template.hashes()["tokenizer"]):
-            raise InputError(
-                f"the tokenizer in {folder} is not the one that these rollouts came from",
-                cause="its hash differs from the one in the rollouts' provenance, so the same ids spell other text",
-                next="give template=<folder of the model that answered>",
-            )
-        return template
+        return behind(
+            rolls.provenance,
+            "phrases cannot be looked up without a tokenizer",
+            "give template=<model folder>, or the lexicon as token ids",
+        )
 
 
 def _entries(entries: Any, name: str) -> tuple[Any, ...]:

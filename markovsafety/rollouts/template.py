@@ -251,6 +251,29 @@ class Template:
             )
 
 
+def behind(provenance: Mapping[str, Any], fact: str, next: str) -> Template:
+    """The template of the model that rollouts came from, read from its folder and held against their hash.
+
+    Raises
+    ------
+    InputError
+        With `fact` and `next` if the folder is not known or gone; if its tokenizer is another one.
+    """
+    folder = provenance.get("model", {}).get("path")
+    if folder is None or not Path(folder).is_dir():
+        cause = "the rollouts do not say which model folder answered, or it is gone"
+        raise InputError(fact, cause=cause, next=next)
+    template = Template.load(folder)
+    expected = provenance.get("template", {}).get("tokenizer")
+    if expected not in (None, template.hashes()["tokenizer"]):
+        raise InputError(
+            f"the tokenizer in {folder} is not the one that these rollouts came from",
+            cause="its hash differs from the one in the rollouts' provenance, so the same ids spell other text",
+            next="give template=<folder of the model that answered>",
+        )
+    return template
+
+
 def _check_prompt(prompt: Any, system: Any) -> None:
     """Raise unless this is a text or a conversation."""
     messages = isinstance(prompt, Sequence) and all(isinstance(m, Mapping) for m in prompt)

@@ -22,7 +22,7 @@ from ...errors import InputError, ModelError, UntrustedError
 from ..judges import Verdict, decide, ends
 from ..provenance import weights_hash
 from ..rollouts import Ragged, Rollouts
-from ..template import Template
+from ..template import Template, behind
 from .folder import check_folder
 from .transformers import DTYPES, TransformersEngine, _device, _first_line, open_engine
 
@@ -133,14 +133,8 @@ class _Reader:
     def _tokenizer(self, rolls: Rollouts) -> Any:
         if self.template is not None:
             return self.template
-        folder = rolls.provenance.get("model", {}).get("path")
-        if folder is None or not Path(folder).is_dir():
-            raise InputError(
-                "the answers cannot be read without the tokenizer of the model that gave them",
-                cause="the rollouts do not say which model folder answered, or it is gone",
-                next="give template=<model folder>",
-            )
-        return Template.load(folder)
+        fact = "the answers cannot be read without the tokenizer of the model that gave them"
+        return behind(rolls.provenance, fact, "give template=<model folder>")
 
     def _questions(self, rolls: Rollouts, template: Any) -> dict[int, str]:
         ids = np.unique(rolls.prompt_id).tolist()
