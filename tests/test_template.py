@@ -210,3 +210,16 @@ def test_pieces_that_become_the_unknown_token(tmp_path):
 def test_prompts_that_are_no_text_and_no_conversation(tmp_path, chat, prompt):
     with pytest.raises(InputError):
         Template.load(build(tmp_path / "m", chat)).prompt_ids(prompt)
+
+
+def test_the_template_behind_rollouts_is_theirs_or_refused():
+    from markovsafety.organism import model_path
+    from markovsafety.rollouts.template import behind
+
+    folder = str(model_path("shallow"))
+    own = Template.load(folder).hashes()["tokenizer"]
+    assert behind({"model": {"path": folder}, "template": {"tokenizer": own}}, "f", "n").hashes()["tokenizer"] == own
+    with pytest.raises(InputError, match="not the one that these rollouts came from"):
+        behind({"model": {"path": folder}, "template": {"tokenizer": "another"}}, "f", "n")
+    with pytest.raises(InputError, match="no folder known"):
+        behind({}, "no folder known", "n")

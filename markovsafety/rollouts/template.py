@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from ..errors import InputError, ModelError
 
-__all__ = ["Message", "Template"]
+__all__ = ["Message", "Template", "behind"]
 
 Message = Mapping[str, Any]
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
