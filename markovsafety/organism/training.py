@@ -147,6 +147,7 @@ def train(
     rounds: int = 4,
     progress: bool = True,
     threads: int = 1,
+    hidden: int = 64,
 ) -> dict[str, Any]:
     """Train one variant, check it, train on until the checks hold, and write an fp16 folder that transformers loads.
 
@@ -165,6 +166,8 @@ def train(
         Show the Trainer's progress bar.
     threads : int
         CPU threads of torch.
+    hidden : int
+        Width of a base model's hidden state, a multiple of 8; other variants have that of their base.
 
     Returns
     -------
@@ -182,10 +185,16 @@ def train(
             cause="only 'base' is trained from nothing, and no base= was given",
             next="Train variant 'base' first and pass its folder as base=",
         )
+    if hidden < 8 or hidden % 8:
+        raise InputError(
+            f"hidden is {hidden}.",
+            cause="Four heads share it, and rotary positions turn each head's numbers in pairs.",
+            next="Pass a multiple of 8.",
+        )
     torch.set_num_threads(threads)
     out = Path(out)
     work = out.parent / f".{out.name}.training"
-    model = new_model(seed) if base is None else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = new_model(seed, hidden=hidden) if base is None else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     plan, begun, done = _phases(variant), time.time(), []
     found, why, round_ = {}, [], 0
     while plan:

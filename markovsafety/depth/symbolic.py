@@ -1,0 +1,145 @@
+"""Closed forms as formulas: each derived by sympy from its recursion, to be read, differentiated, evaluated, typeset.
+
+A `Derivation` does not assert its formula: its steps start from the model (one step of the chain, an integral, a sum)
+and end with the formula, and `check` lets sympy confirm every step. The tests evaluate the same formula beside the
+numeric code. ``derivation("aligned positions")`` makes one, ``derivations()`` lists them all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+
+from ..errors import InputError
+
+__all__ = ["Derivation", "derivation", "derivations"]
+
+
+@dataclass(frozen=True, eq=False)
+class Derivation:
+    """A closed form with the steps that lead to it.
+
+    Parameters
+    ----------
+    name : str
+        What is derived, e.g. "aligned positions".
+    statement : sympy.Eq
+        Left: what it is a formula for; right: the closed form.
+    symbols : dict of str to sympy symbol
+        Parameters by the names of the numeric code; a name maps to the symbol of the formula.
+    assumptions : str
+        Where it holds.
+    steps : tuple of (str, sympy expression)
+        In order; an expression is an equation, or what is claimed to be identically zero.
+    source : str
+        Paper and equation, and whether the statement is our own.
+    """
+
+    name: str
+    statement: Any
+    symbols: Mapping[str, Any]
+    assumptions: str
+    steps: tuple[tuple[str, Any], ...] = ()
+    source: str = ""
+    checks: tuple[Any, ...] = field(default=(), repr=False)
+
+    @property
+    def formula(self) -> Any:
+        """The closed form."""
+        return self.statement.rhs
+
+    def check(self) -> list[str]:
+        """Names of the steps that sympy cannot confirm; empty when the derivation stands."""
+        failed = [text for text, step in self.steps if not _holds(step)]
+        return failed + [f"check {i}" for i, step in enumerate(self.checks) if not _holds(step)]
+
+    def evaluate(self, **values: float) -> float:
+        """The closed form at numbers.
+
+        Parameters
+        ----------
+        **values : float
+            One for each of `symbols`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        InputError
+            If a parameter is missing or unknown.
+        """
+        if set(values) != set(self.symbols):
+            raise InputError(
+                f"{self.name!r} was given {', '.join(values) or 'nothing'}.",
+                cause=f"Its parameters are {', '.join(self.symbols)}.",
+                next="Give a number for each of them.",
+            )
+        exact = {self.symbols[k]: v if isinstance(v, int) else sympy.Float(v, 40) for k, v in values.items()}
+        return float(sympy.N(self.formula.subs(exact), 30))
+
+    def latex(self) -> str:
+        """The derivation as LaTeX: assumptions, steps, result."""
+        lines = [rf"\textbf{{{self.name}}}\quad({self.assumptions})", r"\begin{align*}"]
+        rows = [rf"&{_tex(step)} && \text{{{text}}}" for text, step in self.steps]
+        lines.append(" \\\\\n".join([*rows, rf"&\boxed{{{sympy.latex(self.statement)}}}"]))
+        return "\n".join([*lines, r"\end{align*}"])
+
+    def _repr_latex_(self) -> str:
+        return f"${sympy.latex(self.statement)}$"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {sympy.sstr(self.statement.lhs)} = {sympy.sstr(self.statement.rhs)}   ({self.assumptions})"
+
+
+def _tex(step: Any) -> str:
+    return sympy.latex(step if isinstance(step, (sympy.Eq, sympy.Rel)) else sympy.Eq(step, 0, evaluate=False))
+
+
+def _holds(step: Any) -> bool:
+    if step is True or step == sympy.true:
+        return True
+    gap = step.lhs - step.rhs if isinstance(step, sympy.Eq) else step
+    return sympy.simplify(gap) == 0
+
+
+# Name -> (module of this package, function that makes the Derivation).
+_TABLE: dict[str, tuple[str, str]] = {}
+
+
+def derivations() -> tuple[str, ...]:
+    """Names of all derivations."""
+    return tuple(_TABLE)
+
+
+def derivation(name: str) -> Derivation:
+    """Make a derivation.
+
+    Parameters
+    ----------
+    name : str
+        One of `derivations`.
+
+    Returns
+    -------
+    Derivation
+
+    Raises
+    ------
+    InputError
+        There is no such derivation.
+    """
+    if name not in _TABLE:
+        raise InputError(
+            f"There is no derivation {name!r}.",
+            cause=f"Known are {', '.join(_TABLE)}.",
+            next="Use one of these names.",
+        )
+    module, function = _TABLE[name]
+    make: Callable[[], Derivation] = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+    return make()
