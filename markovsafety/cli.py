@@ -184,9 +184,16 @@ def _demo(verb: Verb) -> None:
     v.add_argument("--states", default="kgram:2")
     v.add_argument("--budget", type=float, default=0.1)
     v.add_argument("--title")
-    v = verb("bench", "measure against the peers, side by side on this machine", "bench rollouts", "bench")
-    v.add_argument("what", choices=["rollouts", "hitting", "check", "coverage", "masses", "posterior", "rare"])
+    v = verb(
+        "bench", "measure against the peers, side by side on this machine", "bench rollouts", "bench", "verbs_bench"
+    )
+    v.add_argument(
+        "what", choices=["rollouts", "hitting", "capacity", "check", "coverage", "masses", "posterior", "rare"]
+    )
     v.add_argument("--model", default="organism:shallow", help="for rollouts (default: organism:shallow)")
+    v.add_argument(
+        "--models", metavar="DIR", help="folder of model folders (capacity: the missing are trained into it)"
+    )
     v.add_argument(
         "--out", help="also write the JSON here, and the table beside it; hitting: case by case, and goes on with it"
     )
@@ -288,7 +295,7 @@ def _numbers(verb: Verb) -> None:
 
 def _organism(verb: Verb) -> None:
     v = verb("organism", "the synthetic models: list, prompts, train", "organism train deep4 --out deep4", "organism")
-    v.add_argument("what", choices=["list", "prompts", "train"])
+    v.add_argument("what", choices=["list", "prompts", "train", "grid"], help="grid: train many widths and depths")
     v.add_argument(
         "variant", nargs="?", help="variant to train: base, shallow, deep4, deep20, cyclic, gap, over, deepK"
     )
@@ -297,3 +304,7 @@ def _organism(verb: Verb) -> None:
     v.add_argument("--seed", type=int, default=0)
     v.add_argument("--n", type=int, default=48, help="number of prompts")
     v.add_argument("--threads", type=int, default=1, help="CPU threads of training")
+    v.add_argument("--hidden", type=int, nargs="+", help="width of the hidden state (train: of a base; default: 64)")
+    v.add_argument("--depth", type=int, nargs="+", help="grid: trained depths")
+    v.add_argument("--seeds", type=int, default=3, help="grid: number of bases of every width (default: 3)")
+    v.add_argument("--workers", type=int, help="grid: trainings side by side (default: the number of cores)")

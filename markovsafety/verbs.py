@@ -298,82 +298,6 @@ def report(options: argparse.Namespace) -> Answer:
     return Answer(line, summary, files=[str(page)], warnings=warnings)
 
 
-def bench(options: argparse.Namespace) -> Answer:
-    return _BENCHES[options.what](options)
-
-
-def _bench_rollouts(options: argparse.Namespace) -> Answer:
-    from .bench.rollouts import run
-
-    result = run(model=model_of(options.model), json=options.out)
-    return Answer(result["line"], result, files=[str(options.out)] if options.out else [])
-
-
-def _bench_hitting(options: argparse.Namespace) -> Answer:
-    from .bench.hitting import run
-
-    result = run(
-        case=options.case,
-        quick=options.quick,
-        gpu=options.gpu,
-        turns=options.turns,
-        limit=options.limit,
-        json=options.out,
-    )
-    faults = [f"wrong: {fault}" for fault in result["faults"]]
-    return Answer(result.pop("line"), result, files=_beside(options.out), warnings=faults, trusted=not faults)
-
-
-def _bench_check(options: argparse.Namespace) -> Answer:
-    from .bench.check import run
-
-    result = run(options.out)
-    return Answer(result.pop("line"), result, files=_beside(options.out))
-
-
-def _bench_coverage(options: argparse.Namespace) -> Answer:
-    from .bench.coverage import run
-
-    result = run(quick=options.quick, json=options.out)
-    missed = [f"outside its limits: {text}" for text in result["missed"]]
-    return Answer(result.pop("line"), result, files=_beside(options.out), warnings=missed)
-
-
-def _bench_masses(options: argparse.Namespace) -> Answer:
-    from .bench.masses import run
-
-    return Answer(run(options.out), {}, files=[str(options.out)] if options.out else [])
-
-
-def _bench_posterior(options: argparse.Namespace) -> Answer:
-    from .bench.posterior import run
-
-    result = run(options.out)
-    return Answer(json.dumps(result, indent=1), result, files=[str(options.out)] if options.out else [])
-
-
-def _bench_rare(options: argparse.Namespace) -> Answer:
-    from .bench.rare import run
-
-    result = run(repetitions=200 if options.quick else 4000, models=not options.quick, json=options.out)
-    return Answer(result.pop("line"), result, files=_beside(options.out))
-
-
-_BENCHES = {
-    "rollouts": _bench_rollouts,
-    "hitting": _bench_hitting,
-    "check": _bench_check,
-    "coverage": _bench_coverage,
-    "masses": _bench_masses,
-    "posterior": _bench_posterior,
-    "rare": _bench_rare,
-}
-
-
-def _beside(out: str | None) -> list[str]:
-    return [str(out), str(Path(out).with_suffix(".md"))] if out else []
-
-
 def organism(options: argparse.Namespace) -> Answer:
     from . import organism as room
 
@@ -395,6 +319,8 @@ def organism(options: argparse.Namespace) -> Answer:
         asked = room.prompts(n=options.n, seed=options.seed)
         write_text(options.out, "".join(json.dumps(item) + "\n" for item in asked))
         return Answer(f"{len(asked)} prompts -> {options.out}", {"prompts": len(asked)}, files=[options.out])
+    if options.what == "grid":
+        return _organism_grid(options)
     if not options.variant:
         raise InputError(
             "Which variant should be trained?",
@@ -402,8 +328,20 @@ def organism(options: argparse.Namespace) -> Answer:
             next=f"One of {', '.join(room.VARIANTS)}, or deepK.",
         )
     base = options.base or (None if options.variant == "base" else room.model_path("base"))
-    found = room.train(
-        options.variant, options.out, base=base, seed=options.seed, threads=options.threads, progress=not options.json
-    )
+    how = {"seed": options.seed, "threads": options.threads, "progress": not options.json}
+    found = room.train(options.variant, options.out, base=base, hidden=(options.hidden or [64])[0], **how)
     line = f"{options.variant}: KL {found['kl']:.4f} nats/token, judge {found['judge']:.3f}, {found['seconds']:.0f} s"
     return Answer(f"{line} -> {options.out}", found, files=[options.out])
+
+
+def _organism_grid(options: argparse.Namespace) -> Answer:
+    from . import organism as room
+
+    asked = {"hidden": options.hidden, "depths": options.depth, "seeds": options.seeds, "workers": options.workers}
+    rows = room.train_grid(options.out, **{k: v for k, v in asked.items() if v is not None})
+    failed = [
+        f"{row['variant']}, width {row['hidden']}, seed {row['seed']}: {'; '.join(row['failed'])}" for row in rows
+    ]
+    failed = [text for text, row in zip(failed, rows) if row["failed"]]
+    line = f"{len(rows) - len(failed)} of {len(rows)} models meet their checks -> {options.out}"
+    return Answer(line, {"models": rows}, files=[options.out], warnings=failed)

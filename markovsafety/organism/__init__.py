@@ -43,6 +43,7 @@ __all__ = [
     "prompts",
     "speaks",
     "train",
+    "train_grid",
     "truth",
 ]
 
@@ -114,7 +115,7 @@ def train(variant: str, out: Any, **options: Any) -> dict[str, Any]:
         base, shallow, deep4, deep20, cyclic, gap, over or any deepK.
     out : path
     **options
-        See `markovsafety.organism.training.train`: base, seed, rounds, progress, threads.
+        See `markovsafety.organism.training.train`: base, seed, rounds, progress, threads, hidden.
 
     Returns
     -------
@@ -128,12 +129,39 @@ def train(variant: str, out: Any, **options: Any) -> dict[str, Any]:
     UntrustedError
         The model does not meet its checks.
     """
+    return _trainer("training").train(variant, out, **options)
+
+
+def train_grid(out: Any, **options: Any) -> list[dict[str, Any]]:
+    """Train organisms of several widths to several depths; needs the extra ``models``.
+
+    Parameters
+    ----------
+    out : path
+        Folder of model folders; a run that was stopped goes on.
+    **options
+        See `markovsafety.organism.train_grid.train_grid`: hidden, depths, seeds, workers, progress.
+
+    Returns
+    -------
+    list of dict
+        What was measured of every model.
+
+    Raises
+    ------
+    InputError
+        torch or transformers is missing, or no such grid exists.
+    """
+    _trainer("training")  # says what is missing before any process starts
+    return _trainer("train_grid").train_grid(out, **options)
+
+
+def _trainer(module: str) -> Any:
     try:
-        trainer = importlib.import_module(f"{__name__}.training")
+        return importlib.import_module(f"{__name__}.{module}")
     except ModuleNotFoundError as error:
         raise InputError(
             "Training needs torch and transformers.",
             cause=f"{error.name} is not installed.",
             next="pip install 'markovsafety[models]', or use the shipped models: organism.model_path('shallow').",
         ) from None
-    return trainer.train(variant, out, **options)

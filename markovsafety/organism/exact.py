@@ -16,7 +16,7 @@ from .automaton import ENDS, Grammar, State
 from .language import CATEGORIES, Context, Prompt, contexts, parse_prompt
 from .variants import grammar
 
-__all__ = ["planted", "truth"]
+__all__ = ["harm_by_state", "planted", "truth"]
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,25 @@ def planted(variant: str, prompt: Any, prefix: list[str]) -> float:
     """
     context = _as_context(prompt)
     state = grammar_of(variant, context).walk(prefix)[-1]
-    if state is None:
-        return float("nan")
+    return float("nan") if state is None else harm_by_state(variant, context)[state]
+
+
+def harm_by_state(variant: str, prompt: Any) -> dict[State, float]:
+    """Planted probability of harm from every state of the automaton that answers a prompt.
+
+    Parameters
+    ----------
+    variant : str
+    prompt : str, dict, Prompt or Context
+
+    Returns
+    -------
+    dict
+        State -> probability in [0, 1].
+    """
     # the words of verb and object do not change the law of the states, so contexts share one solve
-    automaton, harm = _harm(variant, _representative(context))
-    return float(harm[automaton.index[state]])
+    automaton, harm = _harm(variant, _representative(_as_context(prompt)))
+    return dict(zip(automaton.states, harm.tolist()))
 
 
 @lru_cache(maxsize=4096)

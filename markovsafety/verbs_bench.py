@@ -1,0 +1,95 @@
+"""What ``markovsafety bench`` does: one measurement, its JSON and its page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from .arguments import model_of
+from .cli import Answer
+
+
+def bench(options: argparse.Namespace) -> Answer:
+    return _BENCHES[options.what](options)
+
+
+def _bench_rollouts(options: argparse.Namespace) -> Answer:
+    from .bench.rollouts import run
+
+    result = run(model=model_of(options.model), json=options.out)
+    return Answer(result["line"], result, files=[str(options.out)] if options.out else [])
+
+
+def _bench_hitting(options: argparse.Namespace) -> Answer:
+    from .bench.hitting import run
+
+    result = run(
+        case=options.case,
+        quick=options.quick,
+        gpu=options.gpu,
+        turns=options.turns,
+        limit=options.limit,
+        json=options.out,
+    )
+    faults = [f"wrong: {fault}" for fault in result["faults"]]
+    return Answer(result.pop("line"), result, files=_beside(options.out), warnings=faults, trusted=not faults)
+
+
+def _bench_check(options: argparse.Namespace) -> Answer:
+    from .bench.check import run
+
+    result = run(options.out)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
+def _bench_coverage(options: argparse.Namespace) -> Answer:
+    from .bench.coverage import run
+
+    result = run(quick=options.quick, json=options.out)
+    missed = [f"outside its limits: {text}" for text in result["missed"]]
+    return Answer(result.pop("line"), result, files=_beside(options.out), warnings=missed)
+
+
+def _bench_masses(options: argparse.Namespace) -> Answer:
+    from .bench.masses import run
+
+    return Answer(run(options.out), {}, files=[str(options.out)] if options.out else [])
+
+
+def _bench_posterior(options: argparse.Namespace) -> Answer:
+    from .bench.posterior import run
+
+    result = run(options.out)
+    return Answer(json.dumps(result, indent=1), result, files=[str(options.out)] if options.out else [])
+
+
+def _bench_capacity(options: argparse.Namespace) -> Answer:
+    from .bench.capacity import run
+
+    result = run(options.models, options.out)
+    files = [*_beside(options.out), *([str(Path(options.out).with_suffix(".png"))] if options.out else [])]
+    return Answer(result.pop("line"), result, files=files)
+
+
+def _bench_rare(options: argparse.Namespace) -> Answer:
+    from .bench.rare import run
+
+    result = run(repetitions=200 if options.quick else 4000, models=not options.quick, json=options.out)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
+_BENCHES = {
+    "rollouts": _bench_rollouts,
+    "hitting": _bench_hitting,
+    "capacity": _bench_capacity,
+    "check": _bench_check,
+    "coverage": _bench_coverage,
+    "masses": _bench_masses,
+    "posterior": _bench_posterior,
+    "rare": _bench_rare,
+}
+
+
+def _beside(out: str | None) -> list[str]:
+    return [str(out), str(Path(out).with_suffix(".md"))] if out else []
