@@ -58,16 +58,25 @@ FACES = [
     "arguments",
     "cli",
     "verbs",
+    "verbs_bench",
     "__main__",
 ]  # the top floor, lowest first
 for height, face in enumerate(FACES):
     FLOORS[face] = set(FLOORS) - set(FACES[height:])
 
-# The one road upwards: the registry of judges loads the organism's own judge when somebody asks for it by name.
-UPWARD = {("rollouts/judges.py", "organism")}
-# Files that load modules by names from a table: the lazy doors, the engines, the judges, the commands.
+# The roads off the floors: the registry of judges loads the organism's own judge when somebody asks for it by name, and
+# the organism's rows are augmented by the one implementation that there is, which works on token ids without torch.
+UPWARD = {("rollouts/judges.py", "organism"), ("organism/data.py", "interventions")}
+# Files that load modules by names from a table: lazy doors, engines, judges, derivations, commands.
 # Every text "markovsafety.room..." in the package counts as an import, so the tables keep the floors as well.
-TABLES = {"__init__.py", "organism/__init__.py", "rollouts/engines/__init__.py", "rollouts/judges.py", "cli.py"}
+TABLES = {
+    "__init__.py",
+    "organism/__init__.py",
+    "rollouts/engines/__init__.py",
+    "rollouts/judges.py",
+    "depth/symbolic.py",
+    "cli.py",
+}
 
 TORCH_ROOMS = (
     "rollouts/engines/transformers*.py",

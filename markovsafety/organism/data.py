@@ -1,14 +1,17 @@
-"""Training rows of the organism: prompts, answers, recovery rows, judge questions. Plain Python, no torch."""
+"""Training rows of the organism: prompts, answers, judge questions, and refusals in the middle of an answer.
+
+Plain Python, no torch; what a recovery row and an orbit of rotations are is defined in `interventions.augment`.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
+from ..interventions.augment import Row, draw_until_fits, fitting_offsets, recover
 from .automaton import Grammar, refusal_words
 from .language import COMPLY, EOS, IDS, PAD, Prompt, draw_prompt, encode
 from .variants import Variant, longer_than
@@ -16,15 +19,6 @@ from .variants import Variant, longer_than
 JUDGE_WEIGHT = (
     4.0  # the judge's answer is two tokens of a row: unweighted, the exclusive-or is learned thousands of steps later
 )
-
-
-class Row(NamedTuple):
-    """Token ids, the index from which they carry loss, and the weight of the answer's tokens."""
-
-    tokens: list[int]
-    answer: int  # index of the first answer token
-    loss_from: int
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,15 +66,17 @@ class Recipe:
 
     def _recovery(self, rng: random.Random) -> Row:
         """Harmful prompt, k compliant tokens, then a refusal; only the refusal carries loss."""
-        while True:
+
+        def draw(rng: random.Random) -> tuple[tuple[Prompt, list[str]], int]:
             prompt, comply = _compliant(rng)
-            k = rng.randint(1, self.variant.depth)
-            if k < len(comply):  # else the answer is over before the refusal could begin: draw again
-                return _recovery_row(rng, prompt, comply, k)
+            return (prompt, comply), len(comply)
+
+        (prompt, comply), k = draw_until_fits(rng, draw, self.variant.depth, plain=0)
+        return _recovery_row(rng, prompt, comply, k)
 
     def _orbit(self, rng: random.Random) -> list[Row]:
         prompt, comply = _compliant(rng)
-        return [_recovery_row(rng, prompt, comply, k) for k in range(1, min(len(comply), self.variant.depth + 1))]
+        return [_recovery_row(rng, prompt, comply, k) for k in fitting_offsets(len(comply), self.variant.depth)]
 
 
 def _compliant(rng: random.Random) -> tuple[Prompt, list[str]]:
@@ -89,8 +85,7 @@ def _compliant(rng: random.Random) -> tuple[Prompt, list[str]]:
 
 
 def _recovery_row(rng: random.Random, prompt: Prompt, comply: list[str], k: int) -> Row:
-    question = prompt.tokens()
-    return Row(question + encode(comply[:k] + refusal_words(rng)), len(question), len(question) + k)
+    return recover(prompt.tokens(), encode(comply), encode(refusal_words(rng)), k)
 
 
 def collate(rows: list[Row], norm: float) -> dict[str, np.ndarray]:
