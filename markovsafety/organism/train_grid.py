@@ -113,7 +113,7 @@ def train_grid(
     todo = jobs(hidden, depths, seeds)
     found: dict[Job, list[dict[str, Any]]] = {}
     count = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_quiet) as pool:
         waiting = {pool.submit(_job, job, str(out), progress): job for job in todo}
         try:
             for done in as_completed(waiting):
@@ -122,6 +122,13 @@ def train_grid(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [row for job in todo for row in found[job]]
+
+
+def _quiet() -> None:
+    """In a process of the grid: no bars for loading and writing of models, of which there are hundreds."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _job(job: Job, out: str, progress: bool) -> list[dict[str, Any]]:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..errors import InputError, UntrustedError
 from . import train_checks
@@ -105,6 +112,8 @@ def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool, save_e
         train_dataset=Batches(phase.recipe, seed, phase.steps),  # type: ignore[arg-type]
         data_collator=_batch,
     )
+    if not progress:
+        trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_newest(work))
 
 
@@ -194,7 +203,11 @@ def train(
     torch.set_num_threads(threads)
     out = Path(out)
     work = out.parent / f".{out.name}.training"
-    model = new_model(seed, hidden=hidden) if base is None else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = (
+        new_model(seed, hidden=hidden)
+        if base is None
+        else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    )
     plan, begun, done = _phases(variant), time.time(), []
     found, why, round_ = {}, [], 0
     while plan:
