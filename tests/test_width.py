@@ -81,7 +81,7 @@ def test_shapes_and_refusals():
         lambda: ensemble_harm(0.1, 2, -0.1),
         lambda: ensemble_harm(0.1, 2, np.nan),
         lambda: needed_width(0.1, 2),
-        lambda: over_refusal(0.1, 2, rule="majority"),
+        lambda: over_refusal(0.1, 2, rule="3-refusals"),
         lambda: unbiased_power([1], [2], 3),
         lambda: unbiased_power([3], [2], 1),
         lambda: unbiased_power([0.5], [2], 1),
@@ -91,8 +91,9 @@ def test_shapes_and_refusals():
     ):
         with pytest.raises(ms.InputError):
             call()
-    with pytest.raises(ms.InputError, match="any-refusal"):
-        ensemble_harm(0.1, 2, rule="k-of-m")
+    for rule in ("k-of-m", "0-refusals", "2-refusal-s", ("k-of-m", 2), None):
+        with pytest.raises(ms.InputError, match="any-refusal"):
+            ensemble_harm(0.1, 2, rule=rule)
     assert measured_width([1.5, 1], [2, 2], 2, 0.0).shape == (
         1,
     )  # weights are fine where nothing is measured from them

@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..bound import Bound, clopper_pearson, clustered
 from ..errors import InputError
 from .profile import whole
-from .width import check_rule, ensemble_harm, unit, widths_of
+from .rules import check_rule, falls_with_width, harmful_needed, unit, widths_of
+from .width import ensemble_harm
 
-__all__ = ["icc", "measured_width", "unbiased_power"]
+__all__ = ["icc", "measured_width", "unbiased_failure", "unbiased_power"]
 
 RESAMPLES = 999
 
@@ -49,6 +50,48 @@ def unbiased_power(events: ArrayLike, totals: ArrayLike, m: int) -> NDArray:
     for j in range(m):
         result = result * np.maximum(x - j, 0) / (n - j)
     return result
+
+
+def unbiased_failure(events: ArrayLike, totals: ArrayLike, m: int, rule: str = "any-refusal") -> NDArray:
+    """Unbiased estimate of the harm that gets through m answers, from x events in n independent trials.
+
+    Parameters
+    ----------
+    events, totals : int array
+        Counts x and n, broadcast together.
+    m : int
+        Number of answers, at most every n.
+    rule : str
+        See `ensemble_harm`.
+
+    Returns
+    -------
+    array
+        The share of the subsets of m answers through which harm gets, a hypergeometric tail; for any-refusal
+        `unbiased_power`.
+
+    Raises
+    ------
+    InputError
+        As `unbiased_power`, or the rule needs more refusals than m.
+    """
+    everything = unbiased_power(events, totals, m)
+    t = int(harmful_needed(rule, m))
+    if t == m:
+        return everything
+    from scipy.special import betaln
+
+    x, n = np.broadcast_arrays(whole(events, "events"), whole(totals, "totals"))
+
+    def ways(a: NDArray, b: int) -> NDArray:
+        """ln of a over b, -inf where b > a."""
+        inside = a >= b
+        return np.where(
+            inside, -np.log1p(np.where(inside, a, b)) - betaln(b + 1, np.where(inside, a - b, 0) + 1), -np.inf
+        )
+
+    parts = [np.exp(ways(x, j) + ways(n - x, m - j) - ways(n, m)) for j in range(t, m + 1)]
+    return np.minimum(np.sum(parts, axis=0), 1.0)
 
 
 def icc(events: ArrayLike, totals: ArrayLike, level: float = 0.95, seed: int = 0) -> Bound:
@@ -139,6 +182,8 @@ def measured_width(
         number: beta-binomial with that ICC; 0 = independent.
     level : float
         Confidence level.
+    rule : str
+        See `ensemble_harm`.
 
     Returns
     -------
@@ -161,16 +206,20 @@ def measured_width(
     * one prompt: its answers are independent given the prompt, but how prompts differ cannot be seen, and one prompt is
       one trial, so the upper end stays that of its rate; ``info["note"]`` says so.
 
-    An estimate or upper end that exceeds the one at a smaller width is replaced by it.
+    An estimate or upper end that exceeds the one at a smaller width is replaced by it, where the rule needs a fixed
+    number of refusals. Other rules than any-refusal go the same ways, with the share of subsets through which harm gets
+    in place of C(x, m) / C(n, m) (`unbiased_failure`). What holds there without a model: if t harmful answers let harm
+    through, it gets through with at most m / t times the rate (Markov's inequality), and at least the rate^m.
     """
     check_rule(rule)
+    harmful_needed(rule, np.atleast_1d(widths_of(width)))
     x, n = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (events, totals))
     rate = clustered(x, n, level, name="P(harm)")
     x, n = x[n > 0], n[n > 0]
     m = np.atleast_1d(widths_of(width))
     if correlation is not None and not isinstance(correlation, str):
         rho = float(unit(correlation, "correlation"))
-        ends = [_assumed(end, m, rho) for end in (rate.value, rate.lower, rate.upper)]
+        ends = [_assumed(end, m, rho, rule) for end in (rate.value, rate.lower, rate.upper)]
         how, measured = ["measured rate" if w == 1 else f"beta-binomial, ICC {rho:g}" for w in m.tolist()], None
         if rho == 0:
             how = ["measured rate" if w == 1 else "independent answers" for w in m.tolist()]
@@ -188,18 +237,18 @@ def measured_width(
             next="Pass a number as correlation, or rollouts without weights.",
         )
     measured = icc(x, n, level)
-    results, best = {}, (rate.value, rate.upper)
+    results, best = {}, (rate.value, rate.upper) if rule == "any-refusal" else (np.inf, np.inf)
     for w in sorted({*m.tolist()}):
-        value, lower, upper, how = _one_width(x, n, w, rate, measured)
-        best = (np.fmin(value, best[0]), np.fmin(upper, best[1]))
+        value, lower, upper, how = _one_width(x, n, w, rate, measured, rule)
+        best = (np.fmin(value, best[0]), np.fmin(upper, best[1])) if falls_with_width(rule) else (value, upper)
         results[w] = (best[0], np.fmin(lower, best[0]), best[1], how)
     rows = [results[w] for w in m.tolist()]
     ends = [np.array([row[i] for row in rows]) for i in range(3)]
     return _as_bound(ends, [row[3] for row in rows], measured, level, rate)
 
 
-def _assumed(end: float, m: NDArray, rho: float) -> NDArray:
-    return ensemble_harm(end, m, rho) if np.isfinite(end) else np.full(m.shape, np.nan)
+def _assumed(end: float, m: NDArray, rho: float, rule: str) -> NDArray:
+    return ensemble_harm(end, m, rho, rule) if np.isfinite(end) else np.full(m.shape, np.nan)
 
 
 def _as_bound(ends: list[Any], how: list[str], measured: Bound | None, level: float, rate: Bound) -> Bound:
@@ -209,28 +258,35 @@ def _as_bound(ends: list[Any], how: list[str], measured: Bound | None, level: fl
     return Bound(ends[0], ends[1], ends[2], level, {"sampling": sampling}, None, info)
 
 
-def _one_width(x: NDArray, n: NDArray, m: int, rate: Bound, measured: Bound) -> tuple[float, float, float, str]:
+def _one_width(
+    x: NDArray, n: NDArray, m: int, rate: Bound, measured: Bound, rule: str
+) -> tuple[float, float, float, str]:
     """Value, lower and upper end, and the name of the way, for one width."""
     if m == 1 or len(n) == 0:
         return rate.value, rate.lower, rate.upper, "measured rate" if len(n) else "nothing measured"
+    t = int(harmful_needed(rule, m))
+    most = min(rate.upper * m / t, 1.0)
     if len(n) == 1:
         enough = n[0] >= m
-        value = float(unbiased_power(x, n, m)[0]) if enough else rate.value**m
-        way = "unbiased" if enough else "power of the rate"
-        return value, rate.lower**m, rate.upper, f"{way}, one prompt"
+        value = float(unbiased_failure(x, n, m, rule)[0]) if enough else ensemble_harm(rate.value, m, 0.0, rule)
+        way = "unbiased" if enough else "power of the rate" if t == m else "independent answers"
+        return value, min(rate.lower**m, value), max(most, value), f"{way}, one prompt"
     reach = max(int(n.min()), 1)
     if reach >= m:
-        return *_unbiased(x, n, m, rate), "unbiased"
-    upper = _unbiased(x, n, reach, rate)[2] if reach > 1 else rate.upper
+        return *_unbiased(x, n, m, rate, rule), "unbiased"
+    upper = most
+    if falls_with_width(rule) and reach > 1 and reach > m - t:
+        upper = min(_unbiased(x, n, reach, rate, rule)[2], most)
     if not measured.info["assessed"]:
-        return rate.value, rate.lower**m, upper, f"no credit for width ({measured.info['why']})"
-    value = ensemble_harm(rate.value, m, float(np.clip(measured.value, 0, 1)))
-    return value, rate.lower**m, max(upper, value), "beta-binomial, measured ICC"
+        return rate.value, rate.lower**m, max(upper, rate.value), f"no credit for width ({measured.info['why']})"
+    value = ensemble_harm(rate.value, m, float(np.clip(measured.value, 0, 1)), rule)
+    return value, min(rate.lower**m, value), max(upper, value), "beta-binomial, measured ICC"
 
 
-def _unbiased(x: NDArray, n: NDArray, m: int, rate: Bound) -> tuple[float, float, float]:
-    value = min(float(np.sum(n * unbiased_power(x, n, m)) / np.sum(n)), 1.0)
+def _unbiased(x: NDArray, n: NDArray, m: int, rate: Bound, rule: str) -> tuple[float, float, float]:
+    value = min(float(np.sum(n * unbiased_failure(x, n, m, rule)) / np.sum(n)), 1.0)
     # Unequal rollouts weigh the prompts unequally: the effective number of prompts is Kish's.
     size = float(np.sum(n) ** 2 / np.sum(n**2))
     lower, upper = clopper_pearson(value * size, size, rate.level)
-    return value, max(lower, rate.lower**m), max(upper, value)
+    t = int(harmful_needed(rule, m))
+    return value, max(lower, rate.lower**m), max(min(upper, rate.upper * m / t), value)
