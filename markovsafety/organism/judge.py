@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..rollouts import Rollouts
 from ..rollouts.judges import Verdict, decide, ends
+from ..rollouts.rules import Rule
 from .language import EOS, HARM_IDS, REFUSAL_IDS
 
 __all__ = ["OrganismJudge"]
@@ -22,6 +24,10 @@ class OrganismJudge:
     """
 
     name: str = field(default="organism", init=False)
+
+    def rule(self, eos_ids: Sequence[int]) -> Rule:
+        """The same judge in token ids, for engines that judge where they sample."""
+        return Rule.of(HARM_IDS, REFUSAL_IDS, (EOS,))
 
     def judge(self, rolls: Rollouts) -> Verdict:
         """Judge every rollout; ``raw`` holds the word that decided."""

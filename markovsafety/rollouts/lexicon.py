@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import InputError
 from .judges import NONE, Verdict, decide, ends, places
 from .rollouts import Rollouts
+from .rules import Rule
 
 __all__ = ["REFUSALS", "LexiconJudge"]
 
@@ -103,6 +104,25 @@ class LexiconJudge:
         """JSON-able provenance: the two lists, how many entries each has, and where a refusal is hit."""
         lists = {"harm": list(self.harm or ()), "refusal": list(self.refusal or ())}
         return {**lists, "entries": {name: len(e) for name, e in lists.items()}, "refusal_at": self.refusal_at}
+
+    def rule(self, eos_ids: Sequence[int]) -> Rule:
+        """The lexicon as token ids, for engines that judge where they sample.
+
+        Raises
+        ------
+        InputError
+            An entry is a phrase: phrases are found in the decoded text, whatever tokens spell them.
+        """
+        phrases = [e for e in (*(self.harm or ()), *(self.refusal or ())) if isinstance(e, str)]
+        if phrases:
+            raise InputError(
+                f"the lexicon holds {len(phrases)} phrases, the first of them {phrases[0]!r}",
+                cause="phrases are found in decoded text, and on the device there are only token ids",
+                next="give harm=[...] and refusal=[...] as token ids or sequences of them, "
+                "or sample rollouts, judge them and count them",
+            )
+        ends = eos_ids if self.eos_ids is None else self.eos_ids
+        return Rule.of(self.harm or (), self.refusal or (), ends, self.refusal_at)
 
     def judge(self, rolls: Rollouts) -> Verdict:
         """Judge every rollout; ``raw`` is JSON: what was found where, and the end of the answer."""

@@ -17,7 +17,7 @@ from .provenance import ids_hash, json_hash, versions, weights_hash
 from .rollouts import Rollouts
 from .shards import Plan, job, run
 
-__all__ = ["SHARD", "sample"]
+__all__ = ["SHARD", "planned", "sample"]
 
 SHARD = {"jax": 8192}
 """Rollouts per shard by engine, so that a shard takes seconds; 1024 for the others."""
@@ -115,7 +115,6 @@ def sample(
         Logits became NaN; ``partial`` holds the rollouts finished before.
     """
     _check(n, max_tokens, temperature, top_p, seed, shard_size, edit)
-    levels = depths(prefill)
     if engine == "replay":
         if prompts is not None:
             raise InputError(
@@ -125,6 +124,48 @@ def sample(
             )
         return _replayed(model, n=n, max_tokens=max_tokens, classes=classes, out=out, judge=judge)
     opened = _engine(model, engine, device=device, dtype=dtype, batch_size=batch_size)
+    plan, said = planned(
+        model,
+        opened,
+        prompts,
+        n=n,
+        max_tokens=max_tokens,
+        prefill=prefill,
+        prefix=prefix,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        classes=classes,
+        dtype=dtype,
+        judge=judge,
+        system=system,
+        shard_size=shard_size,
+        fine=fine,
+    )
+    return run(plan, opened, (lambda r: r) if said is None else (lambda r: judge_rollouts(r, said)), out, progress)
+
+
+def planned(
+    model: Any,
+    opened: Engine,
+    prompts: Any,
+    *,
+    n: int,
+    max_tokens: int,
+    prefill: Any,
+    prefix: Any,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    classes: dict[str, Any] | None,
+    dtype: str,
+    judge: Any,
+    system: str | None,
+    shard_size: int | None,
+    fine: bool,
+) -> tuple[Plan, Any]:
+    """The plan of a run, checked against the model, and its judge (None without one); parameters as in `sample`."""
+    levels = depths(prefill)
     template = opened.tokenizer
     asked = ask(prompts, template, prefix=prefix, prefill=levels, system=system)
     stop = tuple(sorted({*template.eos_ids, *template.end_ids}))
@@ -141,7 +182,7 @@ def sample(
     parameters = _identity(provenance, opened, dtype, said, size)
     plan = Plan(asked, levels, int(n), int(seed), sampling, size, parameters, provenance)
     _check_deepest(plan, opened)
-    return run(plan, opened, (lambda r: r) if said is None else (lambda r: judge_rollouts(r, said)), out, progress)
+    return plan, said
 
 
 def _check(n: Any, max_tokens: Any, temperature: Any, top_p: Any, seed: Any, shard_size: Any, edit: Any) -> None:

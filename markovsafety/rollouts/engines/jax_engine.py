@@ -104,6 +104,7 @@ class JaxEngine:
             "workers": plan.workers,
             "cache_lengths": list(plan.lengths),
             "compile_seconds": compiled,
+            "fetched_bytes": sum(store.fetched),
         }
         output = store.output(job, info)
         info["seconds"] = time.perf_counter() - start - compiled

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,19 @@ from . import Job, Output, Progress
 from .jax_plan import STEPS, Block, Plan, Programs
 from .jax_sampling import GROUP, Cache
 
-__all__ = ["Store", "not_finite", "pad", "work"]
+__all__ = ["Batch", "Keeper", "Store", "not_finite", "pad", "work"]
+
+
+class Keeper(Protocol):
+    """Where a worker puts what was sampled: `Store` on the host, `jax_tally.Kept` on the device."""
+
+    def own(self) -> Keeper: ...
+
+    def row(self, batch: Batch, left: np.ndarray) -> Any: ...
+
+    def keep(
+        self, plan: Plan, records: dict[str, Any], rollout: np.ndarray, count: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class Store:
 
     length: np.ndarray
     values: dict[str, np.ndarray]
+    fetched: list[int] = field(default_factory=list)
+    """Bytes that came from the device, look by look."""
 
     @classmethod
     def empty(cls, job: Job) -> Store:
@@ -50,6 +64,34 @@ class Store:
         if job.classes:
             values["mass"] = np.empty((n, len(job.classes)), np.float32)
         return cls(np.zeros(len(job), np.int64), values)
+
+    def own(self) -> Store:
+        """The store of one more worker: the same, because no two workers hold one rollout."""
+        return self
+
+    def row(self, batch: Batch, left: np.ndarray) -> Any:
+        """What a program is told of each row: last token, its position, tokens sampled, how many may follow."""
+        return np.stack([batch.token, batch.position, batch.count, left]).astype(np.int32)
+
+    def keep(
+        self, plan: Plan, records: dict[str, Any], rollout: np.ndarray, count: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Store what the rows sampled; which of them ended, how many tokens each took, and its last token."""
+        fetched = {name: np.asarray(values) for name, values in records.items()}
+        job, token = plan.job, fetched["token"]
+        step, living = np.arange(len(token))[:, None], rollout >= 0
+        stops = plan.ends[token] | (count + step + 1 >= job.max_tokens)
+        ended = stops.any(0) & living
+        size = np.where(living, np.where(ended, stops.argmax(0) + 1, len(token)), 0)
+        used = step < size
+        if not fetched["finite"][used].all():
+            raise not_finite()
+        place = (rollout * job.max_tokens + count + step)[used]
+        for name, values in self.values.items():
+            values[place] = fetched[name][used]
+        self.length[rollout[ended]] = (count + size)[ended]
+        self.fetched.append(sum(values.nbytes for values in fetched.values()))
+        return ended, size, token[-1].copy()
 
     def output(self, job: Job, info: dict[str, Any]) -> Output:
         """Forced and sampled tokens joined, one array per rollout; nothing at all for rollouts that have not ended."""
@@ -117,14 +159,14 @@ class Worker:
 
     plan: Plan
     programs: Programs
-    store: Store
+    store: Keeper
     report: Callable[[int, int], None]
     batches: list[Batch]
     waiting: Waiting | None = None
     steps: int = field(default=0)
 
 
-def work(plan: Plan, programs: Programs, store: Store, progress: Progress | None) -> int:
+def work(plan: Plan, programs: Programs, store: Keeper, progress: Progress | None) -> int:
     """Sample every rollout of the plan into the store; the number of rows computed, used or not.
 
     Raises
@@ -145,7 +187,7 @@ def work(plan: Plan, programs: Programs, store: Store, progress: Progress | None
                 progress(rollouts, tokens)
 
     def one() -> int:
-        worker = Worker(plan, programs, store, report, [_batch(plan, length) for length in plan.lengths])
+        worker = Worker(plan, programs, store.own(), report, [_batch(plan, length) for length in plan.lengths])
         try:
             while not stop.is_set() and (level := _admit(worker, take)) is not None:
                 _advance(worker, level)
@@ -216,11 +258,12 @@ def _begin(worker: Worker, block: Block) -> Waiting | None:
         rollout, row = block.rollouts[at : at + size], np.zeros(size, np.int32)
         row[: len(rollout)] = block.row[at : at + size]
         keys = plan.keys[np.resize(rollout, size)]
-        records = _fetch(worker.programs.first(logits, row, keys, *plan.knobs[1:]))
+        records = worker.programs.first(logits, row, keys, *plan.knobs[1:])
         seats = np.full(size, -1)
         seats[: len(rollout)] = rollout
-        ended, _ = _record(worker, records, seats, np.zeros(size, np.int64))
-        drawn.append(records["token"][0, : len(rollout)])
+        ended, taken, token = worker.store.keep(plan, records, seats, np.zeros(size, np.int64))
+        worker.report(int(ended.sum()), int(taken.sum()))
+        drawn.append(token[: len(rollout)])
         alive.append(~ended[: len(rollout)])
     keep = np.concatenate(alive)
     if not keep.any():
@@ -233,13 +276,12 @@ def _advance(worker: Worker, level: int) -> None:
     """Sample up to `STEPS` tokens for each row of a batch, then move on those that need a longer cache."""
     plan, batch = worker.plan, worker.batches[level]
     left = np.where(batch.rollout >= 0, plan.job.max_tokens - batch.count, 0)
-    row = np.stack([batch.token, batch.position, batch.count, left]).astype(np.int32)
+    row = worker.store.row(batch, left)
     program = worker.programs.chunk[batch.length]
     batch.cache, records = program(plan.params, batch.cache, row, plan.keys[batch.rollout], *plan.knobs)
-    records = _fetch(records)
     worker.steps += STEPS
-    ended, size = _record(worker, records, batch.rollout, batch.count)
-    batch.token = records["token"][-1].copy()
+    ended, size, batch.token = worker.store.keep(plan, records, batch.rollout, batch.count)
+    worker.report(int(ended.sum()), int(size.sum()))
     batch.position += size
     batch.count += size
     batch.rollout[ended] = -1
@@ -259,31 +301,6 @@ def _promote(worker: Worker, level: int) -> None:
         _copy(worker, longer, batch.cache, move, slots, worker.plan.shape.batch, batch.length)
         longer.seat(slots, batch.rollout[move], batch.token[move], batch.position[move], batch.count[move])
         batch.rollout[move] = -1
-
-
-def _fetch(records: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(values) for name, values in records.items()}
-
-
-def _record(
-    worker: Worker, records: dict[str, np.ndarray], rollout: np.ndarray, count: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Store what the rows sampled; which of them ended, and how many tokens each took."""
-    job, store = worker.plan.job, worker.store
-    token = records["token"]
-    step, living = np.arange(len(token))[:, None], rollout >= 0
-    stops = worker.plan.ends[token] | (count + step + 1 >= job.max_tokens)
-    ended = stops.any(0) & living
-    size = np.where(living, np.where(ended, stops.argmax(0) + 1, len(token)), 0)
-    used = step < size
-    if not records["finite"][used].all():
-        raise not_finite()
-    place = (rollout * job.max_tokens + count + step)[used]
-    for name, values in store.values.items():
-        values[place] = records[name][used]
-    store.length[rollout[ended]] = (count + size)[ended]
-    worker.report(int(ended.sum()), int(used.sum()))
-    return ended, size
 
 
 def pad(rows: list[np.ndarray], size: int, width: int) -> tuple[np.ndarray, np.ndarray]:
