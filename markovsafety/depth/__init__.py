@@ -15,18 +15,49 @@ from .members import (
 )
 from .mixtures import latent_correlation
 from .profile import Depth, Reading, operational_depth, profile
+from .schedules import ConstantSteps, GeometricSteps, GivenSteps, HarmonicSteps
 from .sweep import sweep
+from .tracing import Absorption, Trace, absorbing_when, trace, updated
+from .tuning import AttackCurve, fit_attack_curve
+from .updates import (
+    AdditiveBias,
+    BiasMatrix,
+    ConvexMix,
+    CrossEntropyFlow,
+    LogitSteps,
+    Verdict,
+    cross_entropy_path,
+    residual_after,
+    steps_to,
+    verdict_of,
+)
 from .width import chernoff, ensemble_floor, ensemble_harm, hoeffding, needed_width, over_refusal, why_no_width
 
 __all__ = [
+    "Absorption",
+    "AdditiveBias",
+    "AttackCurve",
+    "BiasMatrix",
+    "ConstantSteps",
+    "ConvexMix",
+    "CrossEntropyFlow",
     "Depth",
+    "GeometricSteps",
+    "GivenSteps",
     "Grid",
+    "HarmonicSteps",
+    "LogitSteps",
     "Needed",
     "Profile",
     "Reading",
+    "Trace",
+    "Verdict",
+    "absorbing_when",
     "chernoff",
+    "cross_entropy_path",
     "ensemble_floor",
     "ensemble_harm",
+    "fit_attack_curve",
     "hoeffding",
     "icc",
     "latent_correlation",
@@ -41,10 +72,15 @@ __all__ = [
     "paired_range",
     "poisson_binomial",
     "profile",
+    "residual_after",
+    "steps_to",
     "sweep",
     "token_average",
+    "trace",
     "unassumed_harm",
     "unbiased_failure",
     "unbiased_power",
+    "updated",
+    "verdict_of",
     "why_no_width",
 ]
