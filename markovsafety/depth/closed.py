@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..bound import Bound
 from ..errors import InputError
+from .attack import AttackLaw, Optimum
 from .profile import Reading, budget, check_side, whole, within
 
 __all__ = ["Profile"]
@@ -94,8 +95,8 @@ class Profile:
         """Probability of passing an aligned position with neither harm nor refusal."""
         return max(1 - self.a1 - self.r1, 0.0)
 
-    def harm(self, depth: ArrayLike, prefill: ArrayLike = 0) -> Bound:
-        """Probability of harm h(k; d).
+    def harm(self, depth: ArrayLike, prefill: ArrayLike = 0, *, attack: AttackLaw | None = None) -> Bound:
+        """Probability of harm h(k; d), or its mean over the law of the attack.
 
         Parameters
         ----------
@@ -103,17 +104,22 @@ class Profile:
             Trained depth d: number of aligned positions at the start of the answer.
         prefill : int or array
             Number k of forced tokens, broadcast against `depth`.
+        attack : AttackLaw, optional
+            Law of the number of forced tokens, beyond `prefill` where that is given too: ``E h(k + K; d)``.
 
         Returns
         -------
         Bound
-            Of the broadcast shape.
+            Of the broadcast shape. With an attack it is exact, whatever its tail: ``f1 + (f0 - f1) G(d - k)`` with
+            ``G(d) = E[c1^max(d - K, 0)]``.
         """
         d, k = np.broadcast_arrays(whole(depth, "depth"), whole(prefill, "prefill"))
         left = np.maximum(d - k, 0)
-        value = _closed(self.a0, self.r0, self.a1, self.r1, left)
-        lower = np.minimum(_closed(*self._corner(harmful=False), left), value)
-        upper = np.maximum(_closed(*self._corner(harmful=True), left), value)
+        ends = [
+            _closed(*hazards, left, attack)
+            for hazards in (self._hazards, self._corner(harmful=False), self._corner(harmful=True))
+        ]
+        value, lower, upper = ends[0], np.minimum(*ends[:2]), np.maximum(ends[0], ends[2])
         reasons = {"sampling" if self.level < 1 else "model": (upper - lower) / 2} if self.intervals else {}
         if value.ndim == 0:
             value, lower, upper = float(value), float(lower), float(upper)
@@ -122,9 +128,13 @@ class Profile:
     def floor(self) -> Bound:
         """The limit of unlimited depth, with its interval."""
         ends = [_limit(*self._corner(harmful=harmful)) for harmful in (False, True)]
-        value = _limit(self.a0, self.r0, self.a1, self.r1)
+        value = _limit(*self._hazards)
         reasons = {"sampling" if self.level < 1 else "model": (ends[1] - ends[0]) / 2} if self.intervals else {}
         return Bound(value, min(ends[0], value), max(ends[1], value), self.level, reasons, None, {"name": "floor"})
+
+    @property
+    def _hazards(self) -> tuple[float, float, float, float]:
+        return self.a0, self.r0, self.a1, self.r1
 
     def _corner(self, harmful: bool) -> tuple[float, float, float, float]:
         """The hazards in the box with the most, or the least, harm."""
@@ -158,9 +168,7 @@ class Profile:
         check_side(side)
         budget(eps)
         k = int(whole(prefill, "prefill"))
-        a0, r0, a1, r1 = (
-            (self.a0, self.r0, self.a1, self.r1) if side == "value" else self._corner(harmful=side == "upper")
-        )
+        a0, r0, a1, r1 = self._hazards if side == "value" else self._corner(harmful=side == "upper")
         f0, f1, c1 = _ratio(a0, r0), _ratio(a1, r1), max(1 - a1 - r1, 0.0)
         if within(f0, eps):
             return 0, ""
@@ -189,11 +197,56 @@ class Profile:
             return Reading(d, crossed=False)
         return Reading(None if needed is None or needed > d else d - needed, crossed=True)
 
+    def optimal_depth(self, price: float = 0.0, *, prefill: int = 0, attack: AttackLaw | None = None) -> Optimum:
+        """Trained depth d with the least harm plus price.
 
-def _closed(a0: float, r0: float, a1: float, r1: float, left: NDArray) -> NDArray:
-    f0, f1 = _ratio(a0, r0), _ratio(a1, r1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        keep = np.where(left == 0, 1.0, np.exp(left * np.log1p(-min(a1 + r1, 1.0))))
+        Parameters
+        ----------
+        price : float
+            Cost of one aligned position in units of harm, not negative.
+        prefill : int
+            Number k of forced tokens.
+        attack : AttackLaw, optional
+            Law of the number of forced tokens, beyond `prefill`.
+
+        Returns
+        -------
+        Optimum
+            Without an attack the stationary point is ``k + ln((f0 - f1) ln(1/c1) / price) / ln(1/c1)``, and the whole
+            depths on both its sides (and 0) are compared. Without a price more depth is always at least as good: there
+            is no optimum, unless harm does not fall with depth (0) or one position decides (k + 1, or the longest
+            attack + 1).
+
+        Raises
+        ------
+        InputError
+            If the price is negative.
+        UntrustedError
+            If the search would go beyond ten million positions.
+
+        Notes
+        -----
+        Our own. With an attack the gain of one more position, ``(f0 - f1) (1 - c1) E[c1^(d - K); K <= d]``, may rise
+        before it falls, so every depth at which the price alone does not exceed the best cost is compared.
+        """
+        from .optimal import of_profile
+
+        return of_profile(self, price, int(whole(prefill, "prefill")), attack)
+
+
+def _closed(
+    a0: float, r0: float, a1: float, r1: float, left: NDArray, attack: AttackLaw | None = None
+) -> NDArray[np.float64]:
+    f0, f1, stop = _ratio(a0, r0), _ratio(a1, r1), min(a1 + r1, 1.0)
+    if attack is not None:
+        last = int(left.max(initial=0))
+        keep = (attack.discount(1 - stop, last) + attack.survival(np.arange(last + 1)))[left]
+    else:
+        # From a table where depths repeat: an exponential costs more than a look-up.
+        last = int(left.max(initial=0))
+        steps, at = (np.arange(last + 1), left) if last < left.size else (left, ...)
+        with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
+            keep = np.where(steps == 0, 1.0, np.exp(steps * np.log1p(-stop)))[at]
     # As a convex combination, so that rounding cannot leave [f1, f0].
     return np.clip(f1 * (1 - keep) + f0 * keep, min(f0, f1), max(f0, f1))
 
