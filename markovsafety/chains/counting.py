@@ -22,6 +22,7 @@ from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from .checks import index_dtype
 from .counts import Counts, Table, canonical, group
 from .states import Asked, KGram, label_at, map_name
+from .sums import from_sums
 from .tally import NO_ORDER, collect, dense_codes, runs_of, sorted_by
 
 __all__ = ["count"]
@@ -32,16 +33,17 @@ VISITS = 1 << 18  # visited states of rollouts that are counted at once
 _NEEDED = ("tokens", "offsets", "prompt_id", "category", "prefill", "outcome", "hit")
 
 
-def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
+def count(rolls: Any, states: Any = None) -> Counts:
     """Count the transitions of judged rollouts.
 
     Parameters
     ----------
-    rolls : Rollouts
-        Judged; a column ``weight`` weighs rollouts, columns ``mass_harm``, ``mass_refusal`` and ``mass_benign`` are
-        summed by state.
-    states : StateMap
-        `KGram`, `Position`, `JudgedPrefix`, or anything with ``walk(tokens, prefill)``.
+    rolls : Rollouts or Sums
+        Judged, or what `markovsafety.rollouts.tally` added up on a device. A column ``weight`` weighs rollouts, columns
+        ``mass_harm``, ``mass_refusal`` and ``mass_benign`` are summed by state.
+    states : StateMap, optional
+        `KGram`, `Position`, `JudgedPrefix`, or anything with ``walk(tokens, prefill)``; by default ``KGram(2)``, and of
+        sums the map that they were added up by.
 
     Returns
     -------
@@ -50,7 +52,8 @@ def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
     Raises
     ------
     InputError
-        If `rolls` are no rollouts, there are none, one is not judged, or a column contradicts another.
+        If `rolls` are no rollouts, there are none, one is not judged, or a column contradicts another; if sums were
+        added up by another map.
 
     Notes
     -----
@@ -61,6 +64,9 @@ def count(rolls: Any, states: Any = KGram(2)) -> Counts:  # noqa: B008  (frozen)
     label that equals an outcome's name gets "after " in front, because
     that name belongs to the outcome.
     """
+    if all(hasattr(rolls, name) for name in ("added", "entry", "order")):
+        return from_sums(rolls, states)
+    states = KGram(2) if states is None else states
     r = _read(rolls)
     tally, rows = group(
         r["prompt_id"], r["category"], r["prefill"], np.eye(len(OUTCOMES))[r["outcome"]] * r["weight"][:, None]

@@ -57,6 +57,11 @@ class KGram:
             raise InputError(f"KGram has k={self.k!r}.", cause="The order is a whole number.", next="Pass k >= 0.")
         object.__setattr__(self, "k", int(self.k))
 
+    @property
+    def last_tokens(self) -> int:
+        """How many of the last tokens make the state; a map with this can be counted where tokens are sampled."""
+        return self.k
+
     def walk(self, tokens: NDArray, prefill: int = 0) -> list[tuple[int, ...]]:
         """Labels of all prefixes; see `StateMap`."""
         padded = [PAD] * self.k + np.asarray(tokens).tolist()

@@ -7,15 +7,19 @@ from .lexicon import LexiconJudge
 from .parquet import read_rollouts, write_rollouts
 from .rollouts import Ragged, Rollouts
 from .sample import sample
+from .sums import Sums
+from .tally import tally
 
 __all__ = [
     "Judge",
     "LexiconJudge",
     "Ragged",
     "Rollouts",
+    "Sums",
     "Verdict",
     "judge",
     "read_rollouts",
     "sample",
+    "tally",
     "write_rollouts",
 ]

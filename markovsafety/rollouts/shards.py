@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,10 @@ from .engines import Engine, Job, Output, Progress, rollout_keys
 from .parquet import MANIFEST, read_parquet, read_rollouts, write_rollouts
 from .rollouts import Ragged, Rollouts
 
-__all__ = ["Plan", "job", "run"]
+__all__ = ["Plan", "Shard", "begin", "blocks", "interrupted", "job", "run", "shown"]
+
+Shard = tuple[np.ndarray, Path | None]
+"""Numbers of the rollouts in the plan, and the file that holds them."""
 
 FORMAT = 1
 
@@ -121,29 +124,41 @@ def run(
     """
     folder = None if out is None else Path(out)
     if folder is not None:
-        _begin(plan, folder)
-        clear_leftovers(folder)
-    blocks = [np.arange(a, min(a + plan.shard_size, len(plan))) for a in range(0, len(plan), plan.shard_size)]
-    paths = [None if folder is None else folder / f"part-{i:05d}.parquet" for i in range(len(blocks))]
+        begin(plan, folder, "part-*.parquet")
+    shards = blocks(plan, folder, ".parquet")
     parts: list[Rollouts] = []
-    there = sum(len(rows) for rows, path in zip(blocks, paths) if path is not None and path.exists())
-    with _bar(len(plan), there, progress) as advance:
-        try:
-            for rows, path in zip(blocks, paths):
-                if path is not None and path.exists():
-                    parts.append(_finished(path, len(rows)))
-                    continue
-                part = judged(_sampled(plan, engine, rows, advance))
-                if path is not None:
-                    write_rollouts(part, path)
-                parts.append(part)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_kept(plan, len(parts), folder)) from None
-        except MarkovsafetyError as error:
-            rest = [error.partial] if isinstance(error.partial, Rollouts) else []
-            error.partial = Rollouts.concat([*parts, *rest])
-            raise
+
+    def finished(partial: Any) -> Rollouts:
+        return Rollouts.concat([*parts, *([partial] if isinstance(partial, Rollouts) else [])])
+
+    with interrupted(plan, parts, folder, finished), shown(plan, shards, progress) as advance:
+        for rows, path in shards:
+            if path is not None and path.exists():
+                parts.append(_finished(path, len(rows)))
+                continue
+            part = judged(_sampled(plan, engine, rows, advance))
+            if path is not None:
+                write_rollouts(part, path)
+            parts.append(part)
     return Rollouts.concat(parts) if folder is None else read_rollouts(folder)
+
+
+def blocks(plan: Plan, folder: Path | None, suffix: str) -> list[Shard]:
+    """The rollouts of each shard, and the file for them (None without a folder)."""
+    cuts = [np.arange(a, min(a + plan.shard_size, len(plan))) for a in range(0, len(plan), plan.shard_size)]
+    return [(rows, None if folder is None else folder / f"part-{i:05d}{suffix}") for i, rows in enumerate(cuts)]
+
+
+@contextmanager
+def interrupted(plan: Plan, done: Sized, folder: Path | None, finished: Callable[[Any], Any]) -> Iterator[None]:
+    """Errors carry what was finished (`finished` makes it of an error's own partial answer); Ctrl-C says it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept(plan, len(done), folder)) from None
+    except MarkovsafetyError as error:
+        error.partial = finished(error.partial)
+        raise
 
 
 def _sampled(plan: Plan, engine: Engine, rows: np.ndarray, progress: Progress) -> Rollouts:
@@ -165,15 +180,26 @@ def _sampled(plan: Plan, engine: Engine, rows: np.ndarray, progress: Progress) -
         raise
 
 
-def _begin(plan: Plan, folder: Path) -> None:
-    """Write the manifest, or check that the one there is of the same run."""
+def begin(plan: Plan, folder: Path, pattern: str) -> None:
+    """Write the manifest, or check that the one there is of the same run; what killed runs left behind goes.
+
+    Raises
+    ------
+    InputError
+        The folder holds another run, or files of this pattern without a manifest.
+    """
+    _manifest(plan, folder, pattern)
+    clear_leftovers(folder)
+
+
+def _manifest(plan: Plan, folder: Path, pattern: str) -> None:
     path = folder / MANIFEST
     if folder.exists() and not folder.is_dir():
         raise InputError(
             f"{folder} is a file", cause="shards and their manifest are written into a folder", next="give out a folder"
         )
     if not path.exists():
-        if any(folder.glob("part-*.parquet")):
+        if any(folder.glob(pattern)):
             raise InputError(
                 f"{folder} holds shards without a manifest",
                 cause="they come from another program, or the manifest was deleted",
@@ -228,12 +254,13 @@ def _kept(plan: Plan, done: int, folder: Path | None) -> str:
 
 
 @contextmanager
-def _bar(total: int, there: int, show: bool | None) -> Iterator[Progress]:
+def shown(plan: Plan, shards: Sequence[Shard], show: bool | None) -> Iterator[Progress]:
     """A progress bar on stderr with tokens per second; silent where stderr is no terminal, unless asked for."""
+    there = sum(len(rows) for rows, path in shards if path is not None and path.exists())
     hidden = not sys.stderr.isatty() if show is None else not show
     began, tokens = 0.0, 0
     options: dict[str, Any] = {"unit": " rollouts", "file": sys.stderr, "disable": hidden, "dynamic_ncols": True}
-    with tqdm(total=total, initial=there, **options) as bar:
+    with tqdm(total=len(plan), initial=there, **options) as bar:
 
         def advance(rollouts: int, more: int) -> None:
             nonlocal began, tokens

@@ -13,12 +13,15 @@ import numpy as np
 
 from ...errors import InputError, UntrustedError
 from ..provenance import versions, weights_hash
+from ..rules import Rule
+from ..sums import Added
 from ..template import Template
 from . import Job, Output, Progress, check_job
 from .jax_llama import LlamaConfig, Params, load_params
 from .jax_plan import SMALL, Plan, compile_plan, cores, make_plan, member_of, round_up
 from .jax_sampling import Draw, Shape, score_program
 from .jax_schedule import Store, not_finite, pad, work
+from .jax_tally import Shelf, adder
 from .llama_folder import read_config
 
 __all__ = ["JaxEngine", "open_engine"]
@@ -93,7 +96,7 @@ class JaxEngine:
         programs = compile_plan(plan)
         compiled = time.perf_counter() - compile_start
         try:
-            rows = work(plan, programs, store, progress)
+            rows = work(plan, programs, lambda: store, progress)
         except UntrustedError as error:
             error.partial = store.output(job, {})
             raise
@@ -109,6 +112,55 @@ class JaxEngine:
         output = store.output(job, info)
         info["seconds"] = time.perf_counter() - start - compiled
         return output
+
+    def tally(self, job: Job, order: int, rule: Rule, group: np.ndarray, progress: Progress | None = None) -> Added:
+        """Sample every rollout of the job and add up its transitions on the device.
+
+        Parameters
+        ----------
+        job : Job
+        order : int
+            Tokens of a state.
+        rule : Rule
+            What ends a rollout in which outcome.
+        group : int array, shape (n,)
+            Of each rollout, counted from 0, rising in steps of at most one; sums are kept by group.
+        progress : callable, optional
+
+        Returns
+        -------
+        Added
+            The classes named as outcomes are summed. ``info["fetched_bytes"]`` counts what left the device.
+
+        Raises
+        ------
+        InputError
+            The job does not fit the model.
+        UntrustedError
+            Logits became NaN; there is no partial answer.
+        """
+        start = time.perf_counter()
+        self._check(job)
+        if len(job) == 0:
+            return Added.empty(order)
+        plan = self._plan(job)
+        compile_start = time.perf_counter()
+        programs = compile_plan(plan)
+        shelf = Shelf(plan)
+        add_up = adder(shelf, order, rule, group)
+        compiled = time.perf_counter() - compile_start
+        rows = work(plan, programs, shelf.own, progress)
+        sampled = time.perf_counter()
+        parts = list(add_up())
+        info = {
+            "sampled_tokens": int(shelf.length.sum()),
+            "rows": rows,
+            "compile_seconds": compiled,
+            "sum_seconds": time.perf_counter() - sampled,
+            "fetched_bytes": sum(shelf.fetched),
+            "seconds": time.perf_counter() - start - compiled,
+        }
+        return Added.of(parts, info)
 
     def score(self, job: Job, answers: list[np.ndarray]) -> Output:
         """Log-probabilities and class masses of given answers.

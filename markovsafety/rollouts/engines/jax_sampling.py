@@ -26,6 +26,7 @@ __all__ = [
     "Draw",
     "Shape",
     "chunk_program",
+    "compiled",
     "fill_program",
     "first_program",
     "prefill_program",
@@ -214,7 +215,7 @@ _programs: dict[Any, Future[tuple[Any, float]]] = {}
 _lock = threading.Lock()
 
 
-def _compiled(key: tuple[Any, ...], lower: Callable[[], Any]) -> Any:
+def compiled(key: tuple[Any, ...], lower: Callable[[], Any]) -> Any:
     """The program of a key, compiled once per process, whichever thread asks first."""
     with _lock:
         mine = key not in _programs
@@ -239,7 +240,7 @@ def prefill_program(shape: Shape, rows: int, width: int) -> Any:
 
         return jax.jit(run).lower(shape.params(), shape.spec(rows, width), shape.spec(rows))
 
-    return _compiled(("prefill", shape.config, shape.dtype, shape.device, rows, width), lower)
+    return compiled(("prefill", shape.config, shape.dtype, shape.device, rows, width), lower)
 
 
 def first_program(shape: Shape, rows: int) -> Any:
@@ -251,7 +252,7 @@ def first_program(shape: Shape, rows: int) -> Any:
         run = jax.jit(functools.partial(_first, shape=shape))
         return run.lower(logits, shape.spec(shape.batch), keys, *shape.knobs())
 
-    return _compiled(("first", shape, rows), lower)
+    return compiled(("first", shape, rows), lower)
 
 
 def chunk_program(shape: Shape, length: int, steps: int) -> Any:
@@ -263,7 +264,7 @@ def chunk_program(shape: Shape, length: int, steps: int) -> Any:
         run = jax.jit(functools.partial(_chunk, shape=shape, steps=steps), donate_argnums=1)
         return run.lower(shape.params(), cache, row, keys, ends, *shape.knobs())
 
-    return _compiled(("chunk", shape, length, steps), lower)
+    return compiled(("chunk", shape, length, steps), lower)
 
 
 def fill_program(shape: Shape, rows: int, width: int, length: int) -> Any:
@@ -274,7 +275,7 @@ def fill_program(shape: Shape, rows: int, width: int, length: int) -> Any:
         run = jax.jit(_fill, donate_argnums=0)
         return run.lower(shape.cache(shape.batch, length), shape.cache(rows, width), index, index)
 
-    return _compiled(("fill", shape.config, shape.dtype, shape.device, shape.batch, rows, width, length), lower)
+    return compiled(("fill", shape.config, shape.dtype, shape.device, shape.batch, rows, width, length), lower)
 
 
 def score_program(shape: Shape, rows: int, width: int) -> Any:
@@ -284,7 +285,7 @@ def score_program(shape: Shape, rows: int, width: int) -> Any:
         run = jax.jit(functools.partial(_score, shape=shape))
         return run.lower(shape.params(), shape.spec(rows, width), shape.spec(rows), shape.knobs()[0])
 
-    return _compiled(("score", shape, rows, width), lower)
+    return compiled(("score", shape, rows, width), lower)
 
 
 def split_keys(keys: np.ndarray) -> np.ndarray:

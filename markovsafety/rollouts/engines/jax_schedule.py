@@ -29,8 +29,6 @@ __all__ = ["Batch", "Keeper", "Store", "not_finite", "pad", "work"]
 class Keeper(Protocol):
     """Where a worker puts what was sampled: `Store` on the host, `jax_tally.Kept` on the device."""
 
-    def own(self) -> Keeper: ...
-
     def row(self, batch: Batch, left: np.ndarray) -> Any: ...
 
     def keep(
@@ -64,10 +62,6 @@ class Store:
         if job.classes:
             values["mass"] = np.empty((n, len(job.classes)), np.float32)
         return cls(np.zeros(len(job), np.int64), values)
-
-    def own(self) -> Store:
-        """The store of one more worker: the same, because no two workers hold one rollout."""
-        return self
 
     def row(self, batch: Batch, left: np.ndarray) -> Any:
         """What a program is told of each row: last token, its position, tokens sampled, how many may follow."""
@@ -166,8 +160,8 @@ class Worker:
     steps: int = field(default=0)
 
 
-def work(plan: Plan, programs: Programs, store: Keeper, progress: Progress | None) -> int:
-    """Sample every rollout of the plan into the store; the number of rows computed, used or not.
+def work(plan: Plan, programs: Programs, own: Callable[[], Keeper], progress: Progress | None) -> int:
+    """Sample every rollout of the plan into the stores of its workers; the number of rows computed, used or not.
 
     Raises
     ------
@@ -187,7 +181,7 @@ def work(plan: Plan, programs: Programs, store: Keeper, progress: Progress | Non
                 progress(rollouts, tokens)
 
     def one() -> int:
-        worker = Worker(plan, programs, store.own(), report, [_batch(plan, length) for length in plan.lengths])
+        worker = Worker(plan, programs, own(), report, [_batch(plan, length) for length in plan.lengths])
         try:
             while not stop.is_set() and (level := _admit(worker, take)) is not None:
                 _advance(worker, level)
