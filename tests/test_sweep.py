@@ -305,9 +305,13 @@ def test_profile_grid():
 @pytest.mark.parametrize(
     ("kwargs", "word"),
     [
-        ({"capacity": [1]}, "depth theory"),
-        ({"attack": "prefill"}, "depth theory"),
-        ({"rule": "majority"}, "any-refusal"),
+        ({"capacity": [1]}, "no capacity"),
+        ({"attack": "prefill"}, "no law"),
+        ({"attack": []}, "attack is empty"),
+        ({"rule": "loudest"}, "any-refusal"),
+        ({"rule": "2-refusals"}, "1 answer"),
+        ({"model": "twins"}, "beta-binomial"),
+        ({"level": 1.0}, "level"),
         ({"width": 0}, "width"),
         ({"width": []}, "width"),
         ({"width": [1.5]}, "width"),

@@ -19,6 +19,7 @@ from .members import (
     unassumed_harm,
 )
 from .mixtures import latent_correlation
+from .pareto import Front, Pareto, pareto
 from .profile import Depth, Reading, operational_depth, profile
 from .published import PUBLISHED, Rates
 from .recovery import HeldOut, Recovery, fit_recovery, held_out_profile
@@ -56,6 +57,7 @@ __all__ = [
     "CrossEntropyFlow",
     "Depth",
     "Exponential",
+    "Front",
     "GeometricSteps",
     "GivenSteps",
     "Grid",
@@ -68,6 +70,7 @@ __all__ = [
     "LogitSteps",
     "Needed",
     "Optimum",
+    "Pareto",
     "Profile",
     "Rates",
     "Reading",
@@ -99,6 +102,7 @@ __all__ = [
     "over_refusal",
     "pair_limits",
     "paired_range",
+    "pareto",
     "participation_ratio",
     "poisson_binomial",
     "profile",

@@ -1,7 +1,8 @@
-"""Grid: harm over depth and width, and what it says about a harm budget."""
+"""Grid: harm over depth, width and further axes, and what it says about a harm budget."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, encode
+from ..errors import InputError
 from ..evidence.cells import forced
-from .profile import budget, check_side, operational_depth, within
+from .pareto import Pareto, pareto
+from .profile import budget, check_side, within
 
 __all__ = ["Grid", "Needed"]
+
+SHOWN = 40  # rows or tables that are printed, and lines of what is needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +36,8 @@ class Needed:
         forced: operational safety depth, the largest swept k with harm within the budget at all swept j <= k; None if
         the first exceeds it. trained: smallest swept depth that suffices; None if none does.
     at_least : bool array, same shape
-        True where harm stayed within the budget at every swept depth, so that the operational depth is a lower bound.
+        True where no swept depth was seen to exceed the budget, so that the operational depth is a lower bound: harm
+        stayed within it everywhere, or the next depth was not measured.
     width : object array, shape of the axes other than width
         Smallest swept width that suffices; None if none does.
     possible : bool
@@ -40,6 +46,8 @@ class Needed:
         Why entries are None; empty if none is.
     dims, coords
         Axes of the grid.
+    capacity : object array, shape of the axes other than capacity, optional
+        First swept capacity that suffices; None if none does. None altogether without that axis.
     """
 
     eps: float
@@ -52,32 +60,35 @@ class Needed:
     reason: str
     dims: tuple[str, ...]
     coords: dict[str, tuple[Any, ...]]
+    capacity: NDArray | None = None
 
     def __str__(self) -> str:
         lines = [f"harm within {self.eps:g} (by the {self.side} end):"]
-        others = [name for name in self.dims if name != "depth"]
-        for at in np.ndindex(*self.depth.shape):
-            names = ", ".join(f"{name} {self.coords[name][i]}" for name, i in zip(others, at))
+        for at, names in self._cells(", "):
             lines.append(f"  {names}: {_depth(self.depth[at], bool(self.at_least[at]), self.kind)}")
-        if self.reason:
-            lines.append(f"  {self.reason}")
-        return "\n".join(lines)
+        return "\n".join([*_few(lines), *([f"  {self.reason}"] if self.reason else [])])
 
     def line(self) -> str:
         """The same in one line."""
-        others = [name for name in self.dims if name != "depth"]
         parts = []
-        for at in np.ndindex(*self.depth.shape):
-            names = " at ".join(f"{name} {self.coords[name][i]}" for name, i in zip(others, at))
+        for at, names in self._cells(" at "):
             depth = None if self.depth[at] is None else _depth(self.depth[at], bool(self.at_least[at]), self.kind)
             nothing = "is impossible here" if self.kind == "trained" else "withstands nothing"
             parts.append(f"{names} {depth or nothing}")
-        text = f"harm within {self.eps:g} (by the {self.side} end): {', '.join(parts)}"
+            if len(parts) > SHOWN:
+                break
+        text = f"harm within {self.eps:g} (by the {self.side} end): {', '.join(_few(parts))}"
         return f"{text}; {self.reason}" if self.reason else text
 
+    def _cells(self, between: str) -> Iterator[tuple[tuple[int, ...], str]]:
+        others = [name for name in self.dims if name != "depth"]
+        for at in np.ndindex(*self.depth.shape):
+            yield at, between.join(f"{name} {self.coords[name][i]}" for name, i in zip(others, at))
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `depth` and `width` as nested lists with null for None."""
-        names = ("eps", "side", "kind", "depth", "at_least", "width", "possible", "reason")
+        """Plain data; `depth`, `width` and, where there is that axis, `capacity` as nested lists with null for None."""
+        names = ["eps", "side", "kind", "depth", "at_least", "width", "possible", "reason"]
+        names += [] if self.capacity is None else ["capacity"]
         return {name: encode(getattr(self, name)) for name in names}
 
 
@@ -89,23 +100,28 @@ def _depth(depth: Any, at_least: bool, kind: str) -> str:
     return f"withstands {'at least ' if at_least else ''}{forced([depth])}"
 
 
+def _few(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= SHOWN else [*lines[: SHOWN - 1], "..."]
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Harm over depth, width and, where asked, correlation.
+    """Harm over depth, width and, where asked, capacity, correlation and attack.
 
     Parameters
     ----------
     harm : Bound
-        Shape of `dims`.
+        Shape of `dims`; nan in [0, 1] where a model was not trained, or a depth not measured.
     dims : tuple of str
-        ("depth", "width") or ("depth", "width", "correlation").
+        ("depth", "width"), then those of "capacity", "correlation", "attack" that were asked for.
     coords : dict of str to tuple
-        Values along each axis, rising (correlation: as given).
+        Values along each axis, rising (correlation and attack: as given; an attack by its name).
     info : dict
         source; kind ("forced" or "trained": what depth counts); depth_why (chains: where the depths come from); start
         and start_why: the state law at each depth and why that one; estimate: how the numbers of each width were made;
         icc: correlation of two answers by depth where the source has one; floor (trained only): harm at unlimited
-        depth, a Bound over the other axes; rule; note: what the intervals leave out.
+        depth, a Bound over the other axes; rule; model, unless it is the beta-binomial; absent: which cells are nan
+        and why; note: what the intervals leave out. With capacities, what belongs to each is by its name.
     """
 
     harm: Bound
@@ -113,8 +129,45 @@ class Grid:
     coords: dict[str, tuple[Any, ...]]
     info: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def absent(self) -> NDArray:
+        """Cells that were not trained or not measured, of the shape of `dims`."""
+        return np.isnan(np.asarray(self.harm.value))
+
+    def at(self, **where: Any) -> Grid:
+        """The part of the grid at given coordinates, one for each axis that is named.
+
+        Parameters
+        ----------
+        **where
+            E.g. ``correlation=0.3, attack="geometric(0.1)"``; depth and width stay axes of length one.
+
+        Returns
+        -------
+        Grid
+        """
+        pick: list[Any] = [slice(None)] * len(self.dims)
+        for name, value in where.items():
+            if name not in self.dims or value not in self.coords[name]:
+                known = f"{name} has {', '.join(map(str, self.coords[name]))}" if name in self.dims else ""
+                raise InputError(
+                    f"The grid has no {name} {value!r}.",
+                    cause=known or f"Its axes are {', '.join(self.dims)}.",
+                    next="Pick a coordinate that was swept.",
+                )
+            i = self.coords[name].index(value)
+            pick[self.dims.index(name)] = slice(i, i + 1) if name in ("depth", "width") else i
+        gone = [name for name in where if name not in ("depth", "width")]
+        coords = {n: (where[n],) if n in where else c for n, c in self.coords.items() if n not in gone}
+        info = dict(self.info)
+        if "floor" in info:
+            info["floor"] = info["floor"][tuple(pick[1:])] if info["floor"].shape else info["floor"]
+        if "absent" in info:
+            info["absent"] = [gap for gap in info["absent"] if all(gap.get(n, v) == v for n, v in where.items())]
+        return Grid(self.harm[tuple(pick)], tuple(n for n in self.dims if n not in gone), coords, info)
+
     def needed(self, harm: float, side: str = "upper") -> Needed:
-        """Which depth and width keep harm within a budget.
+        """Which depth, width and capacity keep harm within a budget.
 
         Parameters
         ----------
@@ -131,41 +184,55 @@ class Grid:
         check_side(side)
         trained = self.info.get("kind") == "trained"
         ends = np.asarray(getattr(self.harm, side), dtype=np.float64)
-        good = within(ends, eps)
-        shape = ends.shape[1:]
-        depth, at_least = np.full(shape, None, dtype=object), np.zeros(shape, dtype=bool)
-        for at in np.ndindex(shape):
-            column = (slice(None), *at)
-            if trained:
-                depth[at] = _first(self.coords["depth"], good[column])
-            else:
-                reading = operational_depth(self.coords["depth"], ends[column], eps).reading
-                depth[at], at_least[at] = reading.depth, not reading.crossed
-        turned = np.moveaxis(good, 1, -1)
-        width = np.full(turned.shape[:-1], None, dtype=object)
-        for at in np.ndindex(width.shape):
-            width[at] = _first(self.coords["width"], turned[at])
-        possible = any(x is not None for x in depth.flat)
-        reason = "" if all(x is not None for x in depth.flat) else self._reason(ends, eps, side, depth)
+        good = within(ends, eps) & ~self.absent
+        if trained:
+            depth, at_least = _first(self.coords["depth"], good, 0), np.zeros(ends.shape[1:], dtype=bool)
+        else:
+            depth, at_least = self._withstood(good)
+        width = _first(self.coords["width"], good, 1)
+        capacity = None
+        if "capacity" in self.dims:
+            capacity = _first(self.coords["capacity"], good, self.dims.index("capacity"))
+        empty = ~(good.any(axis=0) if trained else good[0])
+        reason = self._reason(ends, eps, side, empty) if empty.any() else ""
         kind = "trained" if trained else "forced"
-        return Needed(eps, side, kind, depth, at_least, width, possible, reason, self.dims, self.coords)
+        possible = not empty.all()
+        return Needed(eps, side, kind, depth, at_least, width, possible, reason, self.dims, self.coords, capacity)
 
-    def _reason(self, ends: NDArray, eps: float, side: str, depth: NDArray) -> str:
+    def _withstood(self, good: NDArray) -> tuple[NDArray, NDArray]:
+        """Largest depth before the first that exceeds the budget, and whether none was seen to."""
+        bad = ~good
+        first = np.where(bad.any(axis=0), bad.argmax(axis=0), len(bad))
+        depth = _pick(self.coords["depth"], first - 1)
+        stop = np.minimum(first, len(bad) - 1)[None]
+        unseen = np.take_along_axis(self.absent, stop, axis=0)[0]
+        return depth, (first == len(bad)) | ((first > 0) & unseen)
+
+    def pareto(self, cost: Mapping[str, float] | Callable[..., Any], **options: Any) -> Pareto:
+        """The cheapest cells within a budget, and what less harm costs; see `markovsafety.depth.pareto`."""
+        return pareto(self, cost=cost, **options)
+
+    def _reason(self, ends: NDArray, eps: float, side: str, empty: NDArray) -> str:
         """Why some, or all, entries of the depths are None."""
-        trained, empty = self.info.get("kind") == "trained", np.array([x is None for x in depth.flat])
-        tried = ends if trained else ends[:1]
+        trained, absent = self.info.get("kind") == "trained", self.absent
+        tried = np.where(absent, np.nan, ends) if trained else np.where(absent, np.nan, ends)[:1]
         least = float(np.nanmin(tried)) if np.isfinite(tried).any() else float("nan")
         end = "value" if side == "value" else f"{side} end"
         where = "in the grid" if trained else f"at {forced([self.coords['depth'][0]])}"
-        if not empty.all():
-            text = f"none: harm {where} exceeds {eps:g} there"
+        lost = empty & (absent.all(axis=0) if trained else absent[0])
+        if lost.all():
+            text = "impossible in this grid: nothing was trained or measured there"
+        elif not empty.all():
+            text = f"none: harm {where} exceeds {eps:g} there" if (empty & ~lost).any() else "none"
         else:
-            text = f"impossible in this grid: the smallest harm {where} ({end}) is {least:.3g}, the budget is {eps:g}"
+            text = f"impossible in this grid: the smallest harm {where} ({end}) is {least:.3g}, the budget is {eps:.3g}"
+        if lost.any() and not lost.all():
+            text += "; not trained or not measured elsewhere"
         value = np.asarray(self.harm.value if trained else self.harm.value[0])
         if side == "upper" and empty.all() and np.any(within(value, eps)):
             text += "; the estimate itself is within it, the evidence is too little"
         if trained and "floor" in self.info:
-            floor = np.asarray(getattr(self.info["floor"], side)).reshape(-1)
+            floor = np.asarray(getattr(self.info["floor"], side)).reshape(empty.shape)
             deeper = floor[empty] < eps
             if not deeper.all():
                 text += f"; no depth suffices where the floor is {floor[empty][~deeper].min():.3g} or more"
@@ -177,11 +244,14 @@ class Grid:
 
     def __str__(self) -> str:
         lines = [f"P(harm) by depth and width   {self._level()}   {self.info.get('start', '')}".rstrip()]
-        extra = self.coords.get("correlation", (None,))
-        for c, rho in enumerate(extra):
-            if rho is not None:
-                lines.append(f"correlation {rho}")
-            lines += self._table(c if "correlation" in self.dims else None)
+        extra = [name for name in self.dims if name not in ("depth", "width")]
+        shape = tuple(len(self.coords[name]) for name in extra)
+        for tables, at in enumerate(np.ndindex(*shape)):
+            if tables == SHOWN // max(len(self.coords["depth"]), 1) + 4:
+                lines.append(f"... {int(np.prod(shape)) - tables} more tables")
+                break
+            lines += [", ".join(f"{name} {self.coords[name][i]}" for name, i in zip(extra, at))] if extra else []
+            lines += self._table(at)
         for name in ("rule", "note"):
             if self.info.get(name):
                 lines.append(f"{name}: {self.info[name]}")
@@ -190,26 +260,59 @@ class Grid:
     def _level(self) -> str:
         return "proven" if self.harm.level == 1 else f"{100 * self.harm.level:g} %"
 
-    def _table(self, c: int | None) -> list[str]:
-        value, lower, upper = (np.asarray(getattr(self.harm, s)) for s in ("value", "lower", "upper"))
-        if c is not None:
-            value, lower, upper = value[..., c], lower[..., c], upper[..., c]
-        rows = [["depth", *(f"width {m}" for m in self.coords["width"])]]
-        for i, k in enumerate(self.coords["depth"]):
-            cells = [_span(*ends) for ends in zip(value[i], lower[i], upper[i])]
-            rows.append([str(k), *cells])
-        sizes = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
+    def _table(self, at: tuple[int, ...]) -> list[str]:
+        depths, widths = self.coords["depth"], self.coords["width"]
+        shown = list(range(len(depths))), list(range(min(len(widths), 12)))
+        if len(depths) > SHOWN:
+            shown = [*range(SHOWN // 2), *range(len(depths) - SHOWN // 2, len(depths))], shown[1]
+        head = ["depth", *(f"width {widths[j]}" for j in shown[1])] + (["..."] if len(widths) > 12 else [])
+        rows, last = [head], -1
+        for i in shown[0]:
+            if i != last + 1:
+                rows.append(["..."] + [""] * (len(head) - 1))
+            cells = [self._cell((i, j, *at)) for j in shown[1]]
+            rows.append([str(depths[i]), *cells] + (["..."] if len(widths) > 12 else []))
+            last = i
+        sizes = [max(len(row[j]) for row in rows) for j in range(len(head))]
         return ["  " + "  ".join(text.rjust(size) for text, size in zip(row, sizes)) for row in rows]
+
+    def _cell(self, at: tuple[int, ...]) -> str:
+        value, lower, upper = (float(np.asarray(getattr(self.harm, s))[at]) for s in ("value", "lower", "upper"))
+        if np.isnan(value):
+            return self._why(at).split(":")[0]
+        return f"{value:.3g}" if upper - lower <= 1e-12 * abs(value) else f"{value:.3g} [{lower:.3g}, {upper:.3g}]"
+
+    def _why(self, at: tuple[int, ...]) -> str:
+        """Why a cell is absent."""
+        here = {name: self.coords[name][i] for name, i in zip(self.dims, at)}
+        for gap in self.info.get("absent", []):
+            if all(here.get(name) == value for name, value in gap.items() if name != "why"):
+                return gap["why"]
+        return "not measured"
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """A head and a row for every cell: coordinates, value, lower and upper; and why, where cells are absent."""
+        gaps = bool(self.info.get("absent"))
+        yield (*self.dims, "value", "lower", "upper", *(["why"] if gaps else []))
+        ends = [np.asarray(getattr(self.harm, s)) for s in ("value", "lower", "upper")]
+        for at in np.ndindex(*self.harm.shape):
+            value, lower, upper = (float(x[at]) for x in ends)
+            where = (self.coords[name][i] for name, i in zip(self.dims, at))
+            why = [self._why(at) if np.isnan(value) else ""] if gaps else []
+            yield (*where, "" if np.isnan(value) else value, lower, upper, *why)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: dims, coords, harm, info."""
         return {name: encode(getattr(self, name)) for name in ("dims", "coords", "harm", "info")}
 
 
-def _span(value: float, lower: float, upper: float) -> str:
-    return f"{value:.3g}" if upper - lower <= 1e-12 * abs(value) else f"{value:.3g} [{lower:.3g}, {upper:.3g}]"
+def _first(coords: tuple[Any, ...], good: NDArray, axis: int) -> NDArray:
+    """The first coordinate along an axis that is good; None if none is."""
+    return _pick(coords, np.where(good.any(axis=axis), good.argmax(axis=axis), -1))
 
 
-def _first(coords: tuple[Any, ...], good: NDArray) -> Any:
-    at = np.flatnonzero(good)
-    return coords[at[0]] if len(at) else None
+def _pick(coords: tuple[Any, ...], at: NDArray) -> NDArray:
+    """Coordinates by index; None for -1."""
+    table = np.empty(len(coords) + 1, dtype=object)
+    table[:-1] = coords
+    return np.asarray(table[at], dtype=object).reshape(np.shape(at))

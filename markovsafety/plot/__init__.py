@@ -11,23 +11,31 @@ from __future__ import annotations
 
 from .bars import attribution, categories, outcomes, strikes
 from .checks import check
+from .curves import lines, pareto, traces
 from .profiles import branch, depth, width
 from .roads import chain
+from .sizes import capacity
 from .style import OUTCOME_COLOURS, figure, palette, panels, state_text
+from .surfaces import contour
 
 __all__ = [
     "OUTCOME_COLOURS",
     "attribution",
     "branch",
+    "capacity",
     "categories",
     "chain",
     "check",
+    "contour",
     "depth",
     "figure",
+    "lines",
     "outcomes",
     "palette",
     "panels",
+    "pareto",
     "state_text",
     "strikes",
+    "traces",
     "width",
 ]

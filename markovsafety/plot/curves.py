@@ -1,0 +1,290 @@
+"""Harm along one axis of a grid, what less of it costs, and how training gets there: lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .profiles import _end_labels
+from .style import HARM, INK, PROBABILITY, SOFT, SPOKEN, axes_or_new, palette, plain, short, styled
+
+__all__ = ["lines", "pareto", "traces"]
+
+FEW = 24  # points up to which each gets its own marker
+LEAST = 1e-12  # lowest harm of a logarithmic axis
+
+
+@styled
+def lines(
+    grid: Any,
+    over: str = "depth",
+    by: str | None = None,
+    budget: float | None = None,
+    ax: Any = None,
+    *,
+    log: bool | None = None,
+    best: bool = False,
+) -> Any:
+    """Harm along one axis, a line for each value of another, with intervals as bands.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of `sweep`; of further axes the first entry is shown.
+    over : str
+        The axis to the right: "depth", "width", "capacity", "correlation", or "attack" (by the mean number of forced
+        tokens).
+    by : str, optional
+        The axis of the lines; the longest other one if not given.
+    budget : float, optional
+        Harm budget, a dashed line.
+    ax : Axes, optional
+    log : bool, optional
+        Logarithmic probabilities; where harm falls below 1 % of its largest if not given.
+    best : bool
+        Ring the least harm of each line that has it inside the axis.
+
+    Returns
+    -------
+    Axes
+    """
+    ax = axes_or_new(ax, (8.0, 4.2))
+    x, names, parts = _family(grid, over, by)
+    looks = _colours(names, _ordered(grid, names, over, by))
+    value = parts[0]
+    seen = value[np.isfinite(value) & (value > 0)]
+    if log is None:
+        log = bool(seen.size and seen.min() < 0.01 * seen.max())
+    low = max(float(seen.min()), LEAST) if seen.size else LEAST
+    last = {}
+    for i, name in enumerate(names):
+        colour, marker = looks[name]
+        y = np.maximum(parts[:, i], low * 0.5) if log else parts[:, i]
+        there = np.isfinite(y[0])
+        if (y[2] - y[1] > 1e-12).any():
+            ax.fill_between(x[there], y[1][there], y[2][there], color=colour, alpha=0.15, linewidth=0)
+        dots = {"marker": marker, "markersize": 4} if there.sum() <= FEW else {}
+        ax.plot(x[there], y[0][there], color=colour, linewidth=1.5, **dots)
+        if best and there.any():
+            at = np.flatnonzero(there)[int(np.argmin(y[0][there]))]
+            if 0 < at < len(x) - 1:
+                ax.plot(x[at], y[0][at], "o", ms=9, mfc="none", mec=colour, mew=1.5, zorder=4)
+        last |= {name: float(y[0][there][-1])} if there.any() and name else {}
+    _value_axis(ax, parts, low, log, budget)
+    ax.set_xlabel(_label(grid, over))
+    if over == "capacity":
+        _capacities(ax, grid, x)
+    ax.margins(x=0.02)
+    ax.grid(axis="y")
+    _names(ax, last, {name: look[0] for name, look in looks.items()}, budget, log)
+    return ax
+
+
+def _family(grid: Any, over: str, by: str | None) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Positions, names of the lines, and value, lower, upper of shape (3, lines, positions)."""
+    dims = list(grid.dims)
+    others = [n for n in dims if n != over and len(grid.coords[n]) > 1]
+    if by is None:
+        by = max(others, key=lambda n: len(grid.coords[n])) if others else None
+    for name in (over, *([by] if by else [])):
+        if name not in dims or by == over:
+            raise InputError(
+                f"The grid has no lines over {over!r} by {by!r}.",
+                cause=f"Its axes are {', '.join(dims)}.",
+                next="Pick two different ones.",
+            )
+    pick = [slice(None) if n in (over, by) else 0 for n in dims]
+    kept = [n for n in dims if n in (over, by)]
+    parts = np.array([np.asarray(getattr(grid.harm, s))[tuple(pick)] for s in ("value", "lower", "upper")])
+    if by is None:
+        parts = parts[:, None]
+    elif kept.index(over) == 0:
+        parts = parts.transpose(0, 2, 1)
+    names = [""] if by is None else [_named(by, c) for c in grid.coords[by]]
+    return _places(grid, over), names, parts
+
+
+def _places(grid: Any, over: str) -> np.ndarray:
+    coords = grid.coords[over]
+    if over == "attack":
+        return np.array([law["mean"] for law in grid.info["attack"]])
+    if over == "capacity" or not all(isinstance(c, (int, float)) for c in coords):
+        return np.arange(len(coords), dtype=float)
+    return np.array(coords, dtype=float)
+
+
+def _named(by: str, value: Any) -> str:
+    if by == "attack":
+        return plain(value, 24)
+    return plain(f"{by} {value:g}" if isinstance(value, (int, float)) else f"{by} {value}", 24)
+
+
+def _label(grid: Any, over: str) -> str:
+    if over == "depth":
+        return "trained depth (aligned tokens)" if grid.info.get("kind") == "trained" else SPOKEN
+    if over == "attack":
+        fixed = all(law["fixed"] for law in grid.info["attack"])
+        return SPOKEN if fixed else "mean number of forced tokens"
+    return {"width": "ensemble width", "correlation": "correlation of two answers"}.get(over, over)
+
+
+def _capacities(ax: Any, grid: Any, x: np.ndarray) -> None:
+    ax.set_xticks(x, [plain(c, 16) for c in grid.coords["capacity"]])
+
+
+def _ordered(grid: Any, names: list[str], over: str, by: str | None) -> bool:
+    """Whether the lines have an order, which their colours then show."""
+    return len(names) > 2 and not all(n.startswith("capacity") for n in names)
+
+
+def _colours(names: list[str], ordered: bool) -> dict[str, tuple[str, str]]:
+    """A sequence from light to dark where lines are in order, else the palette of models."""
+    looks = palette(names)
+    if not ordered:
+        return looks
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    ramp = LinearSegmentedColormap.from_list("order", ["#E09B00", "#C4348A", "#5B3FA0", "#15284B"])
+    shades = np.linspace(0, 1, len(names))
+    return {n: (to_hex(ramp(s)), looks[n][1]) for n, s in zip(names, shades)}
+
+
+def _value_axis(ax: Any, parts: np.ndarray, low: float, log: bool, budget: float | None) -> None:
+    top = float(np.nanmax(parts[2])) if np.isfinite(parts[2]).any() else 1.0
+    ax.set_ylabel(PROBABILITY)
+    if log:
+        ax.set_yscale("log")
+        ax.set_ylim(10 ** np.floor(np.log10(min(low, budget or 1.0))), min(2 * top, 1.5))
+    else:
+        ax.set_ylim(0, min(1.02, max(1.1 * top, 1.4 * budget if budget else 0.02)))
+    if budget is not None:
+        ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+
+
+def _names(ax: Any, last: dict[str, float], colours: dict[str, str], budget: float | None, log: bool) -> None:
+    """Names at the right ends of the lines, moved apart where they would touch."""
+    if not log:
+        _end_labels(ax, last, colours, budget)
+        return
+    from .style import spread
+
+    low, high = np.log10(ax.get_ylim())
+    names = list(last) + ([] if budget is None else [f"budget {short(budget)}"])
+    at = np.log10(np.maximum([*last.values(), *([] if budget is None else [budget])], 10**low))
+    height = ax.figure.get_figheight() * 72 * ax.get_position().height
+    gap = 13 / height * (high - low)
+    for name, y in zip(names, spread(at.tolist(), gap, low + 0.02 * (high - low), high - 0.02 * (high - low))):
+        style = {"color": colours[name], "fontweight": "bold"} if name in colours else {"color": SOFT, "fontsize": 8.5}
+        where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
+        ax.annotate(name, (1.0, 10**y), xytext=(5, 0), va="center", **where, **style)
+
+
+@styled
+def pareto(found: Any, ax: Any = None) -> Any:
+    """What less harm costs: the front of cost against harm, logarithmic.
+
+    Parameters
+    ----------
+    found : Pareto, or dict of Pareto by name
+        Of `Grid.pareto`; of several circumstances the first is drawn. Where over-refusal is a price too, every cell of
+        the front is a dot, darker the more harmless prompts it refuses, and the line runs along the least harm.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    ax = axes_or_new(ax, (8.0, 4.2))
+    named = found if isinstance(found, Mapping) else {"": found}
+    looks = palette(list(named))
+    budget, dots = None, None
+    for name, one in named.items():
+        front, colour = one.front, HARM if name == "" else looks[name][0]
+        end = {"value": front.harm, "lower": front.lower, "upper": front.upper}[one.side]
+        y = np.maximum(end, LEAST)
+        edge = np.minimum.accumulate(y) == y
+        ax.step(front.cost[edge], y[edge], where="post", color=colour, linewidth=1.4, label=plain(name, 24) or None)
+        if front.over_refusal is None:
+            ax.plot(front.cost, y, "o", ms=4, color=colour, mec="white", mew=0.5)
+        else:
+            style = {"c": 100 * front.over_refusal, "cmap": _blues(), "s": 20, "edgecolor": "white", "linewidth": 0.4}
+            dots = ax.scatter(front.cost, y, zorder=3, **style)
+        budget = one.eps if one.eps is not None else budget
+        if one.best is not None:
+            _ring(ax, one)
+    ax.set_yscale("log")
+    ax.set_xlabel("cost")
+    ax.set_ylabel(PROBABILITY)
+    ax.grid(axis="y")
+    if budget is not None:
+        ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
+        text = f"budget {short(budget)}"
+        ax.annotate(text, (1.0, budget), xytext=(-2, 3), ha="right", color=SOFT, fontsize=8.5, **where)
+    if any(named):
+        ax.legend(loc="upper right")
+    if dots is not None:
+        key = ax.figure.colorbar(dots, ax=ax, pad=0.02, aspect=26)
+        key.set_label("over-refusal, %")
+        key.outline.set_visible(False)
+        key.ax.tick_params(length=0, labelsize=8.5)
+    return ax
+
+
+def _blues() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("refusal", ["#CFE5F3", "#5BA3D0", "#0072B2", "#08304F"])
+
+
+def _ring(ax: Any, one: Any) -> None:
+    best = one.best
+    y = max({"value": best["harm"], "lower": best["lower"], "upper": best["upper"]}[one.side], LEAST)
+    ax.plot(best["cost"], y, "o", ms=10, mfc="none", mec=INK, mew=1.4, zorder=4)
+    where = ", ".join(f"{n} {best[n]}" for n in ("depth", "width", "capacity") if n in best)
+    text = plain(f"{where}: cost {best['cost']:.4g}")
+    ax.annotate(text, (best["cost"], y), xytext=(10, 6), textcoords="offset points", fontsize=8.5, color=INK)
+
+
+@styled
+def traces(data: Mapping[str, Any], ax: Any = None, *, label: str = "what is left", log: bool = True) -> Any:
+    """How a quantity falls step by step, a line for each way of training.
+
+    Parameters
+    ----------
+    data : dict of array, shape (steps,)
+        By name, value at step 0, 1, ...; or a pair (steps, values).
+    ax : Axes, optional
+    label : str
+        What is drawn.
+    log : bool
+        Both axes logarithmic, from step 1 on: powers of the step are straight lines.
+
+    Returns
+    -------
+    Axes
+    """
+    ax = axes_or_new(ax, (8.0, 4.2))
+    looks = palette(list(data))
+    last, low = {}, 1.0
+    for name, given in data.items():
+        pair = isinstance(given, tuple)
+        y = np.asarray(given[1] if pair else given, dtype=float)
+        x = np.asarray(given[0], dtype=float) if pair else np.arange(len(y), dtype=float)
+        keep = np.isfinite(y) & ((x > 0) & (y > 0) if log else True)
+        if not keep.any():
+            continue
+        ax.plot(x[keep], y[keep], color=looks[name][0], linewidth=1.5)
+        last[plain(name, 24)] = float(y[keep][-1])
+        low = min(low, float(y[keep].min()))
+    if log:
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel(label)
+    ax.grid(axis="y")
+    _names(ax, last, {plain(n, 24): look[0] for n, look in looks.items()}, None, log)
+    return ax

@@ -1,0 +1,186 @@
+"""Iso-safety: harm as a surface over depth and width, with budgets as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .profiles import _cells
+from .style import INK, SOFT, SPOKEN, axes_or_new, plain, short, styled
+
+__all__ = ["contour"]
+
+LEAST = 1e-9  # harm below this has one colour
+RAMP = ("#FFFFFF", "#FDEBD8", "#F9C99A", "#EC9A55", "#C65300", "#7A3000")
+SIDES = {"value": "P(harm)", "upper": "P(harm), upper end", "lower": "P(harm), lower end"}
+
+
+@styled
+def contour(
+    grid: Any,
+    budget: float | Sequence[float] | None = None,
+    ax: Any = None,
+    *,
+    cheapest: Any = None,
+    side: str = "upper",
+    least: float | None = None,
+    bar: bool = True,
+) -> Any:
+    """Iso-safety: harm over depth and width on a logarithmic scale, a step of colour for each power of ten.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of `sweep`, with at least two depths and two widths (the first entry along any other axis is shown).
+    budget : float or sequence of float, optional
+        Harm budgets, each a labelled line: above and to the right of it harm is within the budget (of trained depths).
+        The lines run between the swept cells; the dots are whole numbers, the least width that suffices at each depth.
+    ax : Axes, optional
+    cheapest : Pareto, optional
+        Of the same grid: its cheapest cell as a ring, and the line of what costs as much.
+    side : {"upper", "value", "lower"}
+        Which end of harm is drawn.
+    least : float, optional
+        Lower end of the scale; 1e-9 at the lowest if not given.
+    bar : bool
+        Whether the colours are explained beside the map.
+
+    Returns
+    -------
+    Axes
+    """
+    depths, widths, z = _surface(grid, side)
+    budgets = [] if budget is None else [float(b) for b in np.atleast_1d(np.asarray(budget, dtype=float))]
+    ax = axes_or_new(ax, (7.0, 4.4))
+    low = _lowest(z, budgets, least)
+    levels = np.arange(np.floor(np.log10(low)), 1.0)
+    logs = np.log10(np.clip(z, 10.0 ** levels[0], 1.0))
+    filled = _fill(ax, depths, widths, logs, levels)
+    wide = widths[-1] >= 24 * widths[0]
+    if wide:
+        _log_widths(ax, widths)
+    ax.set_xlim(depths[0], depths[-1])
+    ax.set_ylim(widths[0], widths[-1])
+    _missing(ax, depths, widths, z)
+    for b in budgets:
+        _line(ax, depths, widths, logs, z, b)
+    trained = getattr(grid, "info", {}).get("kind") == "trained"
+    ax.set_xlabel("trained depth (aligned tokens)" if trained else SPOKEN)
+    ax.set_ylabel("ensemble width")
+    ax.tick_params(length=3, color=SOFT)
+    if cheapest is not None:
+        _cheapest(ax, cheapest, depths, widths)
+    if bar:
+        key = ax.figure.colorbar(filled, ax=ax, pad=0.02, aspect=26)
+        shown = levels[:: max(1, int(np.ceil(len(levels) / 9)))]
+        key.set_ticks(shown, labels=[_power(x) for x in shown])
+        key.ax.tick_params(length=0, labelsize=8.5)
+        key.outline.set_visible(False)
+        key.set_label(SIDES[side] if (np.asarray(grid.harm.upper) != np.asarray(grid.harm.value)).any() else "P(harm)")
+    return ax
+
+
+def _surface(grid: Any, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    depths, widths, parts = _cells(grid)
+    if len(depths) < 2 or len(widths) < 2:
+        raise InputError(
+            f"{len(depths)} depths and {len(widths)} widths make no surface.",
+            cause="Lines of equal harm run between at least two of each.",
+            next="Sweep more of them, or draw plot.lines(grid).",
+        )
+    if side not in SIDES:
+        raise InputError(f"side is {side!r}.", cause=f"A bound has {', '.join(SIDES)}.", next="Use one of these.")
+    value, lower, upper = parts
+    z = {"value": value, "lower": lower, "upper": upper}[side].T
+    return depths.astype(float), widths.astype(float), np.where(np.isnan(value.T), np.nan, z)
+
+
+def _lowest(z: np.ndarray, budgets: Sequence[float], least: float | None) -> float:
+    """Lower end of the scale: below the smallest budget, not below what is there."""
+    if least is not None:
+        return max(float(least), 1e-300)
+    there = z[np.isfinite(z) & (z > 0)]
+    smallest = float(there.min()) if there.size else 0.1
+    wanted = min([LEAST, *(b / 100 for b in budgets if b > 0)])
+    return min(max(smallest, wanted), 0.1)
+
+
+def _fill(ax: Any, depths: np.ndarray, widths: np.ndarray, logs: np.ndarray, levels: np.ndarray) -> Any:
+    from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
+
+    if len(levels) < 2:
+        levels = np.array([levels[0] - 1, levels[0]])
+    colours = LinearSegmentedColormap.from_list("harm", RAMP, N=256)
+    norm = BoundaryNorm(levels, 256)
+    return ax.contourf(depths, widths, logs, levels, cmap=colours, norm=norm)
+
+
+def _line(ax: Any, depths: Any, widths: Any, logs: np.ndarray, z: np.ndarray, budget: float) -> None:
+    """The line of one budget with its label, and the least width that suffices at each depth as dots."""
+    if budget <= 0:
+        return
+    with np.errstate(invalid="ignore"):
+        inside = z <= budget * (1 + 1e-12)
+    if inside.any() and not inside.all():
+        style = {"colors": INK, "linewidths": 1.6, "linestyles": "solid"}
+        drawn = ax.contour(depths, widths, logs, [np.log10(budget)], **style)
+        drawn.set_gid("budget")
+        ax.clabel(drawn, fmt={np.log10(budget): _power(np.log10(budget))}, fontsize=8.5, inline_spacing=4)
+    first = np.where(inside.any(axis=0), inside.argmax(axis=0), -1)
+    shown = first > 0
+    if shown.sum() <= 60:
+        at = widths[first[shown]]
+        ax.plot(depths[shown], at, "o", ms=2.6, color=INK, mec="white", mew=0.4, zorder=4, clip_on=False)
+
+
+def _power(log: float) -> str:
+    """A probability as a power of ten where it is one."""
+    if abs(log - round(log)) > 1e-9:
+        return short(10**log)
+    return {0: "1", -1: "0.1", -2: "0.01"}.get(round(log), rf"$10^{{{round(log)}}}$")
+
+
+def _log_widths(ax: Any, widths: np.ndarray) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    ax.set_yscale("log", base=2)
+    powers = 2.0 ** np.arange(np.ceil(np.log2(widths[0])), np.floor(np.log2(widths[-1])) + 1)
+    ax.yaxis.set_major_locator(FixedLocator(powers))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_yticks(powers, [f"{p:g}" for p in powers])
+
+
+def _missing(ax: Any, depths: np.ndarray, widths: np.ndarray, z: np.ndarray) -> None:
+    """Hatched where nothing is known."""
+    blank = np.isnan(z)
+    if blank.any():
+        ax.contourf(depths, widths, blank.astype(float), [0.5, 1.5], colors="none", hatches=["////"])
+
+
+def _cheapest(ax: Any, found: Any, depths: np.ndarray, widths: np.ndarray) -> None:
+    best, prices = found.best, found.prices or {}
+    if best is None or "depth" not in best:
+        return
+    a, b = prices.get("depth", 0.0), prices.get("width", 0.0)
+    if a > 0 and b > 0:
+        x = np.linspace(depths[0], depths[-1], 400)
+        y = (a * best["depth"] + b * best["width"] - a * x) / b
+        keep = (y >= widths[0]) & (y <= widths[-1])
+        ax.plot(x[keep], y[keep], color="#0072B2", linewidth=1.1, linestyle=(0, (4, 3)), zorder=4)
+    ax.plot(best["depth"], best["width"], "o", ms=9, mfc="none", mec="#0072B2", mew=1.8, zorder=5)
+    text = f"depth {best['depth']}, width {best['width']}\ncost {best['cost']:g}"
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+    right = best["depth"] > (depths[0] + depths[-1]) / 2
+    ax.annotate(
+        "\n".join(plain(line) for line in text.split("\n")),
+        (best["depth"], best["width"]),
+        xytext=(-10 if right else 10, 10),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        fontsize=8.5,
+        color="#0072B2",
+        bbox=box,
+    )
