@@ -1,0 +1,232 @@
+"""Every number of the note, computed by the public API and written as text; nothing in the note is typed by hand.
+
+Run by `build.py`. Each function returns the numbers of one part of the note, by the names that its text asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import markovsafety as ms
+from markovsafety import depth
+
+HERE = Path(__file__).resolve().parent
+MEASUREMENTS = HERE.parent / "measurements"
+PROFILE = depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+COMMANDS = {
+    "depth": "markovsafety sweep --profile a0=.08 r0=.02 a1=.01 r1=.3 --depth 0:33 "
+    "--attack none geometric:.2 geometric:.05 --figure depth.svg",
+    "checkpoint": "markovsafety sweep --checkpoint a=.08 r=.02 success=.95 --depth 1:41 "
+    "--attack none geometric:.2 geometric:.1 geometric:.05 --figure checkpoint.svg",
+    "width": "markovsafety sweep --profile a0=.08 r0=.02 a1=.01 r1=.3 --depth 0 --width 1:65 "
+    "--correlation 0 .05 .1 .3 --figure width.svg",
+    "iso": "markovsafety sweep --profile a0=.08 r0=.02 a1=0 r1=.3 --depth 0:33 --width 1:33 "
+    "--correlation 0 .05 .3 --harm 1e-4 --figure iso.svg",
+}
+
+
+def text(x: Any, digits: int = 3) -> str:
+    """A number with so many significant digits; powers of ten below 1e-3 and from 1e6 on."""
+    if isinstance(x, (int, np.integer)) and abs(x) < 10**6:
+        return str(int(x))
+    x = float(x)
+    if math.isinf(x):
+        return "∞"
+    if x == 0:
+        return "0"
+    if not 1e-3 <= abs(x) < 1e6:
+        mantissa, power = f"{x:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
+    places = max(digits - 1 - math.floor(math.log10(abs(x))), 0)
+    return f"{x:.{places}f}"
+
+
+def texts(xs: Any, digits: int = 3) -> list[str]:
+    return [text(x, digits) for x in xs]
+
+
+def chain_view() -> dict[str, Any]:
+    from markovsafety.clusters import clopper_pearson
+
+    return {"zero_of_330": text(clopper_pearson(0, 330, 0.95)[1])}
+
+
+def aligned() -> dict[str, Any]:
+    return {
+        "depth.floor": text(PROFILE.f1),
+        "depth.needed": text(PROFILE.needed_depth(0.05)[0]),
+        "depth.operational": text(PROFILE.operational_depth(20, 0.05).depth),
+        "depth.priced": text(PROFILE.optimal_depth(1e-3).depth),
+    }
+
+
+def checkpoint() -> dict[str, Any]:
+    point = depth.Checkpoint(a=0.08, r=0.02, success=0.95)
+    ps = [0.05, 0.1, 0.2, 0.3, 0.5]
+    laws = [depth.AttackLaw.geometric(p) for p in ps]
+    best = [point.optimal_depth(law) for law in laws]
+    return {
+        "checkpoint.c": text(point.c, 2),
+        "checkpoint.p": texts(ps, 1),
+        "checkpoint.mean": texts([round(law.mean, 9) for law in laws]),
+        "checkpoint.best": texts([b.depth for b in best]),
+        "checkpoint.real": texts([b.continuous for b in best]),
+        "checkpoint.harm": texts([b.harm for b in best]),
+    }
+
+
+def leaks() -> dict[str, Any]:
+    def harm(leak: float, end: float = 0.1) -> str:
+        return text(depth.LeakyRefusal(a=0.05, r=0.3, leak=leak, end=end).harm().value)
+
+    return {"leak.none": harm(0.0), "leak.small": harm(0.02), "leak.even": harm(1e-9, 1e-9)}
+
+
+def since_prefix() -> dict[str, Any]:
+    # Without an attack both models are one: a gate at the first token, then unaligned positions.
+    hazards = depth.Hazards([0.0] + [PROFILE.a0] * 3, [0.95] + [PROFILE.r0] * 3, tail=PROFILE.f0)
+    h = hazards.harm().value
+    return {"recovery.true": text(h[0]), "recovery.position": text(h[1])}
+
+
+def updates() -> dict[str, Any]:
+    p0, goals = 0.1, [0.1, 0.01, 0.001]
+    kinds = {
+        "constant": depth.AdditiveBias(depth.ConstantSteps(0.1)),
+        "harmonic": depth.AdditiveBias(depth.HarmonicSteps(0.5)),
+        "summable": depth.AdditiveBias(depth.GeometricSteps(0.2, 0.9)),
+        "logit": depth.LogitSteps(depth.ConstantSteps(0.1)),
+        "flow": depth.CrossEntropyFlow(classes=50),
+    }
+
+    def steps(update: Any, eps: float) -> str:
+        found, _ = depth.steps_to(update, p0, eps)
+        return "never" if found is None else text(found)
+
+    left = depth.residual_after(depth.AdditiveBias(depth.GeometricSteps(0.2, 0.9)), 0.0, math.inf)
+    return {
+        "updates.geometric": text(left),
+        "updates.p0": text(p0, 1),
+        "updates.residuals": texts(goals, 1),
+        **{f"updates.{name}": [steps(u, g) for g in goals] for name, u in kinds.items()},
+    }
+
+
+def symmetry() -> dict[str, Any]:
+    share = depth.twirl_direction(2000)
+    going = [0.1, 0.5, 0.9, 0.99]
+    checks = [depth.twirl_experiment(_symmetric(on), per_row=2000, repeats=4000) for on in going]
+    return {
+        "twirl.trials": text(2000),
+        "twirl.above": text(share.info["above"]),
+        "twirl.below": text(share.info["below"]),
+        "twirl.on": texts(going, 2),
+        "twirl.measured": texts(c.variance_ratio for c in checks),
+        "twirl.predicted": texts(c.variance_expected for c in checks),
+        "twirl.rows": texts(c.row_ratio for c in checks),
+    }
+
+
+def _symmetric(on: float) -> ms.Chain:
+    """Eight states alike on a cycle: to the next one, or to an end."""
+    P = np.zeros((10, 10))
+    for s in range(8):
+        P[s, (s + 1) % 8] = on
+        P[s, 8:] = 0.3 * (1 - on), 0.7 * (1 - on)
+    return ms.Chain(P, {"harm": 8, "refusal": 9}, start=0)
+
+
+def width() -> dict[str, Any]:
+    q, nu, harm = 0.2, 0.02, depth.ensemble_harm
+    rules = {1: "any-refusal", 2: "2-refusals", 3: "3-refusals"}
+    out = {
+        "width.majority": text(harm(q, 11, rule="majority")),
+        "width.chernoff": text(depth.chernoff(q, 11)),
+        "width.hoeffding": text(depth.hoeffding(q, 11)),
+        "width.any": text(harm(q, 11)),
+        "width.q": text(PROFILE.f0, 1),
+    }
+    for k, rule in rules.items():
+        out[f"width.k{k}h"] = text(harm(q, 9, rule=rule), 2)
+        out[f"width.k{k}o"] = text(depth.over_refusal(nu, 9, rule=rule), 2)
+    q, rho, m = 0.1, 0.3, 10
+    y, z = q + rho * (1 - q), q * (1 - rho)
+    w = rho * q / (1 - z)
+    out |= {
+        "range.beta": text(harm(q, m, rho)),
+        "range.copula": text(harm(q, m, rho, model="copula")),
+        "range.shock": text(harm(q, m, rho, model="common-shock")),
+        "range.low": text(q * y ** (m - 1)),
+        "range.high": text(w + (1 - w) * z**m),
+    }
+    rhos = [0.0, 0.05, 0.1, 0.2, 0.3, 0.5]
+    return out | {
+        "needed.rho": texts(rhos, 1),
+        "needed.width": texts(depth.needed_width(0.1, 1e-4, r) for r in rhos),
+        "needed.floor": texts(depth.ensemble_floor(0.1, r, rule="majority") for r in rhos),
+    }
+
+
+def iso() -> dict[str, Any]:
+    # Harm 0.8 unaligned, and a decay by 0.7 a position without a floor.
+    profile, eps = depth.Profile(a0=0.8, r0=0.2, a1=0.0, r1=0.3), 1e-6
+    ds = [0, 1, 2, 5, 10, 20, 40]
+    C, d0 = math.log(1 / eps) / math.log(1 / 0.7), math.log(1 / 0.8) / math.log(1 / 0.7)
+    q = profile.harm(range(45)).value
+    needed = [depth.needed_width(float(x), eps) for x in q]
+    cost, d, m = min((d + 3 * m, d, m) for d, m in enumerate(needed))
+    return {
+        "iso.d": texts(ds),
+        "iso.m": texts(needed[d] for d in ds),
+        "iso.m05": texts(depth.needed_width(float(q[d]), eps, 0.05) for d in ds),
+        "iso.real_m": text(math.sqrt(C / 3)),
+        "iso.real_d": text(math.sqrt(3 * C) - d0, 4),
+        "iso.best_m": text(m),
+        "iso.best_d": text(d),
+        "iso.cost": text(cost),
+    }
+
+
+# --- what was measured on models: read from papers/measurements, left out where a file is not there ---
+
+HOW = {
+    "profiles": "markovsafety bench profiles --out papers/measurements/profiles.json",
+    "ensembles": "markovsafety bench ensembles --out papers/measurements/ensembles.json",
+    "capacity": "markovsafety bench capacity --models FOLDER --out papers/measurements/capacity.parquet",
+}
+
+
+def measured() -> dict[str, Any]:
+    """Tables of what was measured, by name."""
+    return {}
+
+
+PARTS: list[Callable[[], dict[str, Any]]] = [
+    chain_view,
+    aligned,
+    checkpoint,
+    leaks,
+    since_prefix,
+    updates,
+    symmetry,
+    width,
+    iso,
+]
+
+
+def numbers() -> dict[str, Any]:
+    """All of them."""
+    out: dict[str, Any] = {"commands": COMMANDS}
+    for part in PARTS:
+        out |= part()
+    return out
+
+
+if __name__ == "__main__":
+    print(json.dumps(numbers(), indent=1, ensure_ascii=False))
