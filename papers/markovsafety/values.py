@@ -118,6 +118,27 @@ def updates() -> dict[str, Any]:
     }
 
 
+def optimum() -> dict[str, Any]:
+    found, ks = {}, [0, 1, 5, 10, 20]
+    for name, mix in (("on-policy", None), ("recovery", (0.5, 25))):
+        path = depth.training_path(at=(100, 1000, 10000), recovery=mix)
+        for step, h in zip(path.steps, path.harm):
+            found[f"{name}, {step} steps"] = texts(h[ks])
+    best = depth.training_path(at=(1,)).best
+    chain = depth.trajectory(np.tile([0.88, 0.02, 0.10], (30, 1)), 0.8)
+    information = depth.harm_information(chain)
+    out: dict[str, Any] = {
+        "front.k": texts(ks),
+        "front": {"rows": [{"name": n, "h": h} for n, h in (*found.items(), ("best", texts(best[ks])))]},
+        "recovery.t": text(depth.attack_length(1e-4, 12.0, 0.98, 0.5)[0], 4),
+    }
+    for size, strength in (("small", 0.1), ("large", 20.0)):
+        spent = depth.kl_profile(chain, depth.optimum(chain, strength)).steps
+        ratio = spent / (strength**2 * information / 2)
+        out |= {f"optimum.{size}_low": text(ratio.min()), f"optimum.{size}_high": text(ratio.max())}
+    return out
+
+
 def symmetry() -> dict[str, Any]:
     share = depth.twirl_direction(2000)
     going = [0.1, 0.5, 0.9, 0.99]
@@ -214,6 +235,7 @@ PARTS: list[Callable[[], dict[str, Any]]] = [
     leaks,
     since_prefix,
     updates,
+    optimum,
     symmetry,
     width,
     iso,
