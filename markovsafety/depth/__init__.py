@@ -1,11 +1,14 @@
 """Decision: how deep does alignment reach, how wide must one ask, and for what harm budget."""
 
 from .attack import AttackLaw, Optimum
+from .attacker import BestOfN, anchored, best_of_n, fit_best_of_n
 from .checkpoint import Checkpoint
 from .closed import Profile
 from .fit import Exponential, HazardFit, fit_hazards
+from .gradient import HarmGradient, harm_gradient, harm_information
 from .grid import Grid, Needed
 from .hazards import ChainDepth, Hazards, chain_depth
+from .isosafety import Cheapest, Hyperbola, cheapest, hyperbola, iso_widths, worth_in_tokens
 from .leaky import LeakyRefusal
 from .measured import icc, measured_width, unbiased_failure, unbiased_power
 from .members import (
@@ -19,15 +22,19 @@ from .members import (
     unassumed_harm,
 )
 from .mixtures import latent_correlation
+from .optimum import needed_strength, optimum
 from .pareto import Front, Pareto, pareto
+from .penalty import attack_length, recovery_law, with_recovery
 from .profile import Depth, Reading, operational_depth, profile
 from .published import PUBLISHED, Rates
 from .recovery import HeldOut, Recovery, fit_recovery, held_out_profile
 from .schedules import ConstantSteps, GeometricSteps, GivenSteps, HarmonicSteps
+from .spending import Inefficiency, KLProfile, OddsShift, alignment_inefficiency, kl_profile, odds_shift
 from .sweep import sweep
 from .symmetry import HazardBudget, Twirl, hazard_budget, participation_ratio, twirl, twirl_direction
 from .symmetry_check import TwirlCheck, twirl_experiment
 from .tracing import Absorption, Trace, absorbing_when, trace, updated
+from .training_path import TrainingPath, recovery_mix, training_path, trajectory
 from .tuning import AttackCurve, fit_attack_curve
 from .updates import (
     AdditiveBias,
@@ -49,8 +56,10 @@ __all__ = [
     "AdditiveBias",
     "AttackCurve",
     "AttackLaw",
+    "BestOfN",
     "BiasMatrix",
     "ChainDepth",
+    "Cheapest",
     "Checkpoint",
     "ConstantSteps",
     "ConvexMix",
@@ -61,14 +70,19 @@ __all__ = [
     "GeometricSteps",
     "GivenSteps",
     "Grid",
+    "HarmGradient",
     "HarmonicSteps",
     "HazardBudget",
     "HazardFit",
     "Hazards",
     "HeldOut",
+    "Hyperbola",
+    "Inefficiency",
+    "KLProfile",
     "LeakyRefusal",
     "LogitSteps",
     "Needed",
+    "OddsShift",
     "Optimum",
     "Pareto",
     "Profile",
@@ -76,29 +90,44 @@ __all__ = [
     "Reading",
     "Recovery",
     "Trace",
+    "TrainingPath",
     "Twirl",
     "TwirlCheck",
     "Verdict",
     "absorbing_when",
+    "alignment_inefficiency",
+    "anchored",
+    "attack_length",
+    "best_of_n",
     "chain_depth",
+    "cheapest",
     "chernoff",
     "cross_entropy_path",
     "ensemble_floor",
     "ensemble_harm",
     "fit_attack_curve",
+    "fit_best_of_n",
     "fit_hazards",
     "fit_recovery",
+    "harm_gradient",
+    "harm_information",
     "hazard_budget",
     "held_out_profile",
     "hoeffding",
+    "hyperbola",
     "icc",
+    "iso_widths",
+    "kl_profile",
     "latent_correlation",
     "least_correlation",
     "measured_width",
     "members_harm",
     "members_over_refusal",
+    "needed_strength",
     "needed_width",
+    "odds_shift",
     "operational_depth",
+    "optimum",
     "over_refusal",
     "pair_limits",
     "paired_range",
@@ -106,11 +135,15 @@ __all__ = [
     "participation_ratio",
     "poisson_binomial",
     "profile",
+    "recovery_law",
+    "recovery_mix",
     "residual_after",
     "steps_to",
     "sweep",
     "token_average",
     "trace",
+    "training_path",
+    "trajectory",
     "twirl",
     "twirl_direction",
     "twirl_experiment",
@@ -120,4 +153,6 @@ __all__ = [
     "updated",
     "verdict_of",
     "why_no_width",
+    "with_recovery",
+    "worth_in_tokens",
 ]
