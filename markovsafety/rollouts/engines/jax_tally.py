@@ -420,7 +420,7 @@ def _fetch(out: dict[str, Any], s: Sizes, first: int, here: int, groups: int, fe
     """Bring the rows that mean something to the host, and take their keys apart."""
 
     def get(x: Any, size: int) -> np.ndarray:
-        step = 1 << max(0, size.bit_length() - 4)  # few sizes, each a program, and less than an eighth too much
+        step = 1 << max(5, size.bit_length() - 3)  # few sizes, for each is a program; less than a quarter too much
         values = np.asarray(x[: min(-(-size // step) * step, x.shape[0])])
         fetched.append(values.nbytes)
         return values[:size]
