@@ -1,4 +1,4 @@
-"""The token-wise constrained objective (2 / beta) S(beta Delta): its limits, its gradient weight, and the code's floor."""
+"""The token-wise constrained objective (2 / beta) S(beta Delta): limits, gradient weight, and the code's floor."""
 
 import sympy as sp
 

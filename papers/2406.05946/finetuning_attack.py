@@ -13,5 +13,7 @@ print("fitted  ", "  ".join(f"{100 * x:5.1f}" for x in fit.fitted))
 print(f"largest error {100 * fit.error:.1f} points")
 for ceiling, _, _, error in fit.sensitivity:
     print(f"ceiling {ceiling}: largest error {100 * error:.1f} points")
-print(f"slope, 95 %: [{fit.slope.lower:.2f}, {fit.slope.upper:.2f}] with {fit.info['degrees of freedom']} degrees of freedom")
+print(
+    f"slope, 95 %: [{fit.slope.lower:.2f}, {fit.slope.upper:.2f}]; degrees of freedom {fit.info['degrees of freedom']}"
+)
 print(f"steps until half of the answers are harmful: {fit.steps_to(0.5)[0]:.2f}")

@@ -15,7 +15,10 @@ print("a forced refusal prefix on base models (Table 1): harm after the prefix /
 table = {"Llama-2-7B": (68.6, [16.4, 5.4, 14.4, 2.1, 8.1]), "Gemma-7B": (85.4, [8.7, 2.7, 14.1, 1.0, 3.9])}
 for model, (free, forced) in table.items():
     shares = [x / free for x in forced]
-    print(f"  {model}: {', '.join(f'{s:.3f}' for s in shares)}; leak / end from {min(shares) / (1 - min(shares)):.3f}", end=" ")
+    print(
+        f"  {model}: {', '.join(f'{s:.3f}' for s in shares)}; leak / end from {min(shares) / (1 - min(shares)):.3f}",
+        end=" ",
+    )
     print(f"to {max(shares) / (1 - max(shares)):.3f}")
 ratio = 16.4 / 68.6 / (1 - 16.4 / 68.6)
 model = depth.LeakyRefusal(a=0.08, r=0.02, leak=0.1 * ratio, end=0.1)

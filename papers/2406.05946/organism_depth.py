@@ -12,8 +12,10 @@ for variant in ("base", "shallow", "deep4", "deep20", "cyclic"):
 
 base, shallow = (organism.truth(v, harmful=True, marker=None) for v in ("base", "shallow"))
 kl = depth.kl_profile(base, shallow)
-print(f"KL(shallow || base) at token 0: {kl.steps[0]:.4f} nats, at all later tokens: {kl.steps[1:].sum() + kl.beyond:.4f}")
+print(
+    f"KL(shallow || base) at token 0: {kl.steps[0]:.4f} nats, at all later tokens: {kl.steps[1:].sum() + kl.beyond:.4f}"
+)
 shift = depth.odds_shift(base, shallow)
-print(f"fall of the log odds of harm at depth 0: {shift.shift[0]:.3f}, at depths 1 to 30: {abs(shift.shift[1:31]).max():.3f}")
+print(f"fall of the log odds of harm: at depth 0 {shift.shift[0]:.3f}, at 1 to 30 {abs(shift.shift[1:31]).max():.3f}")
 spent = depth.alignment_inefficiency(base, shallow)
 print(f"KL spent {spent.spent:.3f}, least for the same harm {spent.least:.3f}: {spent.ratio:.2f} times")

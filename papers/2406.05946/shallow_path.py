@@ -1,4 +1,4 @@
-"""Why alignment is shallow: exact gradient descent on a trajectory, the optimum it does not reach, and recovery data."""
+"""Why alignment is shallow: gradient descent on a trajectory, the optimum it does not reach, and recovery data."""
 
 from markovsafety import depth
 
@@ -13,7 +13,7 @@ print("harm after k = 0, 1, 5, 10, 20 forced tokens; 30 positions, unaligned har
 path = depth.training_path()
 for i, step in enumerate(path.steps):
     print(f"  step {step}: {row(path.harm[i])}")
-print(f"  optimum of the same objective: {row(path.optimum)}")
+print(f"  optimum of the same objective: {row(path.best)}")
 
 base = path.chain()
 for name, after in (("step 1000", path.chain(1000)), ("optimum", depth.optimum(base, 10.0))):

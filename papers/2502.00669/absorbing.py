@@ -37,7 +37,8 @@ for rows in ("trajectory", "refusal"):
     B[leaky.mask(rows), 1] = 1
     limit = depth.absorbing_when(leaky, depth.BiasMatrix(bias, B))
     before, after = limit.harm_before, limit.harm_limit
-    print(f"  bias on the row {rows!r}: harm {before[0]:.4f} -> {after[0]:.4f}, from a refusal {before[1]:.4f} -> {after[1]:.4f}")
+    print(f"  bias on the row {rows!r}: harm {before[0]:.4f} -> {after[0]:.4f},", end=" ")
+    print(f"from a refusal {before[1]:.4f} -> {after[1]:.4f}")
 for leak in (1e-3, 1e-6, 1e-9):
     endless = ms.hitting_probability(toy.leak(leak, end=0.0), "harm").at_start.value
     ending = depth.LeakyRefusal(0.05, 0.3, leak, 0.1).harm().value

@@ -20,7 +20,9 @@ print(f"  cheapest at cost d + 3 m: d = {d}, m = {(cost - d) // 3}, cost {cost}"
 print("  floor 0.0323 per answer: m >=", needed_width(1 / 31, 1e-6), "however deep")
 
 print("correlated answers, q = 0.1, budget 1e-4: smallest width at intra-class correlation")
-print("  0, .05, .1, .2, .3, .5: m =", ", ".join(str(needed_width(0.1, 1e-4, r)) for r in (0, 0.05, 0.1, 0.2, 0.3, 0.5)))
+print(
+    "  0, .05, .1, .2, .3, .5: m =", ", ".join(str(needed_width(0.1, 1e-4, r)) for r in (0, 0.05, 0.1, 0.2, 0.3, 0.5))
+)
 print("  common shock 0.3:", depth.why_no_width(0.1, 1e-4, 0.3, model="common-shock"))
 wide = ensemble_harm(0.2, 20, 0.3), ensemble_harm(0.2, 20)
 print(f"  q = 0.2, m = 20: correlation 0.3 leaves {wide[0]:.2e}, independence promises {wide[1]:.1e}")

@@ -6,7 +6,9 @@ import markovsafety as ms
 from markovsafety import depth
 
 coin = depth.twirl_direction(2000, seed=7)
-print(f"2000 random chains: averaged chain worse than the average in {coin.info['above']}, better in {coin.info['below']}")
+print(
+    f"2000 random chains: averaged chain worse than the average in {coin.info['above']}, better in {coin.info['below']}"
+)
 print(f"  share worse {coin.value:.4f}, 95 % [{coin.lower:.4f}, {coin.upper:.4f}]")
 
 n, rng = 5, np.random.default_rng(1)

@@ -19,7 +19,7 @@ print("  dropping everything at random instead: recall .5, dropped .5:", f"{100 
 # Every pass over a batch of 64 harmful pairs moves the log odds of complying by the slope of the published attack.
 data = depth.PUBLISHED["fine-tuning"]
 curve = depth.fit_attack_curve(data.at, data.rate, 0.889, n=data.n)
-print(f"harm of the start row after x passes over harmful pairs: logistic, slope {curve.slope.value:.3f} per {batch} pairs")
+print(f"harm of the start row after x passes over harmful pairs: logistic, slope {curve.slope.value:.3f} per {batch}")
 for recall in (0.0, 0.9, 0.97, 0.99, 1.0):
     passes = epochs * poison * (1 - recall)
     print(f"  recall {recall:<4}: {passes:6.0f} passes, harm {curve.harm(passes / batch):.3f}")

@@ -1,4 +1,4 @@
-"""What moves only the start row: refusal steering of the prompt, jailbreaks, and a guard that blocks before the answer."""
+"""What moves only the start row: steering of the prompt, jailbreaks, and a guard before the answer."""
 
 import numpy as np
 
