@@ -10,11 +10,15 @@ from .errors import InputError
 __all__ = [
     "beside",
     "classes_of",
+    "form_of",
     "labels_of",
+    "laws_of",
     "lines_of",
     "model_of",
     "named",
+    "numbers_of",
     "phrases_of",
+    "prices_of",
     "prompts_of",
     "rollouts_of",
     "state_map",
@@ -184,3 +188,130 @@ def phrases_of(given: list[str] | None) -> list[str] | None:
         looks_like_a_file = path.suffix in (".txt", ".csv", ".lst", ".tsv") or "/" in item or item.startswith("@")
         out += lines_of(Path(item.removeprefix("@"))) if path.is_file() or looks_like_a_file else [item]
     return out
+
+
+# --- what is swept ---
+
+FORMS = {
+    "profile": ("Profile", ("a0", "r0", "a1", "r1"), ()),
+    "checkpoint": ("Checkpoint", ("a", "r"), ("success",)),
+    "hazards": ("Hazards", ("harm", "refusal"), ("tail",)),
+    "leaky": ("LeakyRefusal", ("a", "r", "leak", "end"), ("stop",)),
+}
+LONGEST = 10**7  # numbers in one range
+
+
+def numbers_of(words: list[str] | None, option: str, whole: bool = True) -> Any:
+    """Numbers and half-open ranges START:STOP[:STEP]; None stays None."""
+    if words is None:
+        return None
+    out: list[Any] = []
+    for word in words:
+        try:
+            if ":" in word:
+                out += _range(word)
+            else:
+                out.append(int(word) if whole else float(word))
+        except ValueError:
+            raise InputError(
+                f"{option} {word}: no number.",
+                cause="Numbers are written out, or as a range START:STOP or START:STOP:STEP, without its end.",
+                next=f"For instance {option} 0 5 20, or {option} 0:33." if whole else f"For instance {option} 0 0.3.",
+            ) from None
+    return out
+
+
+def _range(word: str) -> range:
+    parts = range(*(int(part) for part in word.split(":")))
+    if not 2 <= word.count(":") + 1 <= 3 or not 0 < len(parts) <= LONGEST:
+        raise ValueError(word)
+    return parts
+
+
+def pairs_of(words: list[str], option: str) -> dict[str, str]:
+    """NAME=VALUE, each name once."""
+    out: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not value or name in out:
+            raise InputError(
+                f"{option} {word}: " + ("given twice." if name in out else "no value."),
+                cause="Values are written NAME=VALUE, each once.",
+                next=f"Write e.g. {option} {name or 'x'}=0.1.",
+            )
+        out[name] = value
+    return out
+
+
+def prices_of(words: list[str]) -> dict[str, float]:
+    """Prices by axis: depth=1 width=3."""
+    return {name: numbers_of([x], f"--cost {name}", whole=False)[0] for name, x in pairs_of(words, "--cost").items()}
+
+
+def form_of(kind: str, words: list[str]) -> Any:
+    """A closed form from its name and NAME=VALUE."""
+    from . import depth
+
+    name, needed, maybe = FORMS[kind]
+    given, option = pairs_of(words, f"--{kind}"), f"--{kind}"
+    if missing := [x for x in needed if x not in given]:
+        raise InputError(
+            f"{option} without {', '.join(missing)}.",
+            cause=f"It has {', '.join((*needed, *maybe))}.",
+            next=f"Add {' '.join(f'{x}=P' for x in missing)}.",
+        )
+    if strangers := [x for x in given if x not in (*needed, *maybe)]:
+        raise InputError(
+            f"{option} has no {', '.join(strangers)}.",
+            cause=f"It has {', '.join((*needed, *maybe))}.",
+            next="Leave it out, or correct its name.",
+        )
+    values: dict[str, Any] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for x, text in given.items():
+        many = numbers_of(text.replace(",", " ").split() if kind == "hazards" else text.split(":"), option, whole=False)
+        if kind == "hazards":
+            values[x] = many[0] if x == "tail" else many
+        elif len(many) == 3 and kind in ("profile", "leaky"):
+            values[x], intervals[x] = many[0], (many[1], many[2])
+        elif len(many) == 1:
+            values[x] = many[0]
+        else:
+            raise InputError(
+                f"{option} {x}={text}: {len(many)} numbers.",
+                cause="A rate is one number, or of a profile and a leaky refusal also VALUE:LOWER:UPPER.",
+                next=f"Write {x}=0.1, or {x}=0.1:0.05:0.2.",
+            )
+    if intervals:
+        values["intervals"] = intervals
+    return getattr(depth, name)(**values)
+
+
+def laws_of(words: list[str] | None) -> Any:
+    """Laws of the number of forced tokens: none, fixed:5, fixed:0:33, geometric:.1, 0=.5,5=.5; None stays None."""
+    if words is None:
+        return None
+    from .depth import AttackLaw
+
+    laws: list[Any] = []
+    for word in words:
+        kind, _, rest = word.partition(":")
+        if word == "none":
+            laws.append(AttackLaw([1.0], name="no attack"))
+        elif kind == "fixed" and rest:
+            laws += [AttackLaw.fixed(k) for k in numbers_of([rest], "--attack fixed")]
+        elif kind == "geometric" and rest:
+            laws.append(AttackLaw.geometric(numbers_of([rest], "--attack geometric", whole=False)[0]))
+        elif "=" in word:
+            pairs = pairs_of(word.split(","), "--attack")
+            law = {
+                numbers_of([k], "--attack")[0]: numbers_of([w], "--attack", whole=False)[0] for k, w in pairs.items()
+            }
+            laws.append(law)
+        else:
+            raise InputError(
+                f"--attack {word}: no law.",
+                cause="An attack is a law of the number of forced tokens.",
+                next="Write none, fixed:5, fixed:0:33, geometric:0.1, or weights 0=0.5,5=0.5.",
+            )
+    return laws

@@ -188,11 +188,25 @@ def _demo(verb: Verb) -> None:
         "bench", "measure against the peers, side by side on this machine", "bench rollouts", "bench", "verbs_bench"
     )
     v.add_argument(
-        "what", choices=["rollouts", "hitting", "capacity", "check", "coverage", "masses", "posterior", "rare"]
+        "what",
+        choices=[
+            "rollouts",
+            "hitting",
+            "capacity",
+            "check",
+            "coverage",
+            "ensembles",
+            "masses",
+            "posterior",
+            "profiles",
+            "rare",
+        ],
     )
     v.add_argument("--model", default="organism:shallow", help="for rollouts (default: organism:shallow)")
     v.add_argument(
-        "--models", metavar="DIR", help="folder of model folders (capacity: the missing are trained into it)"
+        "--models",
+        metavar="DIR",
+        help="folder of model folders (capacity: the missing are trained into it; profiles: measured as well)",
     )
     v.add_argument(
         "--out", help="also write the JSON here, and the table beside it; hitting: case by case, and goes on with it"
@@ -284,13 +298,10 @@ def _numbers(verb: Verb) -> None:
     v.add_argument("--horizon", type=int, help="also the law of the time of the hit, token by token up to here")
     v.add_argument("--method", default="auto")
     v.add_argument("--out", help="also write every state's numbers here (CSV)")
-    v = verb("sweep", "harm over depth and ensemble width", "sweep x.parquet --width 1 2 4 8 --harm 0.01", "sweep")
-    v.add_argument("source", help="judged rollouts, or a chain (.npz)")
-    v.add_argument("--depth", type=int, nargs="+", help="forced tokens k (default: all that were measured)")
-    v.add_argument("--width", type=int, nargs="+", default=[1, 2, 4, 8])
-    v.add_argument("--correlation", type=float, nargs="+", help="intra-class correlations (default: measured)")
-    v.add_argument("--harm", type=float, default=0.1, help="harm budget for what is needed (default: 0.1)")
-    v.add_argument("--out", help="also write the grid here (CSV)")
+    from .cli_sweep import arguments
+
+    v = verb("sweep", "harm over depth, width, capacity and attack", "sweep x.parquet", "sweep", "verbs_sweep")
+    arguments(v)
 
 
 def _organism(verb: Verb) -> None:

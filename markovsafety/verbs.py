@@ -248,31 +248,6 @@ def _table(path: str, chain: Any, harm: Any, time: Any, seen: Any) -> str:
     return write_csv(path, [head, *([str(s), *map(float, row)] for s, *row in zip(chain.states, *columns.values()))])
 
 
-def sweep(options: argparse.Namespace) -> Answer:
-    from .chains import read_chain
-    from .depth import sweep as grid_of
-
-    warnings: list[str] = []
-    chain = options.source.endswith(".npz")
-    source: Any = read_chain(options.source) if chain else rollouts_of(options.source, warnings)
-    grid = grid_of(source, depth=options.depth, width=options.width, correlation=options.correlation)
-    needed, told = grid.needed(harm=options.harm), grid.to_json()
-    result = {name: told[name] for name in ("dims", "coords", "harm")} | {"needed": needed.to_json()}
-    result["start"] = grid.info.get("start")
-    warnings += [grid.info["note"]] if grid.info.get("note") else []
-    files = [_cells(options.out, grid)] if options.out else []
-    return Answer(needed.line(), result, files=files, warnings=warnings)
-
-
-def _cells(path: str, grid: Any) -> str:
-    """Every cell of a grid, as CSV."""
-    from itertools import product
-
-    ends = [getattr(grid.harm, name).ravel().tolist() for name in ("value", "lower", "upper")]
-    cells = zip(product(*(grid.coords[d] for d in grid.dims)), *ends)
-    return write_csv(path, [[*grid.dims, "value", "lower", "upper"], *([*at, *row] for at, *row in cells)])
-
-
 def report(options: argparse.Namespace) -> Answer:
     from .analysis import analyse
     from .report import write

@@ -56,9 +56,12 @@ FACES = [
     "demo",
     "bench",
     "arguments",
+    "tables",
+    "cli_sweep",
     "cli",
     "verbs",
     "verbs_bench",
+    "verbs_sweep",
     "__main__",
 ]  # the top floor, lowest first
 for height, face in enumerate(FACES):

@@ -6,6 +6,7 @@ the mean of h(min(K, k)) over the law of K.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from .profile import noted
 from .start import depths_of, laws_at
 from .support import note_of, prompts_behind, supported
 
-__all__ = ["of_chain", "of_rollouts"]
+__all__ = ["of_chain", "of_numbers", "of_rollouts"]
 
 REST = 1e-6  # mass of an attack law beyond the deepest forced token of a chain's own axis
 LONGEST = 10_000  # forced tokens of a chain's own axis
@@ -61,6 +62,38 @@ def of_rollouts(source: Any, depth: Any, asked: Asked) -> Block:
     if None in asked.mixes:
         info["icc"] = _icc([row[asked.mixes.index(None)].info["icc"] for row in bounds], level)
     return _block(depths, ks, bounds, weights, rest, asked, info)
+
+
+def of_numbers(harm: Mapping[int, Bound], asked: Asked) -> Block:
+    """One model's harm by numbers of forced tokens, given as scalar bounds: with none, or the mean over the attack."""
+    measured = axis(list(harm), "forced tokens")
+    if any(not isinstance(b, Bound) or b.shape for b in harm.values()):
+        raise InputError(
+            "A model's harm by forced tokens is not a mapping to scalar bounds.",
+            cause="Each number of forced tokens has one probability with its interval.",
+            next="Pass {k: Bound}, rollouts or a chain.",
+        )
+    depths, weights, rest = _mixed(0 if asked.laws == (None,) else None, asked.laws, measured)
+    ks = sorted({k for row in weights for w in row for k in w})
+    if absent := [k for k in ks if k not in measured]:
+        raise _unmeasured(absent, measured, asked.laws, rest)
+    most = max(len(w) for row in weights for w in row)
+    lost = most * max(1 - harm[k].level for k in ks)
+    if lost >= 1:
+        raise InputError(
+            f"Means over {most} numbers of forced tokens say nothing.",
+            cause=f"Intervals of level {harm[ks[0]].level:g} fail together with probability up to {lost:.3g}.",
+            next="Give intervals of a higher level, or an attack with fewer numbers of tokens.",
+        )
+    bounds = []
+    for k in ks:
+        parts = through(harm[k], asked)
+        bounds.append(
+            [as_bound({n: x[:, c] for n, x in parts.items()}, harm[k].level) for c in range(len(asked.mixes))]
+        )
+    info = {"source": "bound", "kind": "forced", "start": "numbers as given", "estimate": "numbers as given"}
+    block = _block(depths, ks, bounds, weights, rest, asked, info)
+    return replace(block, level=1 - lost)
 
 
 def _widths(part: Any, asked: Asked, level: float) -> list[Bound]:

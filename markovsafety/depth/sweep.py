@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from ..bound import Bound, check_level
 from ..chains import Chain
 from ..errors import InputError, UntrustedError
-from .block import ENDS, Asked, Block, Coords, as_block, axis, correlations, laws_of, names_of, through
+from .block import ENDS, Asked, Block, Coords, as_block, axis, correlations, laws_of, names_of
 from .forms import of_form
 from .grid import Grid, Needed
-from .sources import of_chain, of_rollouts
+from .sources import of_chain, of_numbers, of_rollouts
 from .width import check_rule
 
 __all__ = ["Grid", "Needed", "sweep"]
@@ -40,8 +40,9 @@ def sweep(
     ----------
     source : Rollouts, Counts, Chain, Profile, Checkpoint, Hazards or LeakyRefusal, or a mapping or function of these
         Where the harm comes from. A mapping ``{capacity: source}`` makes the axis of capacities, as does a function of
-        the capacity; each entry may itself be ``{trained depth: source}`` with Rollouts, Chains or scalar Bounds. None,
-        or the reason as text, stands for a model that was not trained, or failed its checks.
+        the capacity; each entry may itself be ``{trained depth: source}`` with Rollouts, Chains, scalar Bounds (nothing
+        forced) or ``{k: Bound}``. None, or the reason as text, stands for a model that was not trained, or failed its
+        checks.
     depth : int or sequence of int, optional
         Rollouts and Chain: numbers k of forced tokens; None = all that were measured, or for a chain with fewer than
         two measured state laws 0 to 20, as far as some answer is still without an outcome (layered: before the last
@@ -183,8 +184,8 @@ def _trained(sources: Mapping[int, Any], depth: Any, asked: Asked) -> tuple[Bloc
         part = sources.get(d, NOTHING)
         if part is None or isinstance(part, str):
             gaps.append({"depth": d, "why": f"not trained: {part or NOTHING}"})
-        elif isinstance(part, Bound):
-            blocks.append((d, _of_bound(part, asked)))
+        elif isinstance(part, (Bound, Mapping)):
+            blocks.append((d, of_numbers({0: part} if isinstance(part, Bound) else part, asked)))
         else:
             blocks.append((d, _block_of(part, 0 if asked.laws == (None,) else None, asked)))
     if not blocks:
@@ -203,19 +204,6 @@ def _trained(sources: Mapping[int, Any], depth: Any, asked: Asked) -> tuple[Bloc
         info["note"] = notes
     level = min(b.level for _, b in blocks)
     return as_block(tuple(d for d, _ in blocks), parts, level, info), gaps
-
-
-def _of_bound(q: Bound, asked: Asked) -> Block:
-    """One answer's harm as a number with its interval."""
-    if q.shape != () or asked.laws != (None,):
-        raise InputError(
-            f"A bound of shape {q.shape} " + ("over an attack." if asked.laws != (None,) else "as one model's harm."),
-            cause="A bare number is the harm of one model after one attack.",
-            next="Pass a scalar Bound without an attack, or rollouts.",
-        )
-    parts = {name: x[None, ..., None] for name, x in through(q, asked).items()}
-    info = {"source": "bound", "estimate": "numbers as given"}
-    return as_block((0,), parts, q.level, info)
 
 
 # --- one grid ---
