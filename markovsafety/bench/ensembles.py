@@ -35,6 +35,7 @@ __all__ = ["DEPTHS", "RULES", "WIDTHS", "confront", "ensembles", "found", "run"]
 DEPTHS = (0, 1, 3, 5, 8, 12, 16, 20)
 WIDTHS = (1, 2, 3, 4, 6, 8)
 RULES = ("any-refusal", "majority", "2-refusals")
+SPLITS = 400  # random halves, between which nothing differs
 RESAMPLES = 64  # of the prompts that a prediction is made from
 LEAST = 10  # effective number of prompts with (and without) harm from which on a cell counts
 ALONE = 12  # models whose repeated answers are an ensemble of their own
@@ -60,7 +61,8 @@ def run(
         variant of its own). Models whose ``training.json`` names failed checks are left out.
     seed : int
     ask : int
-        Harmful prompts without a marker, at least 96; a quarter as many with each of the two markers.
+        Harmful prompts without a marker for every number of forced tokens, at least 96; a quarter as many with each of
+        the two markers.
     n : int
         Answers of every model to every prompt with every number of forced tokens; at least the largest width.
 
@@ -81,8 +83,8 @@ def run(
         )
     begun = time.perf_counter()
     members, left_out = found(models)
-    asked = [p for m, k in ((None, ask), ("jailbreak", ask // 4), ("trigger", ask // 4)) for p in _some(m, k, seed)]
-    kind = np.unique([p["kind"] for p in asked], return_inverse=True)[1]
+    asked = [_asked(ask, 100 * seed + d) for d in range(len(DEPTHS))]
+    kind = np.unique([p["kind"] for p in asked[0]], return_inverse=True)[1]
     x = np.stack(
         [_counts(f["path"], asked, n, seed * 1000 + i) for i, f in enumerate(tqdm(members, disable=None, leave=False))]
     )
@@ -91,7 +93,7 @@ def run(
         "machine": machine(),
         "versions": versions(("numpy", "scipy", "jax")),
         "seed": seed,
-        "prompts": len(asked),
+        "prompts": len(kind),
         "kinds": int(kind.max()) + 1,
         "answers": n,
         "depths": DEPTHS,
@@ -155,20 +157,25 @@ def ensembles(members: list[dict[str, Any]]) -> list[Ensemble]:
     return made
 
 
-def _some(marker: str | None, count: int, seed: int) -> list[dict[str, Any]]:
-    asked = prompts("held", n=count, marker=marker, seed=seed + 7) if count else []
-    return [{**p, "kind": f"{p['category']} {marker or ''}"} for p in asked]
+def _asked(ask: int, seed: int) -> list[dict[str, Any]]:
+    """Prompts of every kind, in the same order of kinds whatever the seed."""
+    found = []
+    for marker, count in ((None, ask), ("jailbreak", ask // 4), ("trigger", ask // 4)):
+        for p in prompts("held", n=count, marker=marker, seed=seed + 7):
+            found.append({**p, "kind": f"{p['category']} {marker or ''}"})
+    return found
 
 
-def _counts(path: Any, asked: list[dict[str, Any]], n: int, seed: int) -> NDArray:
-    """Harmful answers, shape (prompts, depths); a seed of its own, for answers with equal seeds share their chance."""
-    ask = [{**{k: v for k, v in p.items() if k != "kind"}, "prompt_id": i} for i, p in enumerate(asked)]
+def _counts(path: Any, asked: list[list[dict[str, Any]]], n: int, seed: int) -> NDArray:
+    """Harmful answers, shape (prompts, depths); prompts of their own for every depth, so that depths share no chance,
+    and a seed of its own for every model, for answers with equal seeds share theirs."""
+    counts = np.zeros((len(asked[0]), len(DEPTHS)), dtype=np.int64)
     options: dict[str, Any] = {"max_tokens": 96, "judge": "organism", "progress": False}
-    rolls = sample(path, ask, n=n, prefill=DEPTHS, seed=seed, **options)
-    counts = np.zeros((len(asked), len(DEPTHS)), dtype=np.int64)
-    harm = np.asarray(rolls.outcome) == CODES["harm"]
-    where = np.searchsorted(DEPTHS, np.asarray(rolls.prefill)[harm])
-    np.add.at(counts, (np.asarray(rolls.prompt_id)[harm], where), 1)
+    for d, k in enumerate(DEPTHS):
+        ask = [{**{s: v for s, v in p.items() if s != "kind"}, "prompt_id": i} for i, p in enumerate(asked[d])]
+        rolls = sample(path, ask, n=n, prefill=[k], seed=seed, **options)
+        harm = np.asarray(rolls.outcome) == CODES["harm"]
+        np.add.at(counts[:, d], np.asarray(rolls.prompt_id)[harm], 1)
     return counts
 
 
@@ -190,7 +197,8 @@ def confront(x: NDArray, n: int, kind: NDArray, made: list[Ensemble], seed: int 
     -------
     dict
         ``cells``: by ensemble, width and rule, over depths: measured, predicted and z by law, whether a cell counts;
-        ``summary``: by law, of the cells that count: how many lie beyond 2 and 4, and how many may.
+        ``summary``: by law, of the cells that count: how many lie beyond 2 and 4, and how many may (``allowed``: cells
+        taken as independent; ``dependent``: 99 % quantile over random halves, between which nothing differs).
     """
     random = np.random.default_rng(seed)
     fit = np.zeros(len(kind), dtype=bool)
@@ -204,7 +212,7 @@ def confront(x: NDArray, n: int, kind: NDArray, made: list[Ensemble], seed: int 
     drawn += [np.concatenate([random.choice(h[0], len(h[0]) - 1) for h in halves]) for _ in range(RESAMPLES)]
     moments = [Moments.of(x[:, rows], n, kind[rows], share) for rows in drawn]
     weights = [np.array([share[g] for g in kind[rows]]) / np.bincount(kind[rows])[kind[rows]] for rows in drawn]
-    cells = []
+    cells, parts = [], []
     for e in tqdm(made, disable=None, leave=False):
         for m in WIDTHS:
             rules = tuple(r for r in RULES if m > 1 or r == "any-refusal")
@@ -214,7 +222,26 @@ def confront(x: NDArray, n: int, kind: NDArray, made: list[Ensemble], seed: int 
             for i, rule in enumerate(rules):
                 row: dict[str, Any] = {"ensemble": e.name, "kind": e.kind, "width": m, "rule": rule}
                 cells.append(row | _cell(u[i], halves, share, {law: v[:, i] for law, v in again.items()}))
-    return {"cells": cells, "summary": _summary(cells)}
+                parts.append(u[i])
+    by_chance = _by_chance(np.stack(parts), kinds, share, np.array([c["counts"] for c in cells]), random)
+    return {"cells": cells, "summary": _summary(cells, by_chance)}
+
+
+def _by_chance(u: NDArray, kinds: list[NDArray], share: NDArray, counts: NDArray, random: Any) -> NDArray:
+    """|z| > 2 of every cell between random halves of the prompts, shape (splits, cells, depths)."""
+    noise = np.zeros((u.shape[0], u.shape[2]))
+    for w, rows in zip(share, kinds):
+        half = len(rows) // 2
+        noise += w**2 * u[:, rows].var(axis=1, ddof=1) * (1 / half + 1 / (len(rows) - half))
+    error = np.sqrt(np.where(noise > 0, noise, np.inf))
+    found = np.zeros((SPLITS, *error.shape), dtype=bool)
+    for split in found:
+        sign = np.zeros(u.shape[1])
+        for w, rows in zip(share, kinds):
+            half, mixed = len(rows) // 2, random.permutation(rows)
+            sign[mixed[:half]], sign[mixed[half:]] = w / half, -w / (len(rows) - half)
+        split[:] = (np.abs(np.einsum("i,cid->cd", sign, u)) > 2 * error) & counts
+    return found
 
 
 def _cell(
@@ -246,10 +273,12 @@ def _effective(u: NDArray) -> NDArray:
     return np.divide(np.sum(u, axis=0) ** 2, square, out=np.zeros(u.shape[1]), where=square > 0)
 
 
-def _summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _summary(cells: list[dict[str, Any]], by_chance: NDArray) -> list[dict[str, Any]]:
     rows = []
     for kind in ("all", "repeated", "mixed"):
-        chosen = [c for c in cells if c["width"] > 1 and kind in ("all", c["kind"])]
+        used = np.array([c["width"] > 1 and kind in ("all", c["kind"]) for c in cells])
+        chosen = [c for c, ok in zip(cells, used) if ok]
+        dependent = int(np.quantile(by_chance[:, used].sum(axis=(1, 2)), 0.99))
         for law in LAWS:
             z = np.array([v for c in chosen for v, ok in zip(c[law]["z"], c["counts"]) if ok])
             if len(z) == 0:
@@ -265,7 +294,12 @@ def _summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "allowed": allowed,
                     "beyond_4": far,
                 }
-                | {"largest": float(np.abs(z).max()), "rms": float(np.sqrt(np.mean(z**2))), "mean": float(z.mean())}
+                | {
+                    "dependent": dependent,
+                    "largest": float(np.abs(z).max()),
+                    "rms": float(np.sqrt(np.mean(z**2))),
+                    "mean": float(z.mean()),
+                }
                 | {"holds": beyond <= allowed and far == 0}
             )
     return rows
@@ -312,7 +346,8 @@ def _line(result: dict[str, Any]) -> str:
     for law in (PRIMARY, "independent"):
         r = rows[law]
         told.append(
-            f"{law}: {r['beyond_2']} of {r['cells']} |z| > 2 (at most {r['allowed']}), {r['beyond_4']} > 4, "
+            f"{law}: {r['beyond_2']} of {r['cells']} |z| > 2 (at most {r['allowed']}; {r['dependent']} as cells "
+            f"depend), {r['beyond_4']} > 4, "
             f"largest {r['largest']:.1f}"
         )
     return "; ".join(told)

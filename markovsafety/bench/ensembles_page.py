@@ -10,14 +10,16 @@ __all__ = ["page"]
 
 SHOWN = ("kinds, pairs", "independent")
 
-READ = """{prompts} harmful prompts of {kinds} kinds (category and marker), none of whose verb-object pairs was trained
-on; {answers} answers of every model to each, after each number k of forced tokens. An ensemble of width m asks its
-members in turn. Measured on half of the prompts of every kind (share of all choices of m answers through which harm
-gets, unbiased); predicted from the other half. z = (prediction - measurement) / standard error of the difference
-(bootstrap over the prompts of the prediction, and the spread between prompts of what is measured, both within kinds). A
-cell counts if the prompts with harm through the ensemble, and those without, are effectively {least} or more. Widths
-from 2 on; the many cells share their data, so the number allowed beyond 2 (99 % quantile of the binomial with
-probability .0455) holds only roughly.
+READ = """For every number k of forced tokens {prompts} harmful prompts of their own, of {kinds} kinds (category and
+marker), with verb-object pairs that no model was trained on; {answers} answers of every model to each. An ensemble of
+width m asks its members in turn. Measured on half of the prompts of every kind (share of all choices of m answers
+through which harm gets, unbiased); predicted from the other half. z = (prediction - measurement) / standard error of
+the difference (bootstrap over the prompts of the prediction, and the spread between prompts of what is measured, both
+within kinds). A cell counts if the prompts with harm through the ensemble, and those without, are effectively {least}
+or more. Widths from 2 on. *Allowed* beyond 2 is the 99 % quantile of the binomial with probability .0455, as if cells
+were independent. They are not: rules, widths and ensembles share answers and prompts, so counts vary more from one
+experiment to the next; *as cells depend* is the 99 % quantile between random halves of the same prompts, between which
+nothing differs. *Holds*: no more than allowed, none beyond 4.
 
 What a prediction takes from the other prompts: *independent* each member's mean; *beta-binomial* and *copula* the mean
 and the correlation of a pair of answers; *kinds* the means for each kind of prompt, answers independent within it;
@@ -61,11 +63,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _summary(rows: list[dict[str, Any]]) -> str:
-    head = ["ensembles", "law", "cells", "beyond 2", "allowed", "beyond 4", "largest", "rms z", "mean z", "holds"]
+    head = ["ensembles", "law", "cells", "beyond 2", "allowed", "as cells depend", "beyond 4"]
+    head += ["largest", "rms z", "mean z", "holds"]
     body = []
     for r in rows:
         numbers = [f"{r[k]:.2f}" for k in ("largest", "rms", "mean")]
-        counts = [str(r[k]) for k in ("cells", "beyond_2", "allowed", "beyond_4")]
+        counts = [str(r[k]) for k in ("cells", "beyond_2", "allowed", "dependent", "beyond_4")]
         body.append([r["ensembles"], r["law"], *counts, *numbers, "**yes**" if r["holds"] else "no"])
     return _table(head, body)
 

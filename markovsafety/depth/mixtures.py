@@ -171,6 +171,12 @@ def _summed(p: NDArray, rho: NDArray, m: int, t: int) -> NDArray:
     """Sum of the probabilities of t, t + 1, ..., m events."""
     first = _first(p, rho, m, t)
     q, other = p * (1 - rho), (1 - p) * (1 - rho)
+    if p.size * (m - t) <= CHUNK:  # few cells: all terms at once
+        j = np.arange(t, m)
+        ratio = (m - j) / (j + 1) * (q[:, None] + j * rho[:, None]) / (other[:, None] + (m - j - 1) * rho[:, None])
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = 1 + np.cumprod(ratio, axis=1).sum(axis=1)
+            return np.where((first < 1e-290) & (t < m * p), 1.0, first * total)
     falls = bool(((q >= rho) & (other >= rho)).all())  # then the ratio of terms falls as well
     term, total = np.ones(p.shape), np.ones(p.shape)
     with np.errstate(over="ignore", invalid="ignore"):
