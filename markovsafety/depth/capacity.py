@@ -131,6 +131,7 @@ def perturbation_bound(before: Chain, after: Chain | ArrayLike, target: Any = "h
     hit = before.mask(target)
     other = after if isinstance(after, Chain) else None
     if other is not None:
+        same_states(before, other)
         if not np.array_equal(hit, other.mask(target)):
             raise InputError(
                 "The target is not the same set of states in both chains.",
@@ -233,6 +234,8 @@ def _ends(chain: Chain, hit: NDArray) -> NDArray[np.bool_]:
 
 def _spent(chain: Chain, cost: NDArray, tv: NDArray, hit: NDArray) -> NDArray[np.float64]:
     """Expected sum of the costs of the rows that a walk uses, from every state, rounded up."""
+    if not tv.any():
+        return np.zeros((chain.n_layers + 1, chain.n_states) if chain.is_layered else chain.n_states)
     if chain.is_layered:
         total = np.zeros((chain.n_layers + 1, chain.n_states))
         for t in range(chain.n_layers - 1, -1, -1):

@@ -208,7 +208,10 @@ class CapacityCurve:
     distance : array, shape (R,)
         Largest total variation of a row.
     certificate : array, shape (R,)
-        ``sum N TV`` at the start; 1 or more says nothing.
+        ``sum N TV`` at the start; 1 or more says nothing. It is about answers that nobody attacked: a small number may
+        stand beside a profile that is wrong everywhere behind the first tokens, which are hardly visited.
+    forced : array, shape (R, K)
+        The same from the state laws after k forced tokens.
     change : array, shape (R,)
         Size of the true change of harm at the start; `worst` the largest from any state.
     worst : array, shape (R,)
@@ -229,6 +232,7 @@ class CapacityCurve:
     ranks: tuple[int, ...]
     distance: NDArray[np.float64]
     certificate: NDArray[np.float64]
+    forced: NDArray[np.float64]
     change: NDArray[np.float64]
     worst: NDArray[np.float64]
     kl: NDArray[np.float64]
@@ -332,12 +336,14 @@ def capacity_curve(
         fits.append(low_rank(bare, r, weights=weights, rounds=rounds, seed=seed, begin=fits[-1] if fits else None))
     found = [np.asarray(hitting_probability(f.chain, target).value) for f in fits]
     tv = [row_distance(bare, f.chain) for f in fits]
+    plain = [perturbation_bound(bare, np.minimum(x, 1.0), target).plain for x in tv]
     harm = np.stack([law @ g for g in found])
     reached = () if eps is None or not depths else tuple(operational_depth(depths, x, eps, side="value") for x in harm)
     return CapacityCurve(
         ranks=tuple(order),
         distance=np.array([x.max() for x in tv]),
-        certificate=np.array([perturbation_bound(bare, np.minimum(x, 1.0), target).plain_start for x in tv]),
+        certificate=np.array([bare.start @ x for x in plain]),
+        forced=np.stack([law @ x for x in plain]),
         change=np.array([abs(bare.start @ (g - h)) for g in found]),
         worst=np.array([np.abs(g - h).max() for g in found]),
         kl=np.array([f.kl for f in fits]),
