@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from .arguments import model_of
 from .cli import Answer
@@ -72,6 +73,22 @@ def _bench_capacity(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=files)
 
 
+def _bench_ensembles(options: argparse.Namespace) -> Answer:
+    from .bench.ensembles import run
+
+    result = run(options.out, models=options.models, **({"ask": 96} if options.quick else {}))
+    told = {k: v for k, v in result.items() if k not in ("line", "cells", "correlation")}
+    return Answer(result["line"], told, files=_beside(options.out))
+
+
+def _bench_profiles(options: argparse.Namespace) -> Answer:
+    from .bench.profiles import run
+
+    small: dict[str, Any] = {"ask": 24, "n": 4} if options.quick else {}
+    result = run(options.out, models=options.models, **small)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
 def _bench_rare(options: argparse.Namespace) -> Answer:
     from .bench.rare import run
 
@@ -85,8 +102,10 @@ _BENCHES = {
     "capacity": _bench_capacity,
     "check": _bench_check,
     "coverage": _bench_coverage,
+    "ensembles": _bench_ensembles,
     "masses": _bench_masses,
     "posterior": _bench_posterior,
+    "profiles": _bench_profiles,
     "rare": _bench_rare,
 }
 

@@ -109,7 +109,27 @@ def _holds(step: Any) -> bool:
 
 
 # Name -> (module of this package, function that makes the Derivation).
-_TABLE: dict[str, tuple[str, str]] = {}
+_TABLE: dict[str, tuple[str, str]] = {
+    "twirled harm": ("symbolic_symmetry", "twirled_harm"),
+    "participation ratio of a ring": ("symbolic_symmetry", "participation_ratio"),
+    "spread hazard": ("symbolic_symmetry", "hazard_budget"),
+    "any refusal": ("symbolic_width", "any_refusal"),
+    "beta-binomial any refusal": ("symbolic_width", "beta_binomial"),
+    "power tail of width": ("symbolic_width", "power_tail"),
+    "majority floor": ("symbolic_width", "majority_floor"),
+    "odd majority": ("symbolic_width", "odd_majority"),
+    "even majority": ("symbolic_width", "even_majority"),
+    "common shock": ("symbolic_width", "common_shock"),
+    "iso-safety hyperbola": ("symbolic_width", "hyperbola"),
+    "cost optimum": ("symbolic_width", "cost_optimum"),
+    "worth of width in tokens": ("symbolic_width", "worth_in_tokens"),
+    "token average": ("symbolic_width", "token_average"),
+    "best of N": ("symbolic_width", "best_of_n"),
+    "shifted mass": ("symbolic_capacity", "shifted_mass"),
+    "strings of a context": ("symbolic_capacity", "language_size"),
+    "density of a language chain": ("symbolic_capacity", "language_density"),
+    "loose factor": ("symbolic_capacity", "loose_factor"),
+}
 
 
 def derivations() -> tuple[str, ...]:
