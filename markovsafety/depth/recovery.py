@@ -24,7 +24,7 @@ from ..bound import Bound, check_level
 from ..errors import InputError
 from ..evidence.cells import forced, is_rollouts, tally_of
 from .profile import whole
-from .recovery_model import Design, Effects, Histories, fit_effects, harm_of, histories
+from .recovery_model import EVENTS, Design, Effects, Histories, fit_effects, harm_of, histories
 
 __all__ = ["HeldOut", "Recovery", "fit_recovery", "held_out_profile"]
 
@@ -80,14 +80,15 @@ class Recovery:
         Returns
         -------
         dict
-            "refusal" (its begin), "harm", "end" (harmless).
+            "refusal" (its begin), "harm", "end" (harmless), and "leak": that a refusal which begins here harms in the
+            end.
         """
         t, j = np.broadcast_arrays(whole(position, "position"), whole(since, "since"))
         which = range(len(self.categories)) if category is None else [self._index(category)]
         weight = self.shares if category is None else np.ones(1)
         parts = [self.effects.hazards(t.reshape(-1), j.reshape(-1), np.full(t.size, c)) for c in which]
         mean = np.tensordot(weight, np.stack(parts), 1)
-        return {name: mean[i].reshape(t.shape) for i, name in enumerate(("refusal", "harm", "end"))}
+        return {name: mean[i].reshape(t.shape) for i, name in enumerate((*EVENTS, "leak"))}
 
     def harm(self, prefill: ArrayLike, level: float = 0.95) -> Bound:
         """Predicted P(harm) after k forced tokens.
@@ -229,9 +230,9 @@ def fit_recovery(
     since : bool
         Whether time since the prefix is part of the state. Without it the model knows the position only.
     onset : token ids, optional
-        Tokens that begin a refusal. With them a refusal counts from its first token and may leak (a share of the begun
-        refusals, by category, harms in the end); without them from its hit, which for many judges is the end of the
-        answer.
+        Tokens that begin a refusal. With them a refusal counts from its first token, and leaks with a probability of
+        its own, by the position of that token and category; without them it counts from its hit, which for many judges
+        is the end of the answer.
     by_category : bool
         Whether the prompt's category has an effect.
     memory : int, optional
@@ -293,7 +294,7 @@ def fit_recovery(
     last = int(np.flatnonzero(at_risk >= min(AT_RISK, at_risk.max()))[-1])
     several = len(categories) if by_category and len(categories) > 1 else 0
     design = Design(last, int(memory) if since else 0, several)
-    effects = fit_effects(h, design, len(prompts), len(categories), float(prior))
+    effects = fit_effects(h, design, len(prompts), float(prior))
     shares = np.bincount(h.category, h.weight, len(categories)) / h.weight.sum()
     tokens = int(max(spoken.max(), (np.diff(part.offsets) - part.prefill).max()))
     return Recovery(tuple(wanted), tuple(categories.tolist()), prompts, shares, tokens, ids, effects)

@@ -21,6 +21,7 @@ __all__ = ["EVENTS", "Design", "Effects", "Histories", "fit_effects", "harm_of",
 
 EVENTS = ("refusal", "harm", "end")  # in this order at every token: each among those without the ones before it
 STEPS = 100  # Newton steps
+HELD = 1e9  # precision of a prior that holds an effect at 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,11 @@ class Design:
         """Number of effects."""
         return self.last + 1 + (self.memory + 1 if self.memory else 0) + self.categories
 
+    @property
+    def since(self) -> slice:
+        """The effects of time since the prefix."""
+        return slice(self.last + 1, self.last + 1 + (self.memory + 1 if self.memory else 0))
+
     def columns(self, position: NDArray, since: NDArray, category: NDArray) -> NDArray:
         """Effects of m tokens, shape (m, f): their indices."""
         found = [np.minimum(position, self.last)]
@@ -120,32 +126,32 @@ class Effects:
     Parameters
     ----------
     design : Design
-    base : array, shape (3,)
-        Logit around which the effects of each event lie.
-    theta : array, shape (3, size)
+    base : array, shape (4,)
+        Logit around which the effects of each event lie; the last is the leak: that a refusal which begins at this
+        token harms in the end.
+    theta : array, shape (4, size)
         Effects.
-    influence : array, shape (3, K, size)
+    influence : array, shape (4, K, size)
         What each prompt contributes to them: summed squares are the clustered variance.
-    leak : array, shape (C,)
-        Share of the begun refusals of each category that harm in the end.
-    leak_influence : array, shape (K, C)
     """
 
     design: Design
     base: NDArray
     theta: NDArray
     influence: NDArray
-    leak: NDArray
-    leak_influence: NDArray
 
     def hazards(self, position: NDArray, since: NDArray, category: NDArray) -> NDArray:
-        """Probability of each event at m tokens, given none of those before it in `EVENTS`, shape (3, m)."""
+        """Probability of each event at m tokens, given none of those before it in `EVENTS`, and of the leak, (4, m)."""
         columns = self.design.columns(position, since, category)
         return expit(self.base[:, None] + self.theta[:, columns].sum(axis=2))
 
 
-def fit_effects(h: Histories, design: Design, n_prompts: int, n_categories: int, prior: float) -> Effects:
-    """Penalised maximum likelihood of all three events, with the influence of every prompt."""
+def fit_effects(h: Histories, design: Design, n_prompts: int, prior: float) -> Effects:
+    """Penalised maximum likelihood of all events and the leak, with the influence of every prompt.
+
+    The leak has no effect of time since the prefix: once a refusal has begun, how the answer came there is forgotten,
+    and the few leaks there are could not tell it from the position.
+    """
     risk = h.last - h.prefill + 1
     row = np.repeat(np.arange(len(risk)), risk)
     since = np.arange(len(row)) - np.repeat(np.cumsum(risk) - risk, risk)
@@ -159,12 +165,19 @@ def fit_effects(h: Histories, design: Design, n_prompts: int, n_categories: int,
     weight, prompt = h.weight[row], h.prompt[row]
     base, theta, influence = [], [], []
     alive = np.ones(len(row), dtype=bool)
-    for code in range(len(EVENTS)):
-        at_risk = np.where(alive, weight, 0.0)
-        seen = np.where(event == code, at_risk, 0.0)
+    for code in range(len(EVENTS) + 1):
+        if code < len(EVENTS):
+            at_risk, happened = np.where(alive, weight, 0.0), event == code
+            alive &= ~happened
+        else:
+            at_risk, happened = np.where(event == 0, weight, 0.0), h.harm[row]
+        ridge = np.full(design.size, prior**-2.0)
+        if code == len(EVENTS):
+            ridge[design.since] = HELD
+        seen = np.where(happened, at_risk, 0.0)
         n, y = (np.bincount(cell, w, len(first)) for w in (at_risk, seen))
         centre = float(np.log((y.sum() + 0.5) / (n.sum() - y.sum() + 0.5)))
-        effects, H = _newton(X, n, y, centre, 1 / prior**2)
+        effects, H = _newton(X, n, y, centre, ridge)
         residual = seen - at_risk * expit(centre + X @ effects)[cell]
         score = np.zeros(n_prompts * design.size)
         for c in columns.T:
@@ -173,9 +186,7 @@ def fit_effects(h: Histories, design: Design, n_prompts: int, n_categories: int,
         base.append(centre)
         theta.append(effects)
         influence.append(np.linalg.solve(H, score.T).T)
-        alive &= event != code
-    leak, leak_influence = _leaks(h, n_prompts, n_categories)
-    return Effects(design, np.array(base), np.array(theta), np.array(influence), leak, leak_influence)
+    return Effects(design, np.array(base), np.array(theta), np.array(influence))
 
 
 def _indicators(columns: NDArray, size: int) -> sp.csr_array:
@@ -183,7 +194,7 @@ def _indicators(columns: NDArray, size: int) -> sp.csr_array:
     return sp.csr_array((np.ones(m * f), columns.reshape(-1), np.arange(0, m * f + 1, f)), shape=(m, size))
 
 
-def _newton(X: sp.csr_array, n: NDArray, y: NDArray, centre: float, ridge: float) -> tuple[NDArray, NDArray]:
+def _newton(X: sp.csr_array, n: NDArray, y: NDArray, centre: float, ridge: NDArray) -> tuple[NDArray, NDArray]:
     """Effects and the negative second derivative at them; the likelihood is concave, steps are held to 2 logits."""
     theta = np.zeros(shape_of(X)[1])
     for _ in range(STEPS):
@@ -198,19 +209,8 @@ def _newton(X: sp.csr_array, n: NDArray, y: NDArray, centre: float, ridge: float
     return theta, _curvature(X, n * p * (1 - p), ridge)
 
 
-def _curvature(X: sp.csr_array, w: NDArray, ridge: float) -> NDArray[np.float64]:
-    return (X.T @ sp.diags_array(w) @ X).toarray() + ridge * np.eye(shape_of(X)[1])
-
-
-def _leaks(h: Histories, n_prompts: int, n_categories: int) -> tuple[NDArray, NDArray]:
-    begun = h.event == 0
-    w, c, p, x = h.weight[begun], h.category[begun], h.prompt[begun], h.harm[begun]
-    total, harmful = np.bincount(c, w, n_categories), np.bincount(c, w * x, n_categories)
-    pooled = harmful.sum() / total.sum() if total.sum() else 0.0
-    leak = np.divide(harmful, total, out=np.full(n_categories, pooled), where=total > 0)
-    out = np.zeros((n_prompts, n_categories))
-    np.add.at(out, (p, c), w * (x - leak[c]) / np.maximum(total[c], 1e-300))
-    return leak, out
+def _curvature(X: sp.csr_array, w: NDArray, ridge: NDArray) -> NDArray[np.float64]:
+    return (X.T @ sp.diags_array(w) @ X).toarray() + np.diag(ridge)
 
 
 def harm_of(e: Effects, k: int, shares: NDArray, tokens: int) -> tuple[float, NDArray]:
@@ -227,20 +227,21 @@ def harm_of(e: Effects, k: int, shares: NDArray, tokens: int) -> tuple[float, ND
     C = len(shares)
     since = np.arange(tokens)
     column = [e.design.columns(k + since, since, np.full(tokens, c)) for c in range(C)]
-    r, a, b = np.stack([e.hazards(k + since, since, np.full(tokens, c)) for c in range(C)], axis=1)
+    r, a, b, leak = np.stack([e.hazards(k + since, since, np.full(tokens, c)) for c in range(C)], axis=1)
     h = np.zeros((C, tokens + 1))
     for t in range(tokens - 1, -1, -1):
         onward = a[:, t] + (1 - a[:, t]) * (1 - b[:, t]) * h[:, t + 1]
-        h[:, t] = r[:, t] * e.leak + (1 - r[:, t]) * onward
+        h[:, t] = r[:, t] * leak[:, t] + (1 - r[:, t]) * onward
     passed = np.cumprod((1 - r) * (1 - a) * (1 - b), axis=1)
     alive = shares[:, None] * np.concatenate([np.ones((C, 1)), passed[:, :-1]], axis=1)
     after = h[:, 1:]
     slopes = (
-        alive * (e.leak[:, None] - (a + (1 - a) * (1 - b) * after)) * r * (1 - r),
+        alive * (leak - (a + (1 - a) * (1 - b) * after)) * r * (1 - r),
         alive * (1 - r) * (1 - (1 - b) * after) * a * (1 - a),
         -alive * (1 - r) * (1 - a) * after * b * (1 - b),
+        alive * r * leak * (1 - leak),
     )
-    influence = e.leak_influence @ (alive * r).sum(axis=1)
+    influence = np.zeros(e.influence.shape[1])
     flat = np.concatenate(column)
     for code, slope in enumerate(slopes):
         gradient = sum(np.bincount(c, slope.reshape(-1), e.design.size) for c in flat.T)
