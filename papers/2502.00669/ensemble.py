@@ -14,9 +14,10 @@ print("equal safety 1e-6 with harm 0.8 * 0.7^d per answer: smallest width at eac
 model = depth.Profile(0.8, 0.2, 0.0, 0.3)
 widths = [needed_width(float(model.harm(d).value), 1e-6) for d in (0, 1, 2, 5, 10, 20, 40)]
 print("  d = 0, 1, 2, 5, 10, 20, 40: m =", ", ".join(map(str, widths)))
-cells = [(d + 3 * needed_width(float(model.harm(d).value), 1e-6), d) for d in range(60)]
-cost, d = min(cells)
-print(f"  cheapest at cost d + 3 m: d = {d}, m = {(cost - d) // 3}, cost {cost}")
+curve = depth.hyperbola(0.8, 0.7, 1e-6)
+print(f"  hyperbola m (d + {curve.d0:.3f}) = {curve.C:.3f}")
+real, best = curve.optimum(1, 3), depth.cheapest(model, 1e-6, 1, 3)
+print(f"  cheapest at cost d + 3 m: {best}; over real numbers m = {real[0]:.2f}, d = {real[1]:.2f}")
 print("  floor 0.0323 per answer: m >=", needed_width(1 / 31, 1e-6), "however deep")
 
 print("correlated answers, q = 0.1, budget 1e-4: smallest width at intra-class correlation")
@@ -24,6 +25,7 @@ print(
     "  0, .05, .1, .2, .3, .5: m =", ", ".join(str(needed_width(0.1, 1e-4, r)) for r in (0, 0.05, 0.1, 0.2, 0.3, 0.5))
 )
 print("  common shock 0.3:", depth.why_no_width(0.1, 1e-4, 0.3, model="common-shock"))
+print(f"  at correlation .1, 20 answers are worth at most {depth.worth_in_tokens(20, 0.7, 0.1):.1f} tokens of depth")
 wide = ensemble_harm(0.2, 20, 0.3), ensemble_harm(0.2, 20)
 print(f"  q = 0.2, m = 20: correlation 0.3 leaves {wide[0]:.2e}, independence promises {wide[1]:.1e}")
 floors = [depth.ensemble_floor(q, 0.3, "majority") for q in (0.05, 0.2, 0.4)]
