@@ -110,10 +110,11 @@ def test_bytes_that_leave_the_device(engine):
 # -- the sums alone: any tokens at all -------------------------------------------------------------------------------
 
 VOCAB, MOST = 7, 5
+# 99 is outside the vocabulary; entries with 2, which ends an answer, stand in none
 LEXICA = {
     "single": {"harm": [3], "refusal": [4], "refusal_at": "end"},
     "first": {"harm": [[3, 4], [5, 5, 3]], "refusal": [[4, 4], 6], "refusal_at": "first"},
-    "after": {"harm": [[3, 3], 5], "refusal": [[4, 6, 4], [6, 3], 4], "refusal_at": "end"},
+    "after": {"harm": [[3, 3], 5, [6, 2], 2], "refusal": [[4, 6, 4], [6, 3], 4], "refusal_at": "end"},
     "nothing": {"harm": [99], "refusal": [], "refusal_at": "first"},
 }
 

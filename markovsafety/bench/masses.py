@@ -1,10 +1,15 @@
 """Class masses beside sampled counts on the shipped organism: unbiased after temperature and top-p, and less noisy.
 
-``python -c "from markovsafety.bench.masses import run; run('papers/measurements/masses.md')"``
+Several seeds, because a variance ratio is itself an estimate; and counts made on the device (`tally`) beside counts of
+rollouts: what leaves the device, and how long it takes.
+
+``markovsafety bench masses --out papers/measurements/masses.md``
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,27 +21,32 @@ from ..chains import Chain, Counts, KGram, count, estimate
 from ..hitting import hitting_probability
 from ..organism import HARM_IDS, model_path, prompts
 from ..outcomes import CODES
-from ..rollouts import Rollouts, sample
+from ..rollouts import Rollouts, sample, tally
 from ..rollouts.engines import open_engine
 from ..rollouts.engines.replay import score
 from .machine import machine, versions
 
-__all__ = ["PROCESSED", "measure", "run"]
+__all__ = ["PROCESSED", "SEEDS", "devices", "measure", "run"]
 
 PROCESSED = ((1.0, 1.0), (0.8, 1.0), (1.3, 0.95), (1.0, 0.95))
 """Temperature and top_p."""
 PREFILL = (0, 3)
+SEEDS = (1, 2, 3, 4, 5)
+"""Of prompts and tokens."""
+GOAL = 2.0
+"""The variance ratio to be reached."""
 HITS = 20
 """Harm hits a state needs for its row to be looked at."""
 
 
 def measure(
-    n: int = 192,
+    n: int = 96,
     prompt_count: int = 24,
     groups: int = 48,
     processed: tuple[tuple[float, float], ...] = PROCESSED,
     seed: int = 1,
     model: str = "shallow",
+    raw: bool = True,
 ) -> list[dict[str, Any]]:
     """One row per temperature and top_p.
 
@@ -50,15 +60,18 @@ def measure(
     processed : tuple of (temperature, top_p)
     seed : int
     model : str
+    raw : bool
+        Whether to score the answers once more for ``z_raw``, which takes longer than to sample them.
 
     Returns
     -------
     list of dict
-        hits, mass (summed up to the hits), z (of hits less mass in standard errors; a martingale, so nearly standard
-        normal if the masses are those of the distribution sampled from), z_raw (the same with masses at temperature 1
-        and nothing cut off), rows (states looked at), ratio (variance of their sampled harm frequencies over that of
-        their mass estimates: median and least), pooled (the same, over all states, weighed by visits), and start
-        (variance ratio of P(harm) after each number of forced tokens).
+        hits, mass (summed up to the hits), gap (hits less mass) and its variance, z (the gap in standard errors; a
+        martingale, so nearly standard normal if the masses are those of the distribution sampled from), z_raw (the same
+        with masses at temperature 1 and nothing cut off; None if not asked for), rows (states looked at), ratio
+        (variance of their sampled harm frequencies over that of their mass estimates: median and least), pooled (the
+        same, over all states, weighed by visits), and start (variance ratio of P(harm) after each number of forced
+        tokens).
     """
     engine = open_engine("auto", model_path(model))
     asked = prompts(n=prompt_count, seed=seed)
@@ -69,11 +82,13 @@ def measure(
             engine, asked, n=n, prefill=list(PREFILL), max_tokens=24, seed=seed, classes={"harm": HARM_IDS}, **options
         )
         whole = count(rolls, KGram(2))
-        raw = count(score(rolls, engine, {"harm": HARM_IDS}), KGram(2))
+        scored = count(score(rolls, engine, {"harm": HARM_IDS}), KGram(2)) if raw else None
         order = np.arange(len(rolls)) % groups  # rollouts of a prompt lie together: each group has its share of them
         parts = [count(rolls[np.flatnonzero(order == g)], KGram(2)) for g in range(groups)]
         row = {"temperature": temperature, "top_p": top_p, "rollouts": len(rolls), "hits": _hits(rolls)}
-        row |= {"mass": _hits(rolls) - _surprise(whole)[0], "z": _z(whole), "z_raw": _z(raw)}
+        gap, variance = _surprise(whole)
+        row |= {"mass": row["hits"] - gap, "gap": gap, "variance": variance, "z": gap / np.sqrt(variance)}
+        row["z_raw"] = None if scored is None else _z(scored)
         rows.append(row | _ratios(whole, parts))
     return rows
 
@@ -123,9 +138,105 @@ def _starts(chain: Chain) -> list[float]:
     return [float(chain.entry[k] @ h) for k in PREFILL]
 
 
-def run(out: str | Path | None = None, **options: Any) -> str:
-    """The measurement as Markdown, written to a file if one is given."""
-    rows = measure(**options)
+class _Counted:
+    """An engine that remembers what its runs fetched from the device."""
+
+    def __init__(self, engine: Any):
+        self.engine, self.fetched = engine, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def run(self, job: Any, progress: Any = None) -> Any:
+        output = self.engine.run(job, progress)
+        self.fetched += output.info["fetched_bytes"]
+        return output
+
+
+def devices(
+    sizes: Sequence[int] = (24, 96, 384), prompt_count: int = 24, model: str = "shallow", repeat: int = 3
+) -> list[dict[str, Any]]:
+    """Counts made on the device beside counts of rollouts, from the same random numbers.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Rollouts per prompt and prefill.
+    prompt_count : int
+    model : str
+    repeat : int
+        Times that each road is gone; the quickest counts, without compilation.
+
+    Returns
+    -------
+    list of dict
+        rollouts, tokens, bytes that left the device and seconds of both roads, `equal` (bit by bit) and `close` (up to
+        the rounding of sums).
+    """
+    engine = _Counted(open_engine("auto", model_path(model)))
+    asked, rows = prompts(n=prompt_count, seed=1), []
+    for n in sizes:
+        options: dict[str, Any] = {"n": n, "prefill": list(PREFILL), "max_tokens": 24, "seed": 1, "judge": "organism"}
+        options |= {"classes": {"harm": HARM_IDS}, "progress": False}
+        ours, mine = _best(lambda o=options: tally(engine, asked, KGram(2), **o), count, repeat)
+        engine.fetched = 0
+        theirs, want = _best(lambda o=options: sample(engine, asked, **o), lambda r: count(r, KGram(2)), repeat)
+        got, fetched = count(mine), engine.fetched // (repeat + 1)
+        row = {
+            "rollouts": len(mine),
+            "tokens": mine.info["sampled_tokens"],
+            "bytes": (fetched, mine.info["fetched_bytes"]),
+        }
+        row |= {
+            "seconds": (theirs, ours),
+            "equal": got.equals(want := count(want, KGram(2))),
+            "close": got.equals(want, 1e-12),
+        }
+        rows.append(row)
+    return rows
+
+
+def _best(make: Callable[[], Any], then: Callable[[Any], Any], repeat: int) -> tuple[float, Any]:
+    """Least seconds of making something and counting it, after a first time that compiles; and what was made."""
+    then(made := make())
+    seconds = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        then(made := make())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), made
+
+
+def _over_seeds(rows: list[dict[str, Any]]) -> list[str]:
+    """One line of the table: one temperature and top_p at all seeds."""
+
+    def spread(values: Sequence[float]) -> str:
+        return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} ({np.min(values):.1f} to {np.max(values):.1f})"
+
+    first = rows[0]
+    z = sum(r["gap"] for r in rows) / np.sqrt(sum(r["variance"] for r in rows))
+    worst = max(abs(r["z"]) for r in rows)
+    cells = [f"{first['temperature']:g}", f"{first['top_p']:g}", f"{sum(r['rollouts'] for r in rows):,}"]
+    cells += [f"{sum(r['hits'] for r in rows):,}", f"{sum(r['mass'] for r in rows):.1f}", f"{z:.2f}", f"{worst:.2f}"]
+    cells += [f"{first['z_raw']:.2f}", f"{min(r['rows'] for r in rows)} to {max(r['rows'] for r in rows)}"]
+    cells += [spread([r["ratio"][0] for r in rows]), f"{min(r['ratio'][1] for r in rows):.1f}"]
+    cells += [spread([r["pooled"] for r in rows])]
+    return cells + [spread([r["start"][k] for r in rows]) for k in PREFILL]
+
+
+def run(out: str | Path | None = None, seeds: Sequence[int] = SEEDS, **options: Any) -> str:
+    """The measurement as Markdown, written to a file if one is given.
+
+    Parameters
+    ----------
+    out : path, optional
+    seeds : sequence of int
+        At least two.
+    **options
+        Of `measure`.
+    """
+    every = [measure(seed=seed, raw=i == 0, **options) for i, seed in enumerate(seeds)]
+    pooled = np.array([[r["pooled"] for r in rows] for rows in every])
     lines = [
         "# Class masses beside sampled counts",
         "",
@@ -133,22 +244,57 @@ def run(out: str | Path | None = None, **options: Any) -> str:
         + ", ".join(f"{k} {v}" for k, v in versions(("numpy", "jax")).items())
         + ". Model `organism:shallow`, 24 tokens, states `KGram(2)`; the class is the organism's harm words.",
         "",
-        "Hits less summed mass is a martingale if the masses are those of the distribution that was sampled from: z is "
-        "then nearly standard normal. z of raw masses is what masses at temperature 1 with nothing cut off would give. "
-        f"The harm row of a state is looked at where it has {HITS} hits or more; its variance is that between parts of "
-        "the rollouts, each with its share of every prompt. Ratios are the variance of sampled counts over that of "
-        "masses; 2 or more was to be reached.",
+        f"**The harm row from masses has {pooled.mean():.1f} times less variance than from sampled counts** (all rows "
+        f"together, mean of {pooled.size} measurements: {len(seeds)} seeds, {pooled.shape[1]} ways to sample; standard "
+        f"deviation {pooled.std(ddof=1):.1f}, least {pooled.min():.1f}). {GOAL:g} or more was to be reached: "
+        f"{(pooled >= GOAL).sum()} of {pooled.size} do.",
         "",
-        "| temperature | top-p | rollouts | hits | mass | z | z of raw masses | states | ratio: median | least | "
-        "all rows | P(harm), " + " | ".join(f"{k} forced" for k in PREFILL) + " |",
-        "|" + "---|" * (11 + len(PREFILL)),
+        "Hits less summed mass is a martingale if the masses are those of the distribution that was sampled from: z is "
+        "then nearly standard normal, over all seeds together and at the worst of them. z of raw masses (first seed) "
+        "is what masses at temperature 1 with nothing cut off would give. The harm row of a state is looked at where "
+        f"it has {HITS} hits or more; its variance is that between parts of the rollouts, each with its share of every "
+        "prompt. Ratios are the variance of sampled counts over that of masses: mean ± standard deviation over seeds, "
+        "and the range. Prompts differ between seeds.",
+        "",
+        "| temperature | top-p | rollouts | hits | mass | z | worst z | z of raw masses | states | ratio: median | "
+        "least | all rows | P(harm), " + " | ".join(f"{k} forced" for k in PREFILL) + " |",
+        "|" + "---|" * (12 + len(PREFILL)),
     ]
-    for r in rows:
-        cells = [f"{r['temperature']:g}", f"{r['top_p']:g}", f"{r['rollouts']:,}", f"{r['hits']:,}", f"{r['mass']:.1f}"]
-        cells += [f"{r['z']:.2f}", f"{r['z_raw']:.2f}", str(r["rows"]), *(f"{x:.1f}" for x in r["ratio"])]
-        cells += [f"{r['pooled']:.1f}", *(f"{x:.1f}" for x in r["start"].values())]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["| " + " | ".join(_over_seeds(list(rows))) + " |" for rows in zip(*every)]
+    lines += _devices_page(devices())
     text = "\n".join(lines) + "\n"
     if out is not None:
         Path(out).write_text(text)
     return text
+
+
+def _devices_page(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "## Counts that are made on the device",
+        "",
+        "`count(tally(model, prompts, KGram(2), ...))` beside `count(sample(model, prompts, ...), KGram(2))`, the same "
+        "seed, temperature 1. Both roads sample with the same programs. With `sample`, ids, log-probabilities and "
+        "masses of every token leave the device; with `tally`, one byte a row for every few tokens (has it ended?), "
+        "and at the end the sums of each prompt, prefill and state. Seconds are the least of three, without "
+        "compilation; on a processor the device is the host itself, so the time says what the sorting costs, not what the bytes "
+        "save.",
+        "",
+        "| rollouts | tokens | bytes: rollouts | bytes: sums | ratio | seconds: rollouts | seconds: sums | equal |",
+        "|" + "---|" * 8,
+    ]
+    for r in rows:
+        (a, b), (s, t) = r["bytes"], r["seconds"]
+        same = "every bit" if r["equal"] else "up to rounding" if r["close"] else "no"
+        cells = [
+            f"{r['rollouts']:,}",
+            f"{r['tokens']:,}",
+            f"{a:,}",
+            f"{b:,}",
+            f"{a / b:.1f}",
+            f"{s:.2f}",
+            f"{t:.2f}",
+            same,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
