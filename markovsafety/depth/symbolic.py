@@ -110,6 +110,17 @@ def _holds(step: Any) -> bool:
 
 # Name -> (module of this package, function that makes the Derivation).
 _TABLE: dict[str, tuple[str, str]] = {
+    "severity ladder": ("symbolic_hazards", "severity_ladder"),
+    "aligned positions": ("symbolic_hazards", "aligned_positions"),
+    "aligned positions under a geometric attack": ("symbolic_hazards", "attacked_positions"),
+    "needed depth": ("symbolic_hazards", "needed_depth"),
+    "operational depth": ("symbolic_hazards", "operational_depth"),
+    "price optimum": ("symbolic_hazards", "price_optimum"),
+    "checkpoint": ("symbolic_hazards", "checkpoint"),
+    "checkpoint under a geometric attack": ("symbolic_hazards", "checkpoint_attacked"),
+    "checkpoint optimum": ("symbolic_hazards", "checkpoint_optimum"),
+    "leaky refusal": ("symbolic_hazards", "leaky_refusal"),
+    "survival ratio": ("symbolic_hazards", "survival_ratio"),
     "twirled harm": ("symbolic_symmetry", "twirled_harm"),
     "participation ratio of a ring": ("symbolic_symmetry", "participation_ratio"),
     "spread hazard": ("symbolic_symmetry", "hazard_budget"),
@@ -129,6 +140,20 @@ _TABLE: dict[str, tuple[str, str]] = {
     "strings of a context": ("symbolic_capacity", "language_size"),
     "density of a language chain": ("symbolic_capacity", "language_density"),
     "loose factor": ("symbolic_capacity", "loose_factor"),
+    "additive bias": ("symbolic_updates", "additive_bias"),
+    "geometric bias": ("symbolic_updates", "geometric_bias"),
+    "harmonic bias": ("symbolic_updates", "harmonic_bias"),
+    "convex mix": ("symbolic_updates", "convex_mix"),
+    "logit steps": ("symbolic_updates", "logit_steps"),
+    "cross-entropy flow": ("symbolic_updates", "cross_entropy_flow"),
+    "leak under bias": ("symbolic_updates", "leak_under_bias"),
+    "odds of the optimum": ("symbolic_optimum", "odds_of_the_optimum"),
+    "KL of the optimum": ("symbolic_optimum", "kl_of_the_optimum"),
+    "KL to second order": ("symbolic_optimum", "kl_second_order"),
+    "harm information": ("symbolic_optimum", "harm_information"),
+    "gradient by depth": ("symbolic_optimum", "gradient_by_depth"),
+    "recovery law": ("symbolic_optimum", "recovery_law"),
+    "attack length": ("symbolic_optimum", "attack_length"),
 }
 
 
