@@ -31,6 +31,7 @@ from ..chains import Chain
 from ..chains.checks import as_indices
 from ..errors import InputError
 from ..hitting import hitting_probability, visits
+from .capacity import plain_chain, row_distance
 from .profile import whole
 from .width import unit
 
@@ -133,24 +134,13 @@ def twirl(chain: Chain, group: Any = None, target: Any = "harm") -> Twirl:
     after = Chain(total, dict(chain.outcomes), chain.start, chain.states)
     quotient, member = _quotient(chain, orbits, moved)
     harm = hitting_probability(quotient, member[chain.mask(target)])[: len(orbits)]
-    h = np.asarray(hitting_probability(_bare(chain), target, certify=False).value)
+    h = np.asarray(hitting_probability(plain_chain(chain), target, certify=False).value)
     rates = {
         name: np.array([chain.P[orbit][:, index].sum() / size for orbit in orbits])
         for name, index in chain.outcomes.items()
     }
     means = np.array([h[orbit].mean() for orbit in orbits])
-    return Twirl(chain, after, tuple(orbits), rates, harm, means, _row_distance(chain.P, after.P), quotient)
-
-
-def _bare(chain: Chain) -> Chain:
-    """The numbers of a chain without the evidence behind them: what is asked of them here is arithmetic."""
-    if chain.is_layered:
-        return Chain.layered(list(chain.layers), dict(chain.outcomes), chain.start, chain.states)
-    return Chain(chain.P, dict(chain.outcomes), chain.start, chain.states)
-
-
-def _row_distance(P: Any, Q: Any) -> NDArray[np.float64]:
-    return np.asarray(abs(P - Q).sum(axis=1)).ravel() / 2
+    return Twirl(chain, after, tuple(orbits), rates, harm, means, row_distance(chain, after), quotient)
 
 
 def _orbits(chain: Chain, group: Any) -> list[NDArray[np.int64]]:
@@ -229,9 +219,8 @@ def _twirled_layers(chain: Chain, group: Any, target: Any) -> Twirl:
     after = put([mean] * len(places))
     copies = [put([layers[places[(i + g) % len(places)]] for i in range(len(places))]) for g in range(len(places))]
     first = [np.asarray(hitting_probability(c, target, certify=False).value)[0] for c in copies]
-    bias = np.stack([_row_distance(P, Q) for P, Q in zip(chain.layers, after.layers)])
     harm = hitting_probability(after, target)
-    return Twirl(chain, after, (places,), {}, harm[0], np.mean(first, axis=0), bias)
+    return Twirl(chain, after, (places,), {}, harm[0], np.mean(first, axis=0), row_distance(chain, after))
 
 
 def participation_ratio(chain: Chain, group: Any = None) -> float:
@@ -268,7 +257,7 @@ def participation_ratio(chain: Chain, group: Any = None) -> float:
             cause="The ratio compares the rows of one cycle of a homogeneous chain.",
             next="Pass a homogeneous chain and one sequence of states.",
         )
-    N = np.asarray(visits(_bare(chain)).value)[orbits[0]]
+    N = np.asarray(visits(plain_chain(chain)).value)[orbits[0]]
     if not np.isfinite(N).all() or N.sum() == 0:
         raise InputError(
             f"The expected visits of the group add up to {N.sum():g}.",
