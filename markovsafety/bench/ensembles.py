@@ -300,7 +300,7 @@ def _summary(cells: list[dict[str, Any]], by_chance: NDArray) -> list[dict[str, 
                     "rms": float(np.sqrt(np.mean(z**2))),
                     "mean": float(z.mean()),
                 }
-                | {"holds": beyond <= allowed and far == 0}
+                | {"holds": beyond <= allowed and far == 0, "holds_dependent": beyond <= dependent and far == 0}
             )
     return rows
 
