@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from figures import draw_all  # noqa: E402
-from values import COMMANDS, HOW, measured, numbers  # noqa: E402
+from values import HOW, measured, numbers  # noqa: E402
 
 EPOCH = 0  # the date in the file, so that the same note has the same bytes
 
@@ -33,8 +33,7 @@ def gather(folder: Path) -> dict[str, object]:
     found = measured()
     values = {**numbers(), "measured": found, "how": HOW}
     (folder / "note" / "numbers.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-    lines = [*COMMANDS.values(), *(line for part in found.values() for line in part.get("lines", ()))]
-    draw_all(lines, folder / "note" / "figures")
+    draw_all(folder / "note" / "figures")
     return values
 
 
@@ -59,7 +58,7 @@ def build(out: Path, *, png: bool = False, keep: Path | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         values = gather(folder)
         compiler = typst.Compiler(str(folder / "note.typ"), root=str(folder), ignore_system_fonts=True)
-        compiler.compile(output=str(out / "note.pdf"), timestamp=EPOCH)
+        compiler.compile(output=str(out / "note.pdf"), timestamp=EPOCH, pdf_tags=False)  # tags would double its size
         if png:
             compiler.compile(output=str(out / "page-{p}.png"), format="png", ppi=110)
     for name in sorted(set(HOW) - set(values["measured"])):  # type: ignore[arg-type, call-overload]

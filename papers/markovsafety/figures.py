@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 from markovsafety.cli import main as markovsafety
@@ -39,18 +39,39 @@ def draw(line: str, folder: Path) -> Path:
     return figure
 
 
-def draw_all(lines: Iterable[str], folder: Path) -> list[Path]:
+def draw_all(folder: Path) -> list[Path]:
     """All figures, in a folder that is made."""
+    from values import COMMANDS, measured, place
+
     folder.mkdir(parents=True, exist_ok=True)
-    return [draw(line, folder) for line in lines]
+    found = measured()
+    drawn = [draw(line, folder) for line in COMMANDS.values()]
+    drawn += [draw(part["line"], folder) for part in found.values() if "line" in part]
+    if "profiles" in found:
+        drawn.append(draw_profiles(place("profiles"), folder / found["profiles"]["figure"]))
+    return drawn
+
+
+def draw_profiles(measurements: Path, figure: Path) -> Path:
+    """Measured and predicted depth profiles of the organisms, from what `markovsafety bench profiles` wrote."""
+    from values import best_state
+
+    import markovsafety as ms
+
+    found = json.loads(measurements.read_text(encoding="utf-8"))
+    told, guessed, state = {}, {}, best_state(found)
+    for m in found["models"]:
+        h = m["profile"]
+        ends = zip(found["depths"], h["value"], h["lower"], h["upper"])
+        told[m["model"]] = {k: ms.Bound(v, low, high, h["level"]) for k, v, low, high in ends}
+        guessed[m["model"]] = {cell["k"]: cell["predicted"] for cell in m["held_out"][state]}
+    ms.plot.save(ms.plot.depth(told, predicted=guessed, budget=0.1), figure)
+    return figure
 
 
 if __name__ == "__main__":
-    from values import COMMANDS, measured
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/note/figures"))
     options = parser.parse_args()
-    lines = [*COMMANDS.values(), *(line for part in measured().values() for line in part.get("lines", ()))]
-    for path in draw_all(lines, options.out):
+    for path in draw_all(options.out):
         print(path)

@@ -26,8 +26,10 @@ COMMANDS = {
     "--attack none geometric:.2 geometric:.1 geometric:.05 --figure checkpoint.svg",
     "width": "markovsafety sweep --profile a0=.08 r0=.02 a1=.01 r1=.3 --depth 0 --width 1:65 "
     "--correlation 0 .05 .1 .3 --figure width.svg",
-    "iso": "markovsafety sweep --profile a0=.08 r0=.02 a1=0 r1=.3 --depth 0:33 --width 1:33 "
-    "--correlation 0 .05 .3 --harm 1e-4 --figure iso.svg",
+    "iso": "markovsafety sweep --profile a0=.8 r0=.2 a1=0 r1=.3 --depth 0:41 --width 1:65 "
+    "--harm 1e-2 1e-4 1e-6 --figure iso.svg",
+    "alike": "markovsafety sweep --profile a0=.8 r0=.2 a1=0 r1=.3 --depth 0:41 --width 1:65 --correlation .1 "
+    "--harm 1e-2 1e-4 1e-6 --figure alike.svg",
 }
 
 
@@ -38,8 +40,8 @@ def text(x: Any, digits: int = 3) -> str:
     x = float(x)
     if math.isinf(x):
         return "∞"
-    if x == 0:
-        return "0"
+    if x == round(x) and abs(x) < 10**6:
+        return str(round(x))
     if not 1e-3 <= abs(x) < 1e6:
         mantissa, power = f"{x:.{digits - 1}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
@@ -198,19 +200,45 @@ def iso() -> dict[str, Any]:
     # Harm 0.8 unaligned, and a decay by 0.7 a position without a floor.
     profile, eps = depth.Profile(a0=0.8, r0=0.2, a1=0.0, r1=0.3), 1e-6
     ds = [0, 1, 2, 5, 10, 20, 40]
-    C, d0 = math.log(1 / eps) / math.log(1 / 0.7), math.log(1 / 0.8) / math.log(1 / 0.7)
-    q = profile.harm(range(45)).value
-    needed = [depth.needed_width(float(x), eps) for x in q]
-    cost, d, m = min((d + 3 * m, d, m) for d, m in enumerate(needed))
+    m, d = depth.hyperbola(0.8, 0.7, eps).optimum(1, 3)
+    best = depth.cheapest(profile, eps, 1, 3)
     return {
         "iso.d": texts(ds),
-        "iso.m": texts(needed[d] for d in ds),
-        "iso.m05": texts(depth.needed_width(float(q[d]), eps, 0.05) for d in ds),
-        "iso.real_m": text(math.sqrt(C / 3)),
-        "iso.real_d": text(math.sqrt(3 * C) - d0, 4),
-        "iso.best_m": text(m),
-        "iso.best_d": text(d),
-        "iso.cost": text(cost),
+        "iso.m": texts(depth.iso_widths(profile, eps, ds)),
+        "iso.m05": texts(depth.iso_widths(profile, eps, ds, 0.05)),
+        "iso.worth": text(depth.worth_in_tokens(8, 0.7, 0.05)),
+        "iso.real_m": text(m),
+        "iso.real_d": text(d, 4),
+        "iso.best_m": text(best.width),
+        "iso.best_d": text(best.depth),
+        "iso.cost": text(best.cost, 2),
+    }
+
+
+def certificates() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    P = np.zeros((20, 20))
+    P[:18] = rng.dirichlet(np.full(20, 0.5), size=18)
+    chain = ms.Chain(P, {"harm": 18, "refusal": 19}, start=0)
+    ranks = [1, 4, 8, 12, 16, 17]
+    curve = depth.capacity_curve(chain, ranks)
+    return {
+        "rank.r": texts(ranks),
+        "rank.tv": texts(curve.distance),
+        "rank.bound": texts(curve.certificate),
+        "rank.actual": texts(curve.change),
+    }
+
+
+def language_chains() -> dict[str, Any]:
+    mixing = depth.mixing(depth.parity_model())
+    llama = depth.deviation(*depth.PRETRAINED["Llama 7B"])
+    return {
+        "mixing.epsilon": text(mixing.epsilon),
+        "mixing.truth": text(mixing.tokens(0.01)),
+        "mixing.published": text(math.ceil(mixing.tokens_by("published", 0.01))),
+        "mixing.ours": text(math.ceil(mixing.tokens_by("ours", 0.01))),
+        "constant.llama": text(llama.ratio, 4),
     }
 
 
@@ -224,8 +252,121 @@ HOW = {
 
 
 def measured() -> dict[str, Any]:
-    """Tables of what was measured, by name."""
-    return {}
+    """Tables of what was measured, by name; only those whose file is there."""
+    readers = {"profiles": profiles, "ensembles": ensembles, "capacity": capacity}
+    return {name: readers[name](path) for name in HOW if (path := place(name)).is_file()}
+
+
+def place(name: str) -> Path:
+    return MEASUREMENTS / Path(HOW[name].split()[-1]).name
+
+
+def _origin(name: str) -> dict[str, str]:
+    return {"file": f"papers/measurements/{place(name).name}", "command": HOW[name]}
+
+
+def profiles(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    ks = [k for k in (0, 1, 3, 5, 10, 16, 20) if k in found["depths"]]
+    rows = []
+    for m in found["models"]:
+        h = m["profile"]
+        at = [found["depths"].index(k) for k in ks]
+        cells = [f"{100 * h['value'][i]:.1f} ± {50 * (h['upper'][i] - h['lower'][i]):.1f}" for i in at]
+        withstood = depth.operational_depth(found["depths"], h["value"], 0.1, "value").reading
+        rows.append([m["model"], *cells, str(withstood)])
+    count = [
+        [
+            name,
+            text(c["cells"]),
+            text(c["beyond"]),
+            text(c["allowed"]),
+            f"{c['largest']:.1f}",
+            f"{100 * c['largest_difference']:.1f} %",
+            "yes" if c["passed"] else "no",
+        ]
+        for name, c in found["count"].items()
+    ]
+    sizes = {"ask": found["ask"], "n": found["n"], "depths": found["depths"]}
+    return {
+        **_origin("profiles"),
+        **sizes,
+        "k": ks,
+        "rows": rows,
+        "count": count,
+        "best": best_state(found),
+        "figure": "profiles.svg",
+    }
+
+
+def best_state(found: dict[str, Any]) -> str:
+    """Of the states that passed (if any did) the one with the least difference."""
+    count = found["count"]
+    good = [name for name in count if count[name]["passed"]] or list(count)
+    return min(good, key=lambda name: count[name]["largest_difference"])
+
+
+def ensembles(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    every = [s for s in found["summary"] if s["ensembles"] == "all"]
+    rows = [
+        [
+            s["law"],
+            text(s["beyond_2"]),
+            text(s["allowed"]),
+            text(s["beyond_4"]),
+            f"{s['largest']:.1f}",
+            f"{s['mean']:.2f}",
+            "yes" if s["holds"] else "no",
+        ]
+        for s in every
+    ]
+    return {
+        **_origin("ensembles"),
+        "rows": rows,
+        "cells": every[0]["cells"],
+        "prompts": found["prompts"],
+        "width": max(found["widths"]),
+        "depths": len(found["depths"]),
+    }
+
+
+def capacity(path: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pylist()
+    counted = [r for r in rows if r["counted"]]
+    table = []
+    for trained, hidden in sorted({(r["depth"], r["hidden"]) for r in counted}):
+        here = [r for r in counted if (r["depth"], r["hidden"]) == (trained, hidden)]
+        worst = max(here, key=lambda r: abs(r["harm"] - r["planted"]))
+        gap, half = worst["harm"] - worst["planted"], (worst["upper"] - worst["lower"]) / 2
+        beyond = [max(r["lower"] - r["planted"], r["planted"] - r["upper"], 0.0) for r in here]
+        outside = [sum(b > r[e] for b, r in zip(beyond, here)) for e in ("tv_upper", "effect_upper")]
+        table.append(
+            [
+                text(trained),
+                text(hidden),
+                f"{worst['parameters']:,}",
+                f"{gap:+.3f} ± {half:.3f}",
+                f"{np.mean([r['tv'] for r in here]):.2f}",
+                f"{np.mean([r['effect'] for r in here]):.3f}",
+                f"{100 * np.mean([r['tv'] >= 1 for r in here]):.0f} %",
+                f"{outside[0]}, {outside[1]} of {len(here)}",
+            ]
+        )
+    models = {(r["depth"], r["hidden"], r["seed"]) for r in rows}
+    line = "markovsafety sweep papers/measurements/capacity.parquet --attack fixed:5 --figure capacity.svg"
+    return {
+        **_origin("capacity"),
+        "rows": table,
+        "models": len(models),
+        "sizes": len({r["hidden"] for r in rows}),
+        "trained": len({r["depth"] for r in rows}),
+        "counted": len({(r["depth"], r["hidden"], r["seed"]) for r in counted}),
+        "figure": "capacity.svg",
+        "line": line,
+    }
 
 
 PARTS: list[Callable[[], dict[str, Any]]] = [
@@ -239,6 +380,8 @@ PARTS: list[Callable[[], dict[str, Any]]] = [
     symmetry,
     width,
     iso,
+    certificates,
+    language_chains,
 ]
 
 
