@@ -2,14 +2,18 @@
 
 from .attack import AttackLaw, Optimum
 from .attacker import BestOfN, anchored, best_of_n, fit_best_of_n
+from .capacity import Perturbation, perturbation_bound, row_concentration, row_distance
 from .checkpoint import Checkpoint
 from .closed import Profile
 from .fit import Exponential, HazardFit, fit_hazards
+from .generalisation import PRETRAINED, Deviation, deviation
 from .gradient import HarmGradient, harm_gradient, harm_information
 from .grid import Grid, Needed
 from .hazards import ChainDepth, Hazards, chain_depth
 from .isosafety import Cheapest, Hyperbola, cheapest, hyperbola, iso_widths, worth_in_tokens
+from .language_chain import LanguageChain, Mixing, language_chain, mixing, n_strings, parity_model
 from .leaky import LeakyRefusal
+from .low_rank import CapacityCurve, LowRank, capacity_curve, low_rank
 from .measured import icc, measured_width, unbiased_failure, unbiased_power
 from .members import (
     least_correlation,
@@ -28,6 +32,7 @@ from .penalty import attack_length, recovery_law, with_recovery
 from .profile import Depth, Reading, operational_depth, profile
 from .published import PUBLISHED, Rates
 from .recovery import HeldOut, Recovery, fit_recovery, held_out_profile
+from .robust import robust_harm
 from .schedules import ConstantSteps, GeometricSteps, GivenSteps, HarmonicSteps
 from .spending import Inefficiency, KLProfile, OddsShift, alignment_inefficiency, kl_profile, odds_shift
 from .sweep import sweep
@@ -51,6 +56,7 @@ from .updates import (
 from .width import chernoff, ensemble_floor, ensemble_harm, hoeffding, needed_width, over_refusal, why_no_width
 
 __all__ = [
+    "PRETRAINED",
     "PUBLISHED",
     "Absorption",
     "AdditiveBias",
@@ -58,6 +64,7 @@ __all__ = [
     "AttackLaw",
     "BestOfN",
     "BiasMatrix",
+    "CapacityCurve",
     "ChainDepth",
     "Cheapest",
     "Checkpoint",
@@ -65,6 +72,7 @@ __all__ = [
     "ConvexMix",
     "CrossEntropyFlow",
     "Depth",
+    "Deviation",
     "Exponential",
     "Front",
     "GeometricSteps",
@@ -79,12 +87,16 @@ __all__ = [
     "Hyperbola",
     "Inefficiency",
     "KLProfile",
+    "LanguageChain",
     "LeakyRefusal",
     "LogitSteps",
+    "LowRank",
+    "Mixing",
     "Needed",
     "OddsShift",
     "Optimum",
     "Pareto",
+    "Perturbation",
     "Profile",
     "Rates",
     "Reading",
@@ -99,10 +111,12 @@ __all__ = [
     "anchored",
     "attack_length",
     "best_of_n",
+    "capacity_curve",
     "chain_depth",
     "cheapest",
     "chernoff",
     "cross_entropy_path",
+    "deviation",
     "ensemble_floor",
     "ensemble_harm",
     "fit_attack_curve",
@@ -118,11 +132,15 @@ __all__ = [
     "icc",
     "iso_widths",
     "kl_profile",
+    "language_chain",
     "latent_correlation",
     "least_correlation",
+    "low_rank",
     "measured_width",
     "members_harm",
     "members_over_refusal",
+    "mixing",
+    "n_strings",
     "needed_strength",
     "needed_width",
     "odds_shift",
@@ -132,12 +150,17 @@ __all__ = [
     "pair_limits",
     "paired_range",
     "pareto",
+    "parity_model",
     "participation_ratio",
+    "perturbation_bound",
     "poisson_binomial",
     "profile",
     "recovery_law",
     "recovery_mix",
     "residual_after",
+    "robust_harm",
+    "row_concentration",
+    "row_distance",
     "steps_to",
     "sweep",
     "token_average",
