@@ -297,7 +297,7 @@ def laws_of(words: list[str] | None) -> Any:
     for word in words:
         kind, _, rest = word.partition(":")
         if word == "none":
-            laws.append(AttackLaw([1.0], name="no attack"))
+            laws.append(AttackLaw([1.0], name="none"))
         elif kind == "fixed" and rest:
             laws += [AttackLaw.fixed(k) for k in numbers_of([rest], "--attack fixed")]
         elif kind == "geometric" and rest:

@@ -64,9 +64,7 @@ def arguments(v: argparse.ArgumentParser) -> None:
         help="law of the number of forced tokens: none, fixed:5, fixed:0:33 (each of them), geometric:.1, 0=.5,5=.5",
     )
     v.add_argument("--level", type=float, default=0.95, help="confidence level (default: 0.95)")
-    v.add_argument(
-        "--harm", type=float, nargs="+", default=[0.1], help="harm budgets, the first decides (default: 0.1)"
-    )
+    v.add_argument("--harm", type=float, nargs="+", help="harm budgets, the first decides (default: 0.1)")
     v.add_argument("--side", default="upper", choices=["upper", "value", "lower"], help="end of harm that counts")
     v.add_argument(
         "--cost", nargs="+", metavar="AXIS=PRICE", help="prices of depth, width, capacity: the cheapest cell"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .bound import Bound
+from .depth import AttackLaw
 from .errors import InputError
 
 __all__ = ["CapacityTable", "capacity_table"]
@@ -38,7 +39,7 @@ class CapacityTable:
     def allowed(self, laws: Any) -> dict[Cell, tuple[float, float]] | None:
         """What is allowed for a single attack with a fixed number of tokens; None otherwise, or if nothing is known."""
         law = laws[0] if laws is not None and len(laws) == 1 else None
-        if laws is not None and (law is None or law.tail or (law.pmf > 0).sum() > 1):
+        if laws is not None and (not isinstance(law, AttackLaw) or law.tail or (law.pmf > 0).sum() > 1):
             return None
         k = 0 if law is None else int(law.mean)
         return {cell: ends[k] for cell, ends in self.planted.items() if k in ends} or None

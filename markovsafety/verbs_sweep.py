@@ -18,7 +18,7 @@ def sweep(options: argparse.Namespace) -> Answer:
     warnings: list[str] = []
     budgets = options.harm or [0.1]
     source, allowed = _source(options, warnings)
-    form = any(getattr(options, name) for name in FORMS)
+    form = any(getattr(options, name) for name in FORMS) or isinstance(source, dict)
     grid = grid_of(
         source,
         depth=numbers_of(options.depth, "--depth"),
@@ -116,6 +116,10 @@ def _number(word: str) -> Any:
             return word
 
 
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float))
+
+
 def _capacities(words: list[str] | None) -> list[Any] | None:
     return None if words is None else [_number(word) for word in words]
 
@@ -155,13 +159,7 @@ def _pareto(grid: Any, options: argparse.Namespace, harm: float) -> Any:
 
 def _draw(options: argparse.Namespace, grid: Any, found: Any, form: bool, allowed: Any, budgets: list[float]) -> str:
     from . import plot
-    from .files import atomic
 
-    path = Path(options.figure)
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise InputError(
-            f"{options.figure} is no kind of figure.", cause="The ending says which.", next="Write .png, .pdf or .svg."
-        )
     kind = _kind(grid, form) if options.plot == "auto" else options.plot
     if kind == "pareto":
         ax = plot.pareto(found)
@@ -175,11 +173,7 @@ def _draw(options: argparse.Namespace, grid: Any, found: Any, form: bool, allowe
         over = options.along or _longest(grid)
         best = grid.info.get("source") == "checkpoint" and over == "depth"
         ax = plot.lines(grid, over, options.by, budgets[0] if options.harm else None, best=best)
-    one = ax.flat[0] if hasattr(ax, "flat") else ax
-    dates: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    with atomic(path) as part:
-        one.figure.savefig(part, format=path.suffix[1:], dpi=160, metadata=dates.get(path.suffix))
-    return options.figure
+    return plot.save(ax, options.figure)
 
 
 def _kind(grid: Any, form: bool) -> str:
@@ -201,10 +195,16 @@ def _contours(plot: Any, grid: Any, budget: Any, found: Any, side: str) -> Any:
     other = next((n for n in grid.dims if n not in ("depth", "width") and len(grid.coords[n]) > 1), None)
     if other is None:
         return plot.contour(grid, budget, cheapest=found, side=side)
-    maps = {
-        f"{other} {value}" if other != "attack" else value: grid.at(**{other: value}) for value in grid.coords[other]
-    }
+
+    def title(value: Any) -> str:
+        return str(value) if other == "attack" else f"{other} {value:g}" if _is_number(value) else f"{other} {value}"
+
+    maps = {title(value): grid.at(**{other: value}) for value in grid.coords[other]}
     cols = min(len(maps), 3)
     return plot.panels(
-        maps, lambda one, ax: plot.contour(one, budget, ax, side=side, bar=False), (3.4 * cols + 0.6, 3.0), cols
+        maps,
+        lambda one, ax: plot.contour(one, budget, ax, side=side, bar=False),
+        (3.4 * cols + 0.6, 3.0),
+        cols,
+        sharey=True,
     )

@@ -45,6 +45,8 @@ class Asked:
         Attack laws; None stands for no attack.
     rule, model : str
     level : float
+    reach : int, optional
+        Forced tokens at which laws without an end are cut, where no depth is asked for.
     """
 
     widths: Coords
@@ -53,6 +55,7 @@ class Asked:
     rule: str
     model: str
     level: float
+    reach: int | None = None
 
     def ensemble(self, q: Any, width: Any, icc: Any = 0.0) -> NDArray:
         """Harm of an ensemble; answers without a correlation are independent whatever the model."""

@@ -17,7 +17,8 @@ from .profile import budget, check_side, within
 
 __all__ = ["Grid", "Needed"]
 
-SHOWN = 40  # rows or tables that are printed, and lines of what is needed
+SHOWN = 40  # rows that are printed, and lines of what is needed
+IN_LINE = 8  # parts of what is needed in one line
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,25 +66,34 @@ class Needed:
     def __str__(self) -> str:
         lines = [f"harm within {self.eps:g} (by the {self.side} end):"]
         for at, names in self._cells(", "):
-            lines.append(f"  {names}: {_depth(self.depth[at], bool(self.at_least[at]), self.kind)}")
+            lines.append(f"  {names}: {self._depth(at) or 'withstands nothing, not even the smallest depth'}")
         return "\n".join([*_few(lines), *([f"  {self.reason}"] if self.reason else [])])
 
     def line(self) -> str:
         """The same in one line."""
         parts = []
         for at, names in self._cells(" at "):
-            depth = None if self.depth[at] is None else _depth(self.depth[at], bool(self.at_least[at]), self.kind)
-            nothing = "is impossible here" if self.kind == "trained" else "withstands nothing"
-            parts.append(f"{names} {depth or nothing}")
-            if len(parts) > SHOWN:
+            parts.append(f"{names} {self._depth(at, 'is impossible here') or 'withstands nothing'}")
+            if len(parts) > IN_LINE:
                 break
-        text = f"harm within {self.eps:g} (by the {self.side} end): {', '.join(_few(parts))}"
+        text = f"harm within {self.eps:g} (by the {self.side} end): {', '.join(_few(parts, IN_LINE))}"
         return f"{text}; {self.reason}" if self.reason else text
 
     def _cells(self, between: str) -> Iterator[tuple[tuple[int, ...], str]]:
         others = [name for name in self.dims if name != "depth"]
         for at in np.ndindex(*self.depth.shape):
             yield at, between.join(f"{name} {self.coords[name][i]}" for name, i in zip(others, at))
+
+    def _depth(self, at: tuple[int, ...], impossible: str = "impossible here") -> str:
+        """One entry in words; empty where nothing is withstood."""
+        depth, least = self.depth[at], "at least " if self.at_least[at] else ""
+        if self.kind == "trained":
+            return impossible if depth is None else f"needs trained depth {depth}"
+        if "attack" not in self.dims:
+            return "" if depth is None else f"withstands {least}{forced([depth])}"
+        if len(self.coords["depth"]) == 1:
+            return "does not withstand it" if depth is None else "withstands it"
+        return "" if depth is None else f"withstands it, cut at {least}{forced([depth])}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `depth`, `width` and, where there is that axis, `capacity` as nested lists with null for None."""
@@ -92,16 +102,8 @@ class Needed:
         return {name: encode(getattr(self, name)) for name in names}
 
 
-def _depth(depth: Any, at_least: bool, kind: str) -> str:
-    if kind == "trained":
-        return "impossible here" if depth is None else f"needs trained depth {depth}"
-    if depth is None:
-        return "withstands nothing, not even the smallest depth"
-    return f"withstands {'at least ' if at_least else ''}{forced([depth])}"
-
-
-def _few(lines: list[str]) -> list[str]:
-    return lines if len(lines) <= SHOWN else [*lines[: SHOWN - 1], "..."]
+def _few(lines: list[str], most: int = SHOWN) -> list[str]:
+    return lines if len(lines) <= most else [*lines[:most], "..."]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,33 +16,29 @@ from numpy.typing import NDArray
 from ..bound import Bound
 from ..chains import Chain
 from ..errors import InputError
-from ..evidence.cells import cell, forced, tally_of
+from ..evidence.cells import cell, tally_of
 from ..hitting import hitting_probability
-from .attack import AttackLaw
-from .block import ENDS, Asked, Block, Coords, as_block, as_bound, axis, names_of, through
+from .block import ENDS, Asked, Block, Coords, as_block, as_bound, axis, through
 from .measured import measured_width
+from .mixing import Weights, joint, mixed, shared, unmeasured
 from .profile import noted
 from .start import depths_of, laws_at
 from .support import note_of, prompts_behind, supported
 
 __all__ = ["of_chain", "of_numbers", "of_rollouts"]
 
-REST = 1e-6  # mass of an attack law beyond the deepest forced token of a chain's own axis
-LONGEST = 10_000  # forced tokens of a chain's own axis
-Weights = list[list[dict[int, float]]]
-
 
 def of_rollouts(source: Any, depth: Any, asked: Asked) -> Block:
     """Harm from rollouts, or whatever remembers them: nothing is interpolated between measured depths."""
     tally = tally_of(source)
     measured = tuple(np.unique(tally.prefill).tolist())
-    depths, weights, rest = _mixed(depth, asked.laws, measured)
+    depths, weights, rest = mixed(depth, asked, measured)
     ks = sorted({k for row in weights for w in row for k in w})
     absent = [k for k in ks if k not in measured]
     if absent:
-        raise _unmeasured(absent, measured, asked.laws, rest)
+        raise unmeasured(absent, measured, asked.laws, rest)
     parts = [cell(tally, k) for k in ks]
-    level = _joint(asked.level, weights)
+    level = joint(asked.level, weights)
     bounds = [_widths(p, asked, level) for p in parts]
     info: dict[str, Any] = {
         "source": "rollouts",
@@ -56,7 +52,7 @@ def of_rollouts(source: Any, depth: Any, asked: Asked) -> Block:
     notes = [noted([row[0].info.get("note", "") for row in bounds], [f"k = {k}" for k in ks])]
     if asked.laws != (None,):
         info |= {"forced": ks, "start": "rollouts, the mean over the attack, which forces at most k tokens"}
-        notes.append(_shared(weights, level))
+        notes.append(shared(weights))
     if note := "; ".join(n for n in notes if n):
         info["note"] = note
     if None in asked.mixes:
@@ -64,7 +60,7 @@ def of_rollouts(source: Any, depth: Any, asked: Asked) -> Block:
     return _block(depths, ks, bounds, weights, rest, asked, info)
 
 
-def of_numbers(harm: Mapping[int, Bound], asked: Asked) -> Block:
+def of_numbers(harm: Mapping[int, Bound], depth: Any, asked: Asked) -> Block:
     """One model's harm by numbers of forced tokens, given as scalar bounds: with none, or the mean over the attack."""
     measured = axis(list(harm), "forced tokens")
     if any(not isinstance(b, Bound) or b.shape for b in harm.values()):
@@ -73,10 +69,10 @@ def of_numbers(harm: Mapping[int, Bound], asked: Asked) -> Block:
             cause="Each number of forced tokens has one probability with its interval.",
             next="Pass {k: Bound}, rollouts or a chain.",
         )
-    depths, weights, rest = _mixed(0 if asked.laws == (None,) else None, asked.laws, measured)
+    depths, weights, rest = mixed(0 if asked.laws == (None,) else depth, asked, measured)
     ks = sorted({k for row in weights for w in row for k in w})
     if absent := [k for k in ks if k not in measured]:
-        raise _unmeasured(absent, measured, asked.laws, rest)
+        raise unmeasured(absent, measured, asked.laws, rest)
     most = max(len(w) for row in weights for w in row)
     lost = most * max(1 - harm[k].level for k in ks)
     if lost >= 1:
@@ -123,10 +119,10 @@ def of_chain(chain: Chain, depth: Any, asked: Asked) -> Block:
         depth, why = depths_of(chain, depth)
     else:
         why = "the most that the attack forces" if depth is None else "as asked"
-    depths, weights, rest = _mixed(depth, asked.laws, None)
+    depths, weights, rest = mixed(depth, asked, None)
     ks = sorted({k for row in weights for w in row for k in w})
     laws, info = laws_at(chain, tuple(ks))
-    level = _joint(asked.level, weights)
+    level = joint(asked.level, weights)
     h = hitting_probability(chain, "harm", level=level)
     tally = prompts_behind(chain)
     bounds, share = [], []
@@ -151,7 +147,7 @@ def of_chain(chain: Chain, depth: Any, asked: Asked) -> Block:
     }
     if asked.laws != (None,):
         info |= {"forced": ks, "start": f"{info['start']}; the mean over the attack, which forces at most k tokens"}
-        notes.append(_shared(weights, level))
+        notes.append(shared(weights))
     info["note"] = "; ".join(n for n in notes if n)
     return _block(depths, ks, bounds, weights, rest, asked, info)
 
@@ -222,71 +218,6 @@ def _branch(h: Bound, law: NDArray, asked: Asked, start: Bound | None) -> Bound:
         if "sampling" in reasons:
             reasons["sampling"] = (upper - lower) / 2
     return Bound(value, lower, upper, h.level, reasons)
-
-
-# --- the law of the attack ---
-
-
-def _mixed(depth: Any, laws: Coords, measured: Coords | None) -> tuple[Coords, Weights, dict[int, float]]:
-    """Depths, the weight of every number of forced tokens by depth and law, and the mass of each law that was cut."""
-    if laws == (None,):
-        depths = measured if depth is None and measured is not None else axis(depth, "depth")
-        return depths, [[{k: 1.0}] for k in depths], {}
-    depths = (_reach(laws, measured),) if depth is None else axis(depth, "depth")
-    rest = {a: float(law.survival(depths[-1] + 1)) for a, law in enumerate(laws)} if depth is None else {}
-    return depths, [[_weights(law, k) for law in laws] for k in depths], {a: x for a, x in rest.items() if x > 0}
-
-
-def _weights(law: AttackLaw, last: int) -> dict[int, float]:
-    """P(min(K, last) = k) where it is positive."""
-    p = law.probability(np.arange(last + 1))
-    p[-1] = law.survival(last)
-    return {int(k): float(p[k]) for k in np.flatnonzero(p > 0)}
-
-
-def _reach(laws: Coords, measured: Coords | None) -> int:
-    """Most tokens that any of the laws forces, but for `REST` of its mass."""
-    last = 0
-    for law in laws:
-        end = int(np.flatnonzero(law.pmf)[-1]) if law.pmf.any() else 0
-        if law.tail > 0:
-            end = max(law.n + 63, 63)
-            while law.survival(end + 1) > REST and end < LONGEST:
-                end *= 2
-            inside = np.arange(end + 1)
-            end = int(inside[law.survival(inside + 1) <= REST][0]) if law.survival(end + 1) <= REST else end
-        last = max(last, end)
-    return last
-
-
-def _unmeasured(absent: list[int], measured: Coords, laws: Coords, rest: dict[int, float]) -> InputError:
-    known = f"Measured were {', '.join(map(str, measured))}; nothing is interpolated."
-    if laws == (None,):
-        return InputError(
-            f"No rollout has {forced(absent[:1])}.",
-            cause=known,
-            next="Sweep measured depths, sample the missing ones, or sweep an estimated chain.",
-        )
-    cut = "" if not rest else " A law without an end is cut at a mass of 1e-6."
-    return InputError(
-        f"The attack ({', '.join(names_of(laws))}) forces numbers of tokens that no rollout has: {forced(absent)}.",
-        cause=known + cut,
-        next=f"Measure k = {forced(absent).rsplit(' forced', 1)[0]}, pass depth={measured[-1]} to let the attack force "
-        "no more than was measured, or sweep an estimated chain.",
-    )
-
-
-def _joint(level: float, weights: Weights) -> float:
-    """Level at which all the bounds that enter one mean hold together (Bonferroni)."""
-    most = max(len(w) for row in weights for w in row)
-    return level if most == 1 or level == 1 else 1 - (1 - level) / most
-
-
-def _shared(weights: Weights, level: float) -> str:
-    most = max(len(w) for row in weights for w in row)
-    if most == 1:
-        return ""
-    return f"means over the attack take intervals of {most} depths that hold together (each at level {level:.6g})"
 
 
 def _block(

@@ -14,6 +14,7 @@ from ..errors import InputError, UntrustedError
 from .block import ENDS, Asked, Block, Coords, as_block, axis, correlations, laws_of, names_of
 from .forms import of_form
 from .grid import Grid, Needed
+from .mixing import over_laws
 from .sources import of_chain, of_numbers, of_rollouts
 from .width import check_rule
 
@@ -116,10 +117,10 @@ def _is_form(source: Any) -> bool:
 
 def _block_of(source: Any, depth: Any, asked: Asked) -> Block:
     if isinstance(source, Chain):
-        return of_chain(source, depth, asked)
+        return over_laws(of_chain, source, depth, asked)
     if _is_form(source):
         return of_form(source, depth, asked)
-    return of_rollouts(source, depth, asked)
+    return over_laws(of_rollouts, source, depth, asked)
 
 
 # --- capacity ---
@@ -185,7 +186,7 @@ def _trained(sources: Mapping[int, Any], depth: Any, asked: Asked) -> tuple[Bloc
         if part is None or isinstance(part, str):
             gaps.append({"depth": d, "why": f"not trained: {part or NOTHING}"})
         elif isinstance(part, (Bound, Mapping)):
-            blocks.append((d, of_numbers({0: part} if isinstance(part, Bound) else part, asked)))
+            blocks.append((d, over_laws(of_numbers, {0: part} if isinstance(part, Bound) else part, None, asked)))
         else:
             blocks.append((d, _block_of(part, 0 if asked.laws == (None,) else None, asked)))
     if not blocks:

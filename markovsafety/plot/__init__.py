@@ -15,7 +15,7 @@ from .curves import lines, pareto, traces
 from .profiles import branch, depth, width
 from .roads import chain
 from .sizes import capacity
-from .style import OUTCOME_COLOURS, figure, palette, panels, state_text
+from .style import OUTCOME_COLOURS, figure, palette, panels, save, state_text
 from .surfaces import contour
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "palette",
     "panels",
     "pareto",
+    "save",
     "state_text",
     "strikes",
     "traces",

@@ -9,7 +9,22 @@ import numpy as np
 
 from ..errors import InputError
 from .profiles import _end_labels
-from .style import HARM, INK, PROBABILITY, SOFT, SPOKEN, axes_or_new, palette, plain, short, styled
+from .sizes import hatched
+from .style import (
+    HARM,
+    INK,
+    KEY_ABOVE,
+    PROBABILITY,
+    SOFT,
+    SPOKEN,
+    axes_or_new,
+    errorbars,
+    palette,
+    plain,
+    spread,
+    styled,
+    whole_ticks,
+)
 
 __all__ = ["lines", "pareto", "traces"]
 
@@ -28,7 +43,7 @@ def lines(
     log: bool | None = None,
     best: bool = False,
 ) -> Any:
-    """Harm along one axis, a line for each value of another, with intervals as bands.
+    """Harm along one axis, a line for each value of another; intervals as bars at few points, as bands at many.
 
     Parameters
     ----------
@@ -60,14 +75,21 @@ def lines(
         log = bool(seen.size and seen.min() < 0.01 * seen.max())
     low = max(float(seen.min()), LEAST) if seen.size else LEAST
     last = {}
+    moves = np.linspace(-0.008, 0.008, len(names)) * (np.ptp(x) or 1.0) if len(names) > 1 else np.zeros(1)
     for i, name in enumerate(names):
         colour, marker = looks[name]
         y = np.maximum(parts[:, i], low * 0.5) if log else parts[:, i]
         there = np.isfinite(y[0])
-        if (y[2] - y[1] > 1e-12).any():
-            ax.fill_between(x[there], y[1][there], y[2][there], color=colour, alpha=0.15, linewidth=0)
-        dots = {"marker": marker, "markersize": 4} if there.sum() <= FEW else {}
-        ax.plot(x[there], y[0][there], color=colour, linewidth=1.5, **dots)
+        known, few = bool((y[2] - y[1] > 1e-12).any()), there.sum() <= FEW
+        if known and few:
+            at = x + moves[i]
+            errorbars(ax, at, y.T, color=colour, marker=marker, markersize=4.5, zorder=3)
+            ax.plot(at[there], y[0][there], color=colour, linewidth=0.8, alpha=0.4, zorder=2)
+        else:
+            if known:
+                ax.fill_between(x[there], y[1][there], y[2][there], color=colour, alpha=0.15, linewidth=0)
+            dots = {"marker": marker, "markersize": 4} if few else {}
+            ax.plot(x[there], y[0][there], color=colour, linewidth=1.5, **dots)
         if best and there.any():
             at = np.flatnonzero(there)[int(np.argmin(y[0][there]))]
             if 0 < at < len(x) - 1:
@@ -75,9 +97,11 @@ def lines(
         last |= {name: float(y[0][there][-1])} if there.any() and name else {}
     _value_axis(ax, parts, low, log, budget)
     ax.set_xlabel(_label(grid, over))
-    if over == "capacity":
-        _capacities(ax, grid, x)
     ax.margins(x=0.02)
+    if over in ("depth", "width"):
+        whole_ticks(ax)
+    if over == "capacity":
+        _capacities(ax, grid, x, np.isnan(value).all(axis=0))
     ax.grid(axis="y")
     _names(ax, last, {name: look[0] for name, look in looks.items()}, budget, log)
     return ax
@@ -131,8 +155,11 @@ def _label(grid: Any, over: str) -> str:
     return {"width": "ensemble width", "correlation": "correlation of two answers"}.get(over, over)
 
 
-def _capacities(ax: Any, grid: Any, x: np.ndarray) -> None:
+def _capacities(ax: Any, grid: Any, x: np.ndarray, missing: np.ndarray) -> None:
     ax.set_xticks(x, [plain(c, 16) for c in grid.coords["capacity"]])
+    ax.set_xlim(-0.2, len(x) - 0.8)
+    for at in x[missing]:
+        hatched(ax, at, 0.3)
 
 
 def _ordered(grid: Any, names: list[str], over: str, by: str | None) -> bool:
@@ -166,13 +193,15 @@ def _value_axis(ax: Any, parts: np.ndarray, low: float, log: bool, budget: float
 
 def _names(ax: Any, last: dict[str, float], colours: dict[str, str], budget: float | None, log: bool) -> None:
     """Names at the right ends of the lines, moved apart where they would touch."""
+    scale = np.log10 if log else np.asarray
+    low, high = scale(ax.get_ylim())
+    if _crowded(scale(np.maximum(list(last.values()), 1e-300)), high - low):
+        _key(ax, list(last), colours)
+        last = {}
     if not log:
         _end_labels(ax, last, colours, budget)
         return
-    from .style import spread
-
-    low, high = np.log10(ax.get_ylim())
-    names = list(last) + ([] if budget is None else [f"budget {short(budget)}"])
+    names = list(last) + ([] if budget is None else [f"budget {budget:g}"])
     at = np.log10(np.maximum([*last.values(), *([] if budget is None else [budget])], 10**low))
     height = ax.figure.get_figheight() * 72 * ax.get_position().height
     gap = 13 / height * (high - low)
@@ -180,6 +209,19 @@ def _names(ax: Any, last: dict[str, float], colours: dict[str, str], budget: flo
         style = {"color": colours[name], "fontweight": "bold"} if name in colours else {"color": SOFT, "fontsize": 8.5}
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
         ax.annotate(name, (1.0, 10**y), xytext=(5, 0), va="center", **where, **style)
+
+
+def _crowded(ends: np.ndarray, height: float) -> bool:
+    """Whether three lines or more end so close together that names beside them would not say which is which."""
+    rising = np.sort(ends)
+    return len(rising) > 2 and bool((rising[2:] - rising[:-2] < 0.01 * height).any())
+
+
+def _key(ax: Any, names: list[str], colours: dict[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    keys = [Line2D([], [], color=colours[name], linewidth=1.5, label=name) for name in names]
+    ax.legend(handles=keys, **KEY_ABOVE, ncols=min(len(keys), 6), handlelength=1.2)
 
 
 @styled
@@ -200,19 +242,21 @@ def pareto(found: Any, ax: Any = None) -> Any:
     ax = axes_or_new(ax, (8.0, 4.2))
     named = found if isinstance(found, Mapping) else {"": found}
     looks = palette(list(named))
-    budget, dots = None, None
+    budget, dots = next((one.eps for one in named.values() if one.eps is not None), None), None
+    low = LEAST if budget is None else max(1e-4 * budget, LEAST)
     for name, one in named.items():
         front, colour = one.front, HARM if name == "" else looks[name][0]
-        end = {"value": front.harm, "lower": front.lower, "upper": front.upper}[one.side]
-        y = np.maximum(end, LEAST)
+        y = {"value": front.harm, "lower": front.lower, "upper": front.upper}[one.side]
+        shown = y >= low if (y >= low).any() else np.ones(len(y), dtype=bool)
+        cost, y = front.cost[shown], np.maximum(y[shown], LEAST)
         edge = np.minimum.accumulate(y) == y
-        ax.step(front.cost[edge], y[edge], where="post", color=colour, linewidth=1.4, label=plain(name, 24) or None)
+        line = SOFT if front.over_refusal is not None and name == "" else colour
+        ax.step(cost[edge], y[edge], where="post", color=line, linewidth=1.2, label=plain(name, 24) or None, zorder=2)
         if front.over_refusal is None:
-            ax.plot(front.cost, y, "o", ms=4, color=colour, mec="white", mew=0.5)
+            ax.plot(cost, y, "o", ms=4, color=colour, mec="white", mew=0.5)
         else:
-            style = {"c": 100 * front.over_refusal, "cmap": _blues(), "s": 20, "edgecolor": "white", "linewidth": 0.4}
-            dots = ax.scatter(front.cost, y, zorder=3, **style)
-        budget = one.eps if one.eps is not None else budget
+            style = {"cmap": _blues(), "s": 24, "edgecolor": "white", "linewidth": 0.4, "zorder": 3}
+            dots = ax.scatter(cost, y, c=100 * front.over_refusal[shown], **style)
         if one.best is not None:
             _ring(ax, one)
     ax.set_yscale("log")
@@ -222,8 +266,8 @@ def pareto(found: Any, ax: Any = None) -> Any:
     if budget is not None:
         ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
-        text = f"budget {short(budget)}"
-        ax.annotate(text, (1.0, budget), xytext=(-2, 3), ha="right", color=SOFT, fontsize=8.5, **where)
+        text = f"budget {budget:g}"
+        ax.annotate(text, (0.0, budget), xytext=(4, 3), ha="left", color=SOFT, fontsize=8.5, **where)
     if any(named):
         ax.legend(loc="upper right")
     if dots is not None:

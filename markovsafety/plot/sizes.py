@@ -9,9 +9,9 @@ import numpy as np
 
 from ..bound import Bound
 from ..errors import InputError
-from .style import KEY_ABOVE, PROBABILITY, SOFT, axes_or_new, ceiling, errorbars, palette, plain, styled
+from .style import GRID, KEY_ABOVE, PROBABILITY, SOFT, axes_or_new, ceiling, errorbars, palette, plain, styled
 
-__all__ = ["capacity"]
+__all__ = ["capacity", "hatched"]
 
 
 @styled
@@ -46,9 +46,9 @@ def capacity(grid: Any, bound: Any = None, budget: float | None = None, ax: Any 
     pick = tuple(slice(None) if n in ("depth", "capacity") else 0 for n in grid.dims)
     parts = np.array([np.asarray(getattr(grid.harm, s))[pick] for s in ("value", "lower", "upper")])
     trained = grid.info.get("kind") == "trained"
-    names = [f"trained depth {d}" if trained else f"{d} forced" for d in depths]
+    names = [f"depth {d}" if trained else f"{d} forced" for d in depths]
     looks = palette(names)
-    shift = np.linspace(-0.3, 0.3, len(depths)) if len(depths) > 1 else np.zeros(1)
+    shift = np.linspace(-0.27, 0.27, len(depths)) if len(depths) > 1 else np.zeros(1)
     allowed = _allowed(bound, sizes, depths)
     x = np.arange(len(sizes), dtype=float)
     wide = min(0.5, 0.6 / max(len(depths), 1))
@@ -61,7 +61,7 @@ def capacity(grid: Any, bound: Any = None, budget: float | None = None, ax: Any 
         seen = np.isfinite(at[:, 0])
         ax.plot(x[seen] + shift[i], at[seen, 0], color=colour, linewidth=0.8, alpha=0.4, zorder=2)
         for j in np.flatnonzero(~seen):
-            _hatched(ax, x[j] + shift[i], wide)
+            hatched(ax, x[j] + shift[i], wide)
     tops = [*parts[2][np.isfinite(parts[0])].ravel(), *([] if allowed is None else allowed[1].ravel())]
     ax.set_ylim(0, ceiling(tops, budget))
     ax.set_xlim(-0.5, len(sizes) - 0.5)
@@ -70,8 +70,12 @@ def capacity(grid: Any, bound: Any = None, budget: float | None = None, ax: Any 
     ax.set_xlabel("capacity")
     ax.set_ylabel(PROBABILITY)
     ax.grid(axis="y")
+    for edge in x[:-1] + 0.5:
+        ax.axvline(edge, color=GRID, linewidth=0.8, zorder=0)
     if budget is not None:
         ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
+        ax.annotate(f"budget {budget:g}", (1.0, budget), xytext=(5, 0), va="center", color=SOFT, fontsize=8.5, **where)
     _key(ax, looks, allowed is not None, bool(np.isnan(parts[0]).any()))
     return ax
 
@@ -109,7 +113,8 @@ def _bars(ax: Any, x: np.ndarray, ends: np.ndarray, wide: float, colour: str) ->
     ax.bar(x[known], high - low, wide * 0.8, low, color=colour, alpha=0.18, linewidth=0, zorder=1)
 
 
-def _hatched(ax: Any, x: float, wide: float) -> None:
+def hatched(ax: Any, x: float, wide: float) -> None:
+    """A strip where there is no model."""
     from matplotlib.patches import Rectangle
 
     style = {"facecolor": "white", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0, "zorder": 1}
@@ -127,4 +132,4 @@ def _key(ax: Any, looks: dict[str, tuple[str, str]], bars: bool, gaps: bool) -> 
         keys.append(Patch(facecolor=SOFT, alpha=0.25, label="perturbation bound"))
     if gaps:
         keys.append(Patch(facecolor="white", edgecolor="#BBBBBB", hatch="////", linewidth=0, label="not trained"))
-    ax.legend(handles=keys, **KEY_ABOVE, ncols=min(len(keys), 5))
+    ax.legend(handles=keys, **KEY_ABOVE, ncols=min(len(keys), 7))

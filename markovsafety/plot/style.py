@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from ..bound import Bound
 from ..errors import InputError
 
-__all__ = ["OUTCOME_COLOURS", "figure", "palette", "panels", "state_text"]
+__all__ = ["OUTCOME_COLOURS", "figure", "palette", "panels", "save", "state_text"]
 
 OUTCOME_COLOURS = {"harm": "#D55E00", "refusal": "#0072B2", "benign": "#009E73", "truncated": "#999999"}
 HARM = OUTCOME_COLOURS["harm"]
@@ -134,6 +135,36 @@ def panels(
     return axes
 
 
+def save(ax: Any, path: str | Path, dpi: float = 160) -> str:
+    """Write the figure of an Axes (or of an array of them), whole or not at all; equal figures give equal files.
+
+    Parameters
+    ----------
+    ax : Axes, or array of Axes
+    path : path
+        Ending in .png, .pdf or .svg; its folder is made.
+    dpi : float
+        Dots per inch of .png.
+
+    Returns
+    -------
+    str
+        The path.
+    """
+    import matplotlib
+
+    from ..files import atomic
+
+    kind = Path(path).suffix
+    if kind not in (".png", ".pdf", ".svg"):
+        raise InputError(f"{path} is no kind of figure.", cause="The ending says which.", next="Use .png, .pdf, .svg.")
+    dates: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    one = np.asarray(ax, dtype=object).flat[0]
+    with matplotlib.rc_context(cast(Any, {"svg.hashsalt": "markovsafety"})), atomic(path) as part:
+        one.figure.savefig(part, format=kind[1:], dpi=dpi, metadata=dates.get(kind))
+    return str(path)
+
+
 def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
     """The given Axes, or those of a new figure."""
     return figure(size)[1] if ax is None else ax
@@ -190,6 +221,14 @@ def errorbars(ax: Any, x: Any, at: np.ndarray, *, horizontal: bool = False, **st
     where = (value, x) if horizontal else (x, value)
     kind: dict[str, Any] = {"xerr" if horizontal else "yerr": err, "linestyle": "none", "elinewidth": 1.2, "capsize": 0}
     ax.errorbar(*where, **(kind | style))
+
+
+def whole_ticks(ax: Any, x: bool = True, y: bool = False) -> None:
+    """Ticks at whole numbers only, for what is counted."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in ([ax.xaxis] if x else []) + ([ax.yaxis] if y else []):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 5, 10]))
 
 
 def spread(y: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from .profiles import _cells
-from .style import INK, SOFT, SPOKEN, axes_or_new, plain, short, styled
+from .style import INK, KEY_ABOVE, SOFT, SPOKEN, axes_or_new, plain, styled, whole_ticks
 
 __all__ = ["contour"]
 
@@ -56,7 +56,7 @@ def contour(
     budgets = [] if budget is None else [float(b) for b in np.atleast_1d(np.asarray(budget, dtype=float))]
     ax = axes_or_new(ax, (7.0, 4.4))
     low = _lowest(z, budgets, least)
-    levels = np.arange(np.floor(np.log10(low)), 1.0)
+    levels = _levels(low)
     logs = np.log10(np.clip(z, 10.0 ** levels[0], 1.0))
     filled = _fill(ax, depths, widths, logs, levels)
     wide = widths[-1] >= 24 * widths[0]
@@ -71,12 +71,16 @@ def contour(
     ax.set_xlabel("trained depth (aligned tokens)" if trained else SPOKEN)
     ax.set_ylabel("ensemble width")
     ax.tick_params(length=3, color=SOFT)
+    whole_ticks(ax, y=not wide)
     if cheapest is not None:
         _cheapest(ax, cheapest, depths, widths)
+    if dots := ax.get_legend_handles_labels()[0]:
+        ax.legend(handles=dots[:1], **KEY_ABOVE, handlelength=1.2)
     if bar:
         key = ax.figure.colorbar(filled, ax=ax, pad=0.02, aspect=26)
         shown = levels[:: max(1, int(np.ceil(len(levels) / 9)))]
-        key.set_ticks(shown, labels=[_power(x) for x in shown])
+        key.set_ticks(shown, labels=["0" if x == levels[0] else _power(x) for x in shown])
+        key.minorticks_off()
         key.ax.tick_params(length=0, labelsize=8.5)
         key.outline.set_visible(False)
         key.set_label(SIDES[side] if (np.asarray(grid.harm.upper) != np.asarray(grid.harm.value)).any() else "P(harm)")
@@ -108,11 +112,18 @@ def _lowest(z: np.ndarray, budgets: Sequence[float], least: float | None) -> flo
     return min(max(smallest, wanted), 0.1)
 
 
+def _levels(low: float) -> np.ndarray:
+    """Logarithms from below `low` to 0: powers of ten, or steps of 1, 2, 5 where these are few."""
+    first = np.floor(np.log10(low))
+    if first < -3:
+        return np.arange(first, 1.0)
+    steps = np.sort((np.arange(first, 0.0)[:, None] + np.log10([1, 2, 5])).reshape(-1))
+    return np.append(steps[max(np.searchsorted(steps, np.log10(low), side="right") - 1, 0) :], 0.0)
+
+
 def _fill(ax: Any, depths: np.ndarray, widths: np.ndarray, logs: np.ndarray, levels: np.ndarray) -> Any:
     from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 
-    if len(levels) < 2:
-        levels = np.array([levels[0] - 1, levels[0]])
     colours = LinearSegmentedColormap.from_list("harm", RAMP, N=256)
     norm = BoundaryNorm(levels, 256)
     return ax.contourf(depths, widths, logs, levels, cmap=colours, norm=norm)
@@ -128,18 +139,29 @@ def _line(ax: Any, depths: Any, widths: Any, logs: np.ndarray, z: np.ndarray, bu
         style = {"colors": INK, "linewidths": 1.6, "linestyles": "solid"}
         drawn = ax.contour(depths, widths, logs, [np.log10(budget)], **style)
         drawn.set_gid("budget")
-        ax.clabel(drawn, fmt={np.log10(budget): _power(np.log10(budget))}, fontsize=8.5, inline_spacing=4)
+        text = {np.log10(budget): _power(np.log10(budget))}
+        ax.clabel(drawn, fmt=text, fontsize=8.5, inline_spacing=4, manual=[_elbow(ax, drawn)])
     first = np.where(inside.any(axis=0), inside.argmax(axis=0), -1)
     shown = first > 0
     if shown.sum() <= 60:
         at = widths[first[shown]]
-        ax.plot(depths[shown], at, "o", ms=2.6, color=INK, mec="white", mew=0.4, zorder=4, clip_on=False)
+        style = {"ms": 2.8, "color": INK, "mec": "white", "mew": 0.4, "zorder": 4, "clip_on": False}
+        ax.plot(depths[shown], at, "o", label="least width that suffices", **style)
+
+
+def _elbow(ax: Any, drawn: Any) -> tuple[float, float]:
+    """The point of a line that lies on the diagonal of the Axes, where a label has room."""
+    points = np.concatenate([path.vertices for path in drawn.get_paths()])
+    x, y = ax.transAxes.inverted().transform(ax.transData.transform(points)).T
+    edge = np.minimum.reduce([x, 1 - x, y, 1 - y]) < 0.06
+    at = points[int(np.argmin(np.abs(x - y) + edge))]
+    return float(at[0]), float(at[1])
 
 
 def _power(log: float) -> str:
     """A probability as a power of ten where it is one."""
     if abs(log - round(log)) > 1e-9:
-        return short(10**log)
+        return f"{10**log:.2g}"
     return {0: "1", -1: "0.1", -2: "0.01"}.get(round(log), rf"$10^{{{round(log)}}}$")
 
 
