@@ -15,7 +15,7 @@ from markovsafety import InputError, KGram, Position, UntrustedError, count, est
 from markovsafety.chains import read_counts, write_counts
 from markovsafety.organism import HARM_IDS, REFUSAL_IDS, model_path, prompts
 from markovsafety.rollouts import LexiconJudge, Rollouts, Sums, judge, tally
-from markovsafety.rollouts.engines import Job, jax_tally, open_engine
+from markovsafety.rollouts.engines import Job, jax_keep, jax_sums, open_engine
 from markovsafety.rollouts.engines.jax_sampling import Shape
 from markovsafety.rollouts.rules import rule_of
 from markovsafety.rollouts.sums import Added
@@ -146,7 +146,7 @@ def random_rollouts(rng, n: int, vocab: int, ids, classes: dict) -> tuple[Job, l
 def summed(job: Job, answers, mass, group, order: int, said, vocab: int, workers: int, rng) -> Sums:
     """The device's sums of these answers, each kept by one of the workers."""
     shape = Shape(SimpleNamespace(vocab=vocab), "float32", jax.devices("cpu")[0], None, 1)
-    shelf = jax_tally.Shelf(SimpleNamespace(job=job, shape=shape, workers=workers))
+    shelf = jax_keep.Shelf(SimpleNamespace(job=job, shape=shape, workers=workers))
     kept = [shelf.own() for _ in range(workers)]
     token = np.zeros((workers, shelf.rows, MOST), np.int32)
     masses = np.zeros((workers, shelf.rows, MOST, len(mass)), np.float32)
@@ -158,7 +158,7 @@ def summed(job: Job, answers, mass, group, order: int, said, vocab: int, workers
             masses[worker, i, : len(answer), c] = mass[name][i]
     for k, t, m in zip(kept, token, masses):
         k.token, k.mass = jax.device_put(t), jax.device_put(m)
-    added = Added.of(list(jax_tally.adder(shelf, order, rule_of(said, (2,)), group)()))
+    added = Added.of(list(jax_sums.adder(shelf, order, rule_of(said, (2,)), group)()))
     forced = [job.forced[np.flatnonzero(group == g)[0]] for g in range(group.max() + 1)]
     entry = np.array([([-1] * order + f.tolist())[len(f) : len(f) + order] for f in forced], np.int32)
     ids = np.arange(len(forced))
@@ -177,7 +177,7 @@ def summed(job: Job, answers, mass, group, order: int, said, vocab: int, workers
     ],
 )
 def test_sums_of_anything(monkeypatch, lexicon, order, vocab, classes, most):
-    monkeypatch.setattr(jax_tally, "MOST", most)
+    monkeypatch.setattr(jax_sums, "MOST", most)
     rng = np.random.default_rng(order)
     ids = np.arange(3, 7) if vocab == VOCAB else np.array([3, 4, 5, 6, vocab - 1])
     seen = np.zeros(4)

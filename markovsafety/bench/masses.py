@@ -178,33 +178,23 @@ def devices(
     for n in sizes:
         options: dict[str, Any] = {"n": n, "prefill": list(PREFILL), "max_tokens": 24, "seed": 1, "judge": "organism"}
         options |= {"classes": {"harm": HARM_IDS}, "progress": False}
-        ours, mine = _best(lambda o=options: tally(engine, asked, KGram(2), **o), count, repeat)
+        roads = (
+            lambda o=options: (r := sample(engine, asked, **o), count(r, KGram(2))),
+            lambda o=options: (s := tally(engine, asked, KGram(2), **o), count(s)),
+        )
         engine.fetched = 0
-        theirs, want = _best(lambda o=options: sample(engine, asked, **o), lambda r: count(r, KGram(2)), repeat)
-        got, fetched = count(mine), engine.fetched // (repeat + 1)
-        row = {
-            "rollouts": len(mine),
-            "tokens": mine.info["sampled_tokens"],
-            "bytes": (fetched, mine.info["fetched_bytes"]),
-        }
-        row |= {
-            "seconds": (theirs, ours),
-            "equal": got.equals(want := count(want, KGram(2))),
-            "close": got.equals(want, 1e-12),
-        }
-        rows.append(row)
+        (_, want), (sums, got) = (road() for road in roads)  # the first time compiles
+        fetched = engine.fetched, sums.info["fetched_bytes"]
+        seconds = [min(times) for times in zip(*([_seconds(road) for road in roads] for _ in range(repeat)))]
+        row = {"rollouts": len(sums), "tokens": sums.info["sampled_tokens"], "bytes": fetched, "seconds": seconds}
+        rows.append(row | {"equal": got.equals(want), "close": got.equals(want, 1e-12)})
     return rows
 
 
-def _best(make: Callable[[], Any], then: Callable[[Any], Any], repeat: int) -> tuple[float, Any]:
-    """Least seconds of making something and counting it, after a first time that compiles; and what was made."""
-    then(made := make())
-    seconds = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        then(made := make())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), made
+def _seconds(road: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    road()
+    return time.perf_counter() - start
 
 
 def _over_seeds(rows: list[dict[str, Any]]) -> list[str]:
@@ -276,9 +266,9 @@ def _devices_page(rows: list[dict[str, Any]]) -> list[str]:
         "`count(tally(model, prompts, KGram(2), ...))` beside `count(sample(model, prompts, ...), KGram(2))`, the same "
         "seed, temperature 1. Both roads sample with the same programs. With `sample`, ids, log-probabilities and "
         "masses of every token leave the device; with `tally`, one byte a row for every few tokens (has it ended?), "
-        "and at the end the sums of each prompt, prefill and state. Seconds are the least of three, without "
-        "compilation; on a processor the device is the host itself, so the time says what the sorting costs, not what the bytes "
-        "save.",
+        "and at the end the sums of each prompt, prefill and state. Seconds are the least of three "
+        "taken in turns, without compilation; on a processor the device is the host itself, so the time says what the sorting costs, not what "
+        "the bytes save.",
         "",
         "| rollouts | tokens | bytes: rollouts | bytes: sums | ratio | seconds: rollouts | seconds: sums | equal |",
         "|" + "---|" * 8,

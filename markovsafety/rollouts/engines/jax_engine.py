@@ -17,11 +17,12 @@ from ..rules import Rule
 from ..sums import Added
 from ..template import Template
 from . import Job, Output, Progress, check_job
+from .jax_keep import Shelf
 from .jax_llama import LlamaConfig, Params, load_params
 from .jax_plan import SMALL, Plan, compile_plan, cores, make_plan, member_of, round_up
 from .jax_sampling import Draw, Shape, score_program
 from .jax_schedule import Store, not_finite, pad, work
-from .jax_tally import Shelf, adder
+from .jax_sums import adder
 from .llama_folder import read_config
 
 __all__ = ["JaxEngine", "open_engine"]

@@ -27,7 +27,7 @@ __all__ = ["Batch", "Keeper", "Store", "not_finite", "pad", "work"]
 
 
 class Keeper(Protocol):
-    """Where a worker puts what was sampled: `Store` on the host, `jax_tally.Kept` on the device."""
+    """Where a worker puts what was sampled: `Store` on the host, `jax_keep.Kept` on the device."""
 
     def row(self, batch: Batch, left: np.ndarray) -> Any: ...
 
