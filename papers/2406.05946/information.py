@@ -23,6 +23,11 @@ print(f"  any-refusal ensemble of 5 branching after 4 tokens: F(5, 4) = {found.s
 share = np.cumsum(I)[3] / (h * (1 - h))
 print(f"  branch correlation rho_4 = {found.rho.value[0]:.6f} = cumulative share of I = {share:.6f}")
 
+g = depth.harm_gradient(base)
+print("  squared gradient by the logits of a depth is at most I_t:", bool((g.norm**2 <= I).all()), end=", ")
+decided = np.flatnonzero(abs(g.layers[6]).sum(axis=1) == 0)
+print("zero only in states that are decided or never visited:", {base.states[i] for i in decided} == {4, 5})
+
 print("the optimum of P(harm) + KL / lambda: odds of harm, KL in total, KL_t against lambda^2 I_t / 2")
 for strength in (0.1, 1.0, 20.0):
     best = depth.optimum(base, strength)

@@ -4,16 +4,19 @@ import numpy as np
 
 import markovsafety as ms
 from markovsafety import depth
+from markovsafety.depth.language_chain import density, greedy, nucleus, with_end
 
 rng = np.random.default_rng(5)
 print("T tokens, context K: strings, T (T^K - 1) / (T - 1); share of non-zeros, (T - 1) / (T^K - 1)")
 for T, K in ((2, 3), (3, 3), (4, 2), (2, 6)):
     made = depth.language_chain(lambda s, T=T: rng.dirichlet(np.ones(T)), T, K)
     n, share = len(made.states), made.P.nnz / len(made.states) ** 2
-    print(f"  T = {T}, K = {K}: {n}, {depth.n_strings(T, K)}; {share:.6f}, {depth.density(T, K):.6f};", end=" ")
+    print(f"  T = {T}, K = {K}: {n}, {depth.n_strings(T, K)}; {share:.6f}, {density(T, K):.6f};", end=" ")
     short, _, full = made.blocks()
     left = not np.linalg.matrix_power(short.toarray(), K).any()
-    print(f"{full.shape[0]} full strings, closed classes {len(made.closed_classes())}, short ones left for good: {left}")
+    print(
+        f"{full.shape[0]} full strings, closed classes {len(made.closed_classes())}, short ones left for good: {left}"
+    )
 size = depth.n_strings(32_000, 4096)
 print(f"  T = 32000, K = 4096: a number of {size.bit_length() * 30103 // 100000 + 1} digits")
 
@@ -24,7 +27,7 @@ def parity(s):
 
 
 print("parity rule, two tokens, context of three")
-laws = {"sampled": parity, "top-p .9": depth.nucleus(parity, 0.9), "greedy": depth.greedy(parity)}
+laws = {"sampled": parity, "top-p .9": nucleus(parity, 0.9), "greedy": greedy(parity)}
 for name, law in laws.items():
     classes = depth.language_chain(law, 2, 3).closed_classes()
     shown = ["".join(map(str, c[0])) for c in classes]
@@ -36,7 +39,7 @@ def speaker(s):
     return [0.4, 0.4, 0.15, 0.05] if s[-2:] == (1, 1) else [0.5, 0.3, 0.01, 0.19]
 
 
-ended = depth.language_chain(depth.with_end(speaker, 3), 4, 3)
+ended = depth.language_chain(with_end(speaker, 3), 4, 3)
 law = ended.stationary()
 print("with an end token: stationary law on", [s for s, p in zip(ended.states, law) if p > 0])
 strings = {"harm": [s for s in ended.states if s[-1] == 2], "benign": [s for s in ended.states if s[-1] == 3]}
