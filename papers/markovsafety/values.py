@@ -137,7 +137,7 @@ def optimum() -> dict[str, Any]:
     for size, strength in (("small", 0.1), ("large", 20.0)):
         spent = depth.kl_profile(chain, depth.optimum(chain, strength)).steps
         ratio = spent / (strength**2 * information / 2)
-        out |= {f"optimum.{size}_low": text(ratio.min()), f"optimum.{size}_high": text(ratio.max())}
+        out |= {f"optimum.{size}_low": text(ratio.min(), 4), f"optimum.{size}_high": text(ratio.max(), 4)}
     return out
 
 
