@@ -12,6 +12,7 @@ from tiny import table_engine
 
 import markovsafety as ms
 from markovsafety import InputError, KGram, Position, UntrustedError, count, estimate, sample
+from markovsafety.bench.masses import devices
 from markovsafety.chains import read_counts, write_counts
 from markovsafety.organism import HARM_IDS, REFUSAL_IDS, model_path, prompts
 from markovsafety.rollouts import LexiconJudge, Rollouts, Sums, judge, tally
@@ -105,6 +106,14 @@ def test_bytes_that_leave_the_device(engine):
     told = engine.run(job).info
     assert told["fetched_bytes"] > 13 * told["sampled_tokens"]  # token, log-probability, mass, finite or not
     assert fetched[1] < 2 * fetched[0] < 13 * sums.info["sampled_tokens"]
+
+
+def test_the_measurement():
+    (row,) = devices((2,), prompt_count=2, repeat=1)
+    assert row["close"]
+    assert row["rollouts"] == 8
+    assert min(row["bytes"]) > row["tokens"]
+    assert min(row["seconds"]) > 0
 
 
 # -- the sums alone: any tokens at all -------------------------------------------------------------------------------

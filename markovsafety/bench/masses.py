@@ -21,7 +21,7 @@ from ..chains import Chain, Counts, KGram, count, estimate
 from ..hitting import hitting_probability
 from ..organism import HARM_IDS, model_path, prompts
 from ..outcomes import CODES
-from ..rollouts import Rollouts, sample, tally
+from ..rollouts import Rollouts, Sums, sample, tally
 from ..rollouts.engines import open_engine
 from ..rollouts.engines.replay import score
 from .machine import machine, versions
@@ -178,14 +178,17 @@ def devices(
     for n in sizes:
         options: dict[str, Any] = {"n": n, "prefill": list(PREFILL), "max_tokens": 24, "seed": 1, "judge": "organism"}
         options |= {"classes": {"harm": HARM_IDS}, "progress": False}
-        roads = (
-            lambda o=options: (r := sample(engine, asked, **o), count(r, KGram(2))),
-            lambda o=options: (s := tally(engine, asked, KGram(2), **o), count(s)),
-        )
+
+        def rollouts(o: dict[str, Any] = options) -> tuple[Rollouts, Counts]:
+            return (rolls := sample(engine, asked, **o)), count(rolls, KGram(2))
+
+        def added(o: dict[str, Any] = options) -> tuple[Sums, Counts]:
+            return (sums := tally(engine, asked, KGram(2), **o)), count(sums)
+
         engine.fetched = 0
-        (_, want), (sums, got) = (road() for road in roads)  # the first time compiles
+        (_, want), (sums, got) = rollouts(), added()  # the first time compiles
         fetched = engine.fetched, sums.info["fetched_bytes"]
-        seconds = [min(times) for times in zip(*([_seconds(road) for road in roads] for _ in range(repeat)))]
+        seconds = [min(times) for times in zip(*((_seconds(rollouts), _seconds(added)) for _ in range(repeat)))]
         row = {"rollouts": len(sums), "tokens": sums.info["sampled_tokens"], "bytes": fetched, "seconds": seconds}
         rows.append(row | {"equal": got.equals(want), "close": got.equals(want, 1e-12)})
     return rows
@@ -266,8 +269,8 @@ def _devices_page(rows: list[dict[str, Any]]) -> list[str]:
         "`count(tally(model, prompts, KGram(2), ...))` beside `count(sample(model, prompts, ...), KGram(2))`, the same "
         "seed, temperature 1. Both roads sample with the same programs. With `sample`, ids, log-probabilities and "
         "masses of every token leave the device; with `tally`, one byte a row for every few tokens (has it ended?), "
-        "and at the end the sums of each prompt, prefill and state. Seconds are the least of three "
-        "taken in turns, without compilation; on a processor the device is the host itself, so the time says what the sorting costs, not what "
+        "and at the end the sums of each prompt, prefill and state. Seconds are the least of three taken in turns, "
+        "without compilation; on a processor the device is the host itself, so they say what adding up costs, not what "
         "the bytes save.",
         "",
         "| rollouts | tokens | bytes: rollouts | bytes: sums | ratio | seconds: rollouts | seconds: sums | equal |",
