@@ -109,7 +109,9 @@ def test_total_kl_is_that_of_two_coins(beta):
     new = optimum(TWELVE, 1 / beta)
     assert kl_profile(TWELVE, new).total == pytest.approx(coins(harm_at(new), harm_at(TWELVE)), abs=1e-12)
     h = harm_at(TWELVE)
-    assert harm_at(new) == pytest.approx(math.exp(-1 / beta) * h / (1 - (1 - math.exp(-1 / beta)) * h), rel=1e-12)
+    assert harm_at(new) == pytest.approx(
+        math.exp(-1 / beta) * h / (1 - (1 - math.exp(-1 / beta)) * h), rel=1e-12, abs=0
+    )
 
 
 def test_optimum_by_enumeration_of_all_answers():
@@ -166,9 +168,9 @@ def test_digits_hold_where_refusal_is_almost_certain_and_where_harm_is():
     chain = ms.Chain([[0, 1e-18, 1, 0], [0.5, 0, 0, 0.5], [0] * 4, [0] * 4], {"harm": 2, "refusal": 3}, 0)
     new = optimum(chain, 60.0)
     g = both_sides(new)[1][0] / both_sides(new)[0][0]
-    assert g == pytest.approx(0.5e-18 * math.exp(60.0), rel=1e-12)
+    assert g == pytest.approx(0.5e-18 * math.exp(60.0), rel=1e-12, abs=0)
     odds = both_sides(optimum(chain, -5.0))
-    assert odds[1][0] == pytest.approx(0.5e-18 * math.exp(-5.0), rel=1e-12)
+    assert odds[1][0] == pytest.approx(0.5e-18 * math.exp(-5.0), rel=1e-12, abs=0)
 
 
 def test_a_leaky_refusal_is_shifted_like_everything_else():

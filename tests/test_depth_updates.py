@@ -126,11 +126,11 @@ def test_convex_mix_and_logit_steps_are_the_iteration(eta, gamma, p, steps):
         mixed += alpha * (1 - mixed)
         odds *= math.exp(alpha)
     assert residual_after(ConvexMix(schedule), p, steps) == pytest.approx(1 - mixed, rel=1e-10, abs=1e-14)
-    assert residual_after(LogitSteps(schedule), p, steps) == pytest.approx(1 / (1 + odds), rel=1e-11)
+    assert residual_after(LogitSteps(schedule), p, steps) == pytest.approx(1 / (1 + odds), rel=1e-11, abs=0)
     # Adding bias is mixing, with the shares alpha / (1 + alpha).
     shares = GivenSteps(tuple(sizes(schedule, steps) / (1 + sizes(schedule, steps))))
     same = residual_after(ConvexMix(shares), p, steps)
-    assert same == pytest.approx(residual_after(AdditiveBias(schedule), p, steps), rel=1e-12)
+    assert same == pytest.approx(residual_after(AdditiveBias(schedule), p, steps), rel=1e-12, abs=0)
 
 
 def test_only_steps_with_an_infinite_sum_absorb():
@@ -209,8 +209,8 @@ def test_the_flow_of_any_row_lies_between_two_symmetric_ones():
 
 
 def test_small_residuals_keep_their_digits():
-    assert residual_after(AdditiveBias(ConstantSteps(1.0)), 0.5, 900) == pytest.approx(2.0**-901, rel=1e-12)
-    assert residual_after(LogitSteps(ConstantSteps(1.0)), 0.5, 600) == pytest.approx(math.exp(-600), rel=1e-12)
+    assert residual_after(AdditiveBias(ConstantSteps(1.0)), 0.5, 900) == pytest.approx(2.0**-901, rel=1e-12, abs=0)
+    assert residual_after(LogitSteps(ConstantSteps(1.0)), 0.5, 600) == pytest.approx(math.exp(-600), rel=1e-12, abs=0)
 
 
 # --- chains ---
@@ -259,7 +259,9 @@ def test_a_row_that_almost_always_refuses_keeps_its_leak():
     chain = ms.Chain(P, {"refusal": 1, "harm": 2, "benign": 3}, 0)
     for update in (AdditiveBias(ConstantSteps(1.0)), LogitSteps(ConstantSteps(1.0)), ConvexMix(ConstantSteps(0.5))):
         row = updated(chain, update, 3, rows="refusal").P.toarray()[1]
-        assert row[0] == pytest.approx(1e-18 * (math.exp(-3) if isinstance(update, LogitSteps) else 1 / 8), rel=1e-12)
+        assert row[0] == pytest.approx(
+            1e-18 * (math.exp(-3) if isinstance(update, LogitSteps) else 1 / 8), rel=1e-12, abs=0
+        )
 
 
 def test_trace_records_residual_and_harm_at_every_step():

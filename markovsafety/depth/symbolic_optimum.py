@@ -35,6 +35,7 @@ def _weight(x: Any) -> Any:
 
 def odds_of_the_optimum() -> Derivation:
     """The optimum multiplies the odds of harm by e^-lambda at every prefix."""
+    total: Any = sum  # of terms
     new: Any = [p * _weight(x) / _weight(MEAN) for p, x in zip(P, HARMS)]
     tilt: Any = lambda x: TILTED.subs(h, x)  # noqa: E731
     q = sympy.Symbol("q", positive=True)
@@ -47,12 +48,12 @@ def odds_of_the_optimum() -> Derivation:
         steps=(
             (
                 "the weights of a row average to the weight of its state (three ways on)",
-                (sum(p * _weight(x) for p, x in zip(P, HARMS)) - _weight(MEAN)).subs(LAST),
+                (total(p * _weight(x) for p, x in zip(P, HARMS)) - _weight(MEAN)).subs(LAST),
             ),
-            ("so the new row sums to one", (sum(new) - 1).subs(LAST)),
+            ("so the new row sums to one", (total(new) - 1).subs(LAST)),
             (
                 "and h* of the state is the new mean of h* ahead",
-                sympy.together((sum((p * tilt(x) for p, x in zip(new, HARMS)), -tilt(MEAN))).subs(LAST)),
+                sympy.together((total(p * tilt(x) for p, x in zip(new, HARMS)) - tilt(MEAN)).subs(LAST)),
             ),
             ("at the ends: harm stays harm", tilt(sympy.S.One) - 1),
             ("no harm stays none", tilt(sympy.S.Zero)),
