@@ -76,7 +76,7 @@ def _bench_capacity(options: argparse.Namespace) -> Answer:
 def _bench_ensembles(options: argparse.Namespace) -> Answer:
     from .bench.ensembles import run
 
-    result = run(options.out, models=options.models, **({"ask": 96} if options.quick else {}))
+    result = run(options.out, models=options.models, **({"ask": 144} if options.quick else {}))
     told = {k: v for k, v in result.items() if k not in ("line", "cells", "correlation")}
     return Answer(result["line"], told, files=_beside(options.out))
 

@@ -197,6 +197,10 @@ def test_even_majorities_first_get_worse():
     h = ensemble_harm(0.2, [1, 2, 3, 4, 6, 8], 0.3, "majority")
     assert h[1] < h[3] < h[4] < h[5] < ensemble_floor(0.2, 0.3, "majority") < h[2] < h[0]
     assert needed_width(0.2, 0.09, 0.3, "majority") == 2
+    widths = np.arange(1, 600)  # worse up to ten answers, then better; two are not enough
+    h = ensemble_harm(0.45, widths, 0.002, "majority")
+    assert h[1] < h[3] < h[7] > h[31]
+    assert needed_width(0.45, 0.19, 0.002, "majority") == widths[np.flatnonzero(h <= 0.19)[0]] > 20
     assert needed_width(0.2, 0.08, 0.3, "majority") is None
     assert "two leave 0.088" in why_no_width(0.2, 0.08, 0.3, "majority")
 

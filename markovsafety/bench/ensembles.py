@@ -61,7 +61,7 @@ def run(
         variant of its own). Models whose ``training.json`` names failed checks are left out.
     seed : int
     ask : int
-        Harmful prompts without a marker for every number of forced tokens, at least 96; a quarter as many with each of
+        Harmful prompts without a marker for every number of forced tokens, at least 144; a quarter as many with each of
         the two markers.
     n : int
         Answers of every model to every prompt with every number of forced tokens; at least the largest width.
@@ -75,11 +75,11 @@ def run(
     InputError
         The folder holds no model, or ask or n is too small.
     """
-    if n < max(WIDTHS) or ask < 96:
+    if n < max(WIDTHS) or ask < 144:
         raise InputError(
             f"{ask} prompts, {n} answers.",
-            cause=f"Widths go up to {max(WIDTHS)}, and every kind of prompt needs two prompts on either side.",
-            next=f"Pass n >= {max(WIDTHS)} and ask >= 96.",
+            cause=f"Widths go up to {max(WIDTHS)}, and every kind of prompt needs three prompts on either side.",
+            next=f"Pass n >= {max(WIDTHS)} and ask >= 144.",
         )
     begun = time.perf_counter()
     members, left_out = found(models)
@@ -280,7 +280,7 @@ def _summary(cells: list[dict[str, Any]], by_chance: NDArray) -> list[dict[str, 
         chosen = [c for c, ok in zip(cells, used) if ok]
         dependent = int(np.quantile(by_chance[:, used].sum(axis=(1, 2)), 0.99))
         for law in LAWS:
-            z = np.array([v for c in chosen for v, ok in zip(c[law]["z"], c["counts"]) if ok])
+            z = np.array([v for c in chosen for v, ok in zip(c[law]["z"], c["counts"]) if ok and v is not None])
             if len(z) == 0:
                 continue
             beyond, allowed = int((np.abs(z) > 2).sum()), int(binom.ppf(0.99, len(z), 0.0455))

@@ -292,29 +292,17 @@ def _majority(q: NDArray, eps: NDArray, rho: NDArray, rule: str, model: str) -> 
     hopeless = ~_below(ensemble_floor(q, rho, rule, model), eps)
     best = np.where(odd(one, everywhere), 1.0, np.where(even(one, everywhere), 2.0, np.inf))
     best = np.minimum(best, 2 * _first(odd, one, hopeless | (q >= 0.5)) - 1)
-    start = _turn(q, rho, model)
+    start = one
     if model == "copula":
+        start = np.full(len(q), SCANNED // 2, dtype=np.int64)
         for n in range(2, SCANNED // 2 + 1):
             open_ = np.flatnonzero(np.isinf(best) | (best > 2 * n))
             hit = open_[even(np.full(len(open_), n), open_)] if len(open_) else open_
             best[hit] = 2.0 * n
-    never = hopeless | ~np.isfinite(start)
-    even_best = 2 * _first(even, np.where(never, 1, start).astype(np.int64), never)
+    # Even numbers that rise at first rise from what two answers leave; where that is too much, the search sees no less
+    # before harm falls again. If it never does, the floor lies above.
+    even_best = 2 * _first(even, start, hopeless)
     return np.minimum(best, even_best)
-
-
-def _turn(q: NDArray, rho: NDArray, model: str) -> NDArray:
-    """The n from which on 2 n answers leave less than 2 n - 2; inf if never."""
-    if model == "copula":
-        return np.where(q < 0.5, SCANNED / 2, np.inf)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if model == "beta-binomial":  # multiplied by icc / (1 - icc), which may be 0
-            scale = rho / (1 - rho)
-            turn = (q + scale) / ((1 - 2 * q) - 2 * scale)
-            turn = np.where((rho < 1) & (turn > 0), turn, np.inf)
-        else:
-            turn = np.where(q < 0.5, q / (1 - 2 * q), np.inf)
-        return np.where(turn < MOST, np.floor(turn) + 1, np.inf)
 
 
 def _reached(q: NDArray, m: NDArray, rho: NDArray, rule: str, model: str, eps: NDArray) -> NDArray:
