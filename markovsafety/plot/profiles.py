@@ -82,7 +82,8 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
     if budget is not None:
         ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     _end_labels(ax, last, {name: look[0] for name, look in looks.items()}, budget)
-    _depth_key(ax, f"measured, {_level(named):g} % interval", bool(true), bool(forecast))
+    level = _level(named)
+    _depth_key(ax, "exact" if level == 100 else f"measured, {level:g} % interval", bool(true), bool(forecast))
     return ax
 
 
