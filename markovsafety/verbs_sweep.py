@@ -145,8 +145,8 @@ def _pareto(grid: Any, options: argparse.Namespace, harm: float) -> Any:
     if options.cost is None:
         if options.benign is not None or options.over_refusal is not None or options.plot == "pareto":
             raise InputError(
-                "A price of refusals, but none of depth or width.",
-                cause="What is worth its price needs prices.",
+                "Nothing has a price.",
+                cause="What is worth its price, and refusals as a second one, need prices of depth or width.",
                 next="Add --cost, e.g. --cost depth=1 width=3.",
             )
         return None

@@ -224,11 +224,13 @@ class Grid:
         lost = empty & (absent.all(axis=0) if trained else absent[0])
         if lost.all():
             text = "impossible in this grid: nothing was trained or measured there"
+        elif not (empty & ~lost).any():
+            text = "not trained or not measured there"
         elif not empty.all():
-            text = f"none: harm {where} exceeds {eps:g} there" if (empty & ~lost).any() else "none"
+            text = f"none: harm {where} exceeds {eps:g} there"
         else:
             text = f"impossible in this grid: the smallest harm {where} ({end}) is {least:.3g}, the budget is {eps:.3g}"
-        if lost.any() and not lost.all():
+        if lost.any() and (empty & ~lost).any():
             text += "; not trained or not measured elsewhere"
         value = np.asarray(self.harm.value if trained else self.harm.value[0])
         if side == "upper" and empty.all() and np.any(within(value, eps)):

@@ -13,6 +13,7 @@ from .style import INK, KEY_ABOVE, SOFT, SPOKEN, axes_or_new, plain, styled, who
 
 __all__ = ["contour"]
 
+TINY = 5e-324  # the smallest float above 0
 LEAST = 1e-9  # harm below this has one colour
 RAMP = ("#FFFFFF", "#FDEBD8", "#F9C99A", "#EC9A55", "#C65300", "#7A3000")
 SIDES = {"value": "P(harm)", "upper": "P(harm), upper end", "lower": "P(harm), lower end"}
@@ -66,7 +67,7 @@ def contour(
     ax.set_ylim(widths[0], widths[-1])
     _missing(ax, depths, widths, z)
     for b in budgets:
-        _line(ax, depths, widths, logs, z, b)
+        _line(ax, depths, widths, z, b)
     trained = getattr(grid, "info", {}).get("kind") == "trained"
     ax.set_xlabel("trained depth (aligned tokens)" if trained else SPOKEN)
     ax.set_ylabel("ensemble width")
@@ -129,7 +130,7 @@ def _fill(ax: Any, depths: np.ndarray, widths: np.ndarray, logs: np.ndarray, lev
     return ax.contourf(depths, widths, logs, levels, cmap=colours, norm=norm)
 
 
-def _line(ax: Any, depths: Any, widths: Any, logs: np.ndarray, z: np.ndarray, budget: float) -> None:
+def _line(ax: Any, depths: Any, widths: Any, z: np.ndarray, budget: float) -> None:
     """The line of one budget with its label, and the least width that suffices at each depth as dots."""
     if budget <= 0:
         return
@@ -137,10 +138,11 @@ def _line(ax: Any, depths: Any, widths: Any, logs: np.ndarray, z: np.ndarray, bu
         inside = z <= budget * (1 + 1e-12)
     if inside.any() and not inside.all():
         style = {"colors": INK, "linewidths": 1.6, "linestyles": "solid"}
-        drawn = ax.contour(depths, widths, logs, [np.log10(budget)], **style)
+        drawn = ax.contour(depths, widths, np.log10(np.maximum(z, TINY)), [np.log10(budget)], **style)
         drawn.set_gid("budget")
         text = {np.log10(budget): _power(np.log10(budget))}
-        ax.clabel(drawn, fmt=text, fontsize=8.5, inline_spacing=4, manual=[_elbow(ax, drawn)])
+        if (at := _elbow(ax, drawn)) is not None:
+            ax.clabel(drawn, fmt=text, fontsize=8.5, inline_spacing=4, manual=[at])
     first = np.where(inside.any(axis=0), inside.argmax(axis=0), -1)
     shown = first > 0
     if shown.sum() <= 60:
@@ -149,9 +151,11 @@ def _line(ax: Any, depths: Any, widths: Any, logs: np.ndarray, z: np.ndarray, bu
         ax.plot(depths[shown], at, "o", label="least width that suffices", **style)
 
 
-def _elbow(ax: Any, drawn: Any) -> tuple[float, float]:
-    """The point of a line that lies on the diagonal of the Axes, where a label has room."""
-    points = np.concatenate([path.vertices for path in drawn.get_paths()])
+def _elbow(ax: Any, drawn: Any) -> tuple[float, float] | None:
+    """The point of a line that lies on the diagonal of the Axes, where a label has room; None if nothing is drawn."""
+    points = np.concatenate([np.empty((0, 2)), *(path.vertices for path in drawn.get_paths())])
+    if not len(points):
+        return None
     x, y = ax.transAxes.inverted().transform(ax.transData.transform(points)).T
     edge = np.minimum.reduce([x, 1 - x, y, 1 - y]) < 0.06
     at = points[int(np.argmin(np.abs(x - y) + edge))]
