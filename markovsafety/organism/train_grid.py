@@ -20,8 +20,8 @@ from ..errors import InputError, UntrustedError
 
 __all__ = ["DEPTHS", "HIDDEN", "Job", "jobs", "train_grid"]
 
-HIDDEN = (8, 16, 24, 32, 48, 64)
-"""Widths of the hidden state, from 4,736 to 209,920 parameters."""
+HIDDEN = (16, 24, 32, 40, 48, 64)
+"""Widths of the hidden state, from 15,616 to 209,920 parameters."""
 DEPTHS = (0, 4, 10, 20)
 """Trained depths; 0 aligns the first token only."""
 ROUNDS = {"base": 3, "aligned": 2}
