@@ -25,7 +25,7 @@ from markovsafety import depth
 typst = pytest.importorskip("typst")
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = ROOT / "papers" / "markovsafety"
-SETTINGS = settings(deadline=None, derandomize=True, max_examples=100)
+SETTINGS = settings(deadline=None, derandomize=True, max_examples=40)
 PROBABILITY = st.floats(0.01, 0.99)
 
 

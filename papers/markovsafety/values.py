@@ -15,6 +15,7 @@ import numpy as np
 
 import markovsafety as ms
 from markovsafety import depth
+from markovsafety.depth.language_chain import mixing as mixing_of
 
 HERE = Path(__file__).resolve().parent
 MEASUREMENTS = HERE.parent / "measurements"
@@ -231,7 +232,7 @@ def certificates() -> dict[str, Any]:
 
 
 def language_chains() -> dict[str, Any]:
-    mixing = depth.mixing(depth.parity_model())
+    mixing = mixing_of(depth.parity_model())
     llama = depth.deviation(*depth.PRETRAINED["Llama 7B"])
     return {
         "mixing.epsilon": text(mixing.epsilon),
