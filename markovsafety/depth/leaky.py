@@ -264,7 +264,10 @@ def _checked(source: Any) -> dict[str, NDArray]:
 
 
 def _read(rolls: Any, onset: list[int], back: list[int]) -> dict[str, NDArray]:
-    """Counts by prompt from rollouts: which of the sampled tokens up to the hit were spoken inside a refusal."""
+    """Counts by prompt from rollouts: which of the sampled tokens up to the hit were spoken inside a refusal.
+
+    Forced tokens set the state and are not counted.
+    """
     if not onset or not back:
         raise InputError(
             "It was not said which tokens begin a refusal and which take it back.",
@@ -280,7 +283,7 @@ def _read(rolls: Any, onset: list[int], back: list[int]) -> dict[str, NDArray]:
     used = (at >= prefill[row]) & (at <= last[row])
     tokens = np.asarray(rolls.tokens)
     harmful = used & (at == last[row]) & (outcome[row] == CODES["harm"])
-    opens, closes = used & np.isin(tokens, onset), (used & np.isin(tokens, back)) | harmful
+    opens, closes = np.isin(tokens, onset), np.isin(tokens, back) | harmful  # forced ones too: they set the state
     # Inside a refusal: the last mark before this token, within the answer, was an onset.
     mark = np.where(opens, 1, np.where(closes, 0, -1))
     place = np.maximum.accumulate(np.where(mark >= 0, np.arange(len(mark)), -1))
