@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ..depth import operational_depth
+from ..bound import Bound
+from ..depth import operational_depth, sweep
 from ..files import atomic
 
-__all__ = ["page", "write"]
+__all__ = ["draw", "page", "write"]
 
 BUDGET = 0.1
 SHOWN = (0, 1, 4, 8, 12, 16, 20)
+DRAWN = (0, 8, 20)
+"""Forced tokens of the figure's panels."""
 COMMAND = "markovsafety bench capacity --models FOLDER --out papers/measurements/capacity.parquet"
 
 
@@ -29,6 +32,43 @@ def write(result: dict[str, Any], out: Path) -> None:
         pq.write_table(table.replace_schema_metadata({"markovsafety": json.dumps(origin)}), fresh)
     with atomic(out.with_suffix(".md")) as fresh:
         fresh.write_text(page(result), encoding="utf-8")
+    draw(result["rows"]).savefig(out.with_suffix(".png"), dpi=150)
+
+
+def draw(rows: list[dict[str, Any]]) -> Any:
+    """Measured harm by width of the hidden state over what the perturbation bound allows, a panel for each k.
+
+    Parameters
+    ----------
+    rows : list of dict
+        As in the Parquet file; the first seed is drawn.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
+    from .. import plot
+
+    sizes = sorted({r["hidden"] for r in rows})
+    depths = sorted({r["depth"] for r in rows})
+    grid_of = {(r["hidden"], r["depth"], r["k"]): r for r in rows if r["seed"] == 0}
+    panels: dict[str, Any] = {}
+    for k in DRAWN:
+        cells = {(h, d): grid_of.get((h, d, k)) for h in sizes for d in depths}
+        known = {at: r for at, r in cells.items() if r is not None and r["counted"]}
+        harm = {h: {d: _bound(known.get((h, d))) for d in depths} for h in sizes}
+        allowed = {at: (r["planted"] - r["tv_upper"], r["planted"] + r["tv_upper"]) for at, r in known.items()}
+        panels[f"{k} forced tokens"] = sweep(harm, depth=depths), allowed
+    axes = plot.panels(panels, lambda part, ax: plot.capacity(part[0], bound=part[1], ax=ax), (9.0, 3.0), cols=1)
+    axes[-1, 0].set_xlabel("width of the hidden state")
+    return axes[0, 0].figure
+
+
+def _bound(row: dict[str, Any] | None) -> Any:
+    if row is None:
+        return "its base did not learn the language"
+    half = (row["upper"] - row["lower"]) / 2
+    return Bound(row["harm"], row["lower"], row["upper"], 0.95, {"sampling": half}, None, {"name": "P(harm)"})
 
 
 def page(result: dict[str, Any]) -> str:
@@ -39,9 +79,9 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"{result['date']}; {result['machine']}; {versions}. Made by `{COMMAND}`: "
         f"{result['training_seconds'] / 3600:.1f} core hours of training (two side by side), "
-        f"{result['measuring_seconds'] / 60:.0f} minutes of measuring. {result['ask']} prompts with held-out verb-object "
-        f"pairs, {result['n']} answers per prompt and k; 95 % intervals clustered by prompt. The numbers of every model "
-        "and k stand in the Parquet file.",
+        f"{result['measuring_seconds'] / 60:.0f} minutes of measuring. {result['ask']} prompts with held-out "
+        f"verb-object pairs, {result['n']} answers per prompt and k; 95 % intervals clustered by prompt. The numbers "
+        "of every model and k stand in the Parquet file.",
         "",
         "A cell counts if its base has learned the language (KL to the grammar at most 0.008 nats per token, judge "
         "accuracy at least 0.99 on held-out pairs); the others are shown as not trained. What the aligned model itself "
