@@ -259,6 +259,25 @@ def test_capacity_of_measured_models():
     assert len(rows) == 1 + 3 * 2 * 4
 
 
+def test_depths_that_only_some_capacities_have():
+    few = make_rollouts([1, 0, 2], [8] * 3, prefill=9)
+    grid = ms.sweep({8: few, 16: steep()}, depth=[0, 9])
+    assert grid.absent[:, 0].tolist() == [[True, False], [False, True]]
+    grid = ms.sweep({8: few, 16: steep()}, depth=[0])
+    assert grid.info["absent"] == [{"capacity": 8, "why": "not measured: none of these depths"}]
+    with pytest.raises(ms.InputError, match="none of these depths"):
+        ms.sweep({8: few, 16: steep()}, depth=[7])
+
+
+def test_capacity_of_chains():
+    ranks = {1: golden(), 4: golden(entry={0: [1, 0, 0, 0], 3: [0, 1, 0, 0]})}
+    grid = ms.sweep(ranks, depth=[0, 3], width=[1, 2])
+    assert grid.harm.value[..., 1] == pytest.approx(ms.sweep(ranks[4], depth=[0, 3], width=[1, 2]).harm.value)
+    assert grid.harm.level == 1
+    assert grid.info["start"].startswith("1: the chain conditioned")
+    assert "4: entry[k]" in grid.info["start"]
+
+
 def test_no_budget_holds_where_nothing_was_trained():
     grid = ms.sweep({8: None, 16: steep()}, width=[1, 2])
     for side in ("upper", "value", "lower"):

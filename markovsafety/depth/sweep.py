@@ -156,6 +156,8 @@ def _by_capacity(source: Any, capacity: Any, depth: Any, asked: Asked) -> tuple[
             absent += [{"capacity": name, **gap} for gap in gaps]
         else:
             block = _measured(part, depth, asked)
+            if block is None:
+                absent.append({"capacity": name, "why": "not measured: none of these depths"})
         blocks.append(block)
     if all(b is None for b in blocks):
         raise InputError(
@@ -166,7 +168,7 @@ def _by_capacity(source: Any, capacity: Any, depth: Any, asked: Asked) -> tuple[
     return names, blocks, absent
 
 
-def _measured(source: Any, depth: Any, asked: Asked) -> Block:
+def _measured(source: Any, depth: Any, asked: Asked) -> Block | None:
     """The block of one capacity; of its rollouts only depths that were measured (the union over all is shown)."""
     if depth is None or isinstance(source, Chain) or _is_form(source) or asked.laws != (None,):
         return _block_of(source, depth, asked)
@@ -174,7 +176,7 @@ def _measured(source: Any, depth: Any, asked: Asked) -> Block:
 
     known = set(np.unique(tally_of(source).prefill).tolist())
     there = [k for k in axis(depth, "depth") if k in known]
-    return of_rollouts(source, there or depth, asked)
+    return of_rollouts(source, there, asked) if there else None
 
 
 def _trained(sources: Mapping[int, Any], depth: Any, asked: Asked) -> tuple[Block | None, list[dict]]:
