@@ -20,7 +20,7 @@ from ..evidence.cells import cell, tally_of
 from ..hitting import hitting_probability
 from .block import ENDS, Asked, Block, Coords, as_block, as_bound, axis, through
 from .measured import measured_width
-from .mixing import Weights, joint, mixed, shared, unmeasured
+from .over_attacks import Weights, joint, mixed, shared, unmeasured
 from .profile import noted
 from .start import depths_of, laws_at
 from .support import note_of, prompts_behind, supported

@@ -14,7 +14,7 @@ from ..errors import InputError, UntrustedError
 from .block import ENDS, Asked, Block, Coords, as_block, axis, correlations, laws_of, names_of
 from .forms import of_form
 from .grid import Grid, Needed
-from .mixing import over_laws
+from .over_attacks import over_laws
 from .sources import of_chain, of_numbers, of_rollouts
 from .width import check_rule
 
