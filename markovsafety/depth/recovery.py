@@ -28,7 +28,6 @@ from .recovery_model import EVENTS, Design, Effects, Histories, fit_effects, har
 
 __all__ = ["HeldOut", "Recovery", "fit_recovery", "held_out_profile"]
 
-AT_RISK = 50  # positions with fewer rollouts at risk share an effect
 FEW = 5  # measured events below which an error is not taken from the prompts alone
 BEYOND = 0.0455  # P(|z| > 2)
 
@@ -108,7 +107,7 @@ class Recovery:
         k = whole(prefill, "prefill")
         found = [harm_of(self.effects, int(x), self.shares, self.tokens) for x in np.atleast_1d(k)]
         value = np.array([h for h, _ in found])
-        error = np.array([_error(i) for _, i in found])
+        error = np.array([_error(i, len(self.prompts)) for _, i in found])
         half = ndtri((1 + level) / 2) * error / np.maximum(value * (1 - value), 1e-300)
         inner = (value > 0) & (value < 1)
         where = logit(np.where(inner, value, 0.5))
@@ -165,20 +164,23 @@ class Recovery:
         predicted, own = harm_of(self.effects, k, shares, self.tokens)
         measured = float(w @ x / total)
         theirs = np.bincount(p, w * (x - measured), n_prompts) / total
-        ours = np.zeros(n_prompts)
-        ours[mine] = own
-        error, alone = _error(ours - theirs), _error(theirs)
+        K = len(self.prompts)
+        ours = np.concatenate([np.zeros(n_prompts), own[K:]])
+        ours[mine] = own[:K]
+        both = ours.copy()
+        both[:n_prompts] -= theirs
+        error, alone, expected = _error(both, n_prompts), _error(theirs, n_prompts), _error(ours, n_prompts)
         events = float(w @ x)
         if min(events, total - events) < FEW:  # prompts that happen to agree say little of their spread
             rate = (events + 0.5) / (total + 1)
             alone = max(alone, float(np.sqrt(rate * (1 - rate) / total)))
-            error = max(error, float(np.hypot(_error(ours), alone)))
+            error = max(error, float(np.hypot(expected, alone)))
         return {
             "k": k,
             "predicted": predicted,
             "measured": measured,
             "difference": predicted - measured,
-            "error_predicted": _error(ours),
+            "error_predicted": expected,
             "error_measured": alone,
             "error": error,
             "z": (predicted - measured) / error,
@@ -203,10 +205,11 @@ class Recovery:
         return f"Recovery({since}, refusals when {begun}, fitted at k = {', '.join(map(str, self.depths))})"
 
 
-def _error(influence: NDArray) -> float:
-    """Clustered standard error from what each prompt contributes."""
-    n = max(int(np.count_nonzero(influence)), 2)
-    return float(np.sqrt(n / (n - 1) * np.sum(influence**2)))
+def _error(influence: NDArray, prompts: int) -> float:
+    """Standard error from what each prompt contributes, and after them, each prior."""
+    ours, priors = influence[:prompts], influence[prompts:]
+    n = max(int(np.count_nonzero(ours)), 2)
+    return float(np.sqrt(n / (n - 1) * np.sum(ours**2) + np.sum(priors**2)))
 
 
 def fit_recovery(
@@ -217,7 +220,8 @@ def fit_recovery(
     onset: Iterable[int] | None = None,
     by_category: bool = True,
     memory: int | None = None,
-    prior: float = 10.0,
+    prior: float = 2.5,
+    pool: int = 50,
 ) -> Recovery:
     """Fit hazards by position, time since the forced prefix, and category.
 
@@ -241,8 +245,10 @@ def fit_recovery(
         all depths are even, odd positions are met an odd number of tokens after a prefix only, so that position and
         time are told apart by the forgotten times alone.
     prior : float
-        Standard deviation, in logits, of a normal prior on every effect; it only keeps effects finite where an event
-        was never seen.
+        Standard deviation, in logits, of a normal prior on every effect. It keeps effects finite where an event was
+        never seen, and settles what the fitted depths leave open; errors allow for that.
+    pool : int
+        Later positions with fewer rollouts at risk share an effect.
 
     Returns
     -------
@@ -257,9 +263,9 @@ def fit_recovery(
     -----
     Our own: discrete-time hazards of competing events with additive logits (J. D. Singer and J. B. Willett, J. Educ.
     Stat. 18 (1993) 155), with errors clustered by prompt from the influence of each prompt (the sandwich), which is the
-    cluster bootstrap to first order. A token of an answer without prefill counts as sampled since its beginning. The
-    hazard by time since the prefix also tells prompts apart: those that are still answering j tokens after a prefix are
-    the ones that refuse less.
+    cluster bootstrap to first order, plus what the prior may be wrong by. A token of an answer without prefill counts
+    as sampled since its beginning. The hazard by time since the prefix also tells prompts apart: those that are still
+    answering j tokens after a prefix are the ones that refuse less.
     """
     if not is_rollouts(rolls):
         raise InputError(
@@ -289,9 +295,9 @@ def fit_recovery(
     ids = None if onset is None else np.array(sorted(onset), dtype=np.int64)
     h = histories(part, prompts, categories, ids)
     spoken = h.last - h.prefill + 1
-    at_risk = np.cumsum(np.bincount(h.prefill, minlength=int(h.last.max()) + 2))
-    at_risk = at_risk - np.cumsum(np.bincount(h.last + 1, minlength=len(at_risk)))[: len(at_risk)]
-    last = int(np.flatnonzero(at_risk >= min(AT_RISK, at_risk.max()))[-1])
+    n = int(h.last.max()) + 2
+    at_risk = np.cumsum(np.bincount(h.prefill, h.weight, n) - np.bincount(h.last + 1, h.weight, n))
+    last = int(np.flatnonzero(at_risk >= min(pool, at_risk.max()))[-1])
     several = len(categories) if by_category and len(categories) > 1 else 0
     design = Design(last, int(memory) if since else 0, several)
     effects = fit_effects(h, design, len(prompts), float(prior))

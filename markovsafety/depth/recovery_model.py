@@ -131,8 +131,9 @@ class Effects:
         token harms in the end.
     theta : array, shape (4, size)
         Effects.
-    influence : array, shape (4, K, size)
-        What each prompt contributes to them: summed squares are the clustered variance.
+    influence : array, shape (4, K + size, size)
+        What each prompt contributes to them, and after the prompts, what the prior of each effect does: summed squares
+        are the clustered variance, and what the prior may be wrong by.
     """
 
     design: Design
@@ -185,7 +186,8 @@ def fit_effects(h: Histories, design: Design, n_prompts: int, prior: float) -> E
         score = score.reshape(n_prompts, design.size)
         base.append(centre)
         theta.append(effects)
-        influence.append(np.linalg.solve(H, score.T).T)
+        # An effect drawn from its prior pulls the estimates by as much as a prompt whose score is that pull.
+        influence.append(np.linalg.solve(H, np.concatenate([score, np.diag(np.sqrt(ridge))]).T).T)
     return Effects(design, np.array(base), np.array(theta), np.array(influence))
 
 
@@ -214,7 +216,8 @@ def _curvature(X: sp.csr_array, w: NDArray, ridge: NDArray) -> NDArray[np.float6
 
 
 def harm_of(e: Effects, k: int, shares: NDArray, tokens: int) -> tuple[float, NDArray]:
-    """P(harm) within `tokens` sampled ones after k forced ones, and the influence of every prompt on it, shape (K,).
+    """P(harm) within `tokens` sampled ones after k forced ones, and what influences it, shape (K + 4 size,): every
+    prompt by its data, and every effect by its prior.
 
     Parameters
     ----------
@@ -241,9 +244,12 @@ def harm_of(e: Effects, k: int, shares: NDArray, tokens: int) -> tuple[float, ND
         -alive * (1 - r) * (1 - a) * after * b * (1 - b),
         alive * r * leak * (1 - leak),
     )
-    influence = np.zeros(e.influence.shape[1])
+    K = e.influence.shape[1] - e.design.size
+    influence, priors = np.zeros(K), []
     flat = np.concatenate(column)
     for code, slope in enumerate(slopes):
         gradient = sum(np.bincount(c, slope.reshape(-1), e.design.size) for c in flat.T)
-        influence = influence + e.influence[code] @ gradient
-    return float(shares @ h[:, 0]), influence
+        by = e.influence[code] @ gradient
+        influence = influence + by[:K]
+        priors.append(by[K:])  # those of two events have nothing to do with each other
+    return float(shares @ h[:, 0]), np.concatenate([influence, *priors])
