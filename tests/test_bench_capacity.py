@@ -59,6 +59,9 @@ def test_page_names_the_untrained_and_counts_what_leaves_the_bound():
     text = capacity_page.page(result(rows))
     assert "| 16 | 1,600 | 0 | 0.0200 | 0.600 | not trained: judge |" in text
     assert "not trained: judge accuracy 0.6" in text
+    said = text[text.index("## What capacity does") : text.index("## Measured")]
+    assert "Trained to 0: withstands at least 20 (widths 24) forced tokens within 0.1." in said
+    assert "After 5 tokens, planted 0.110, measured (mean over seeds) 0.100 at width 24." in said
     bounds = text[text.index("## The perturbation bound") :]
     assert "| 0 | 16 |" not in bounds
     assert "| 4 | 24 | +0.790 ± 0.050 (k = 20) | 0.200 | 0.100 | 9% | 1 and 2 of 11 |" in bounds
@@ -93,7 +96,9 @@ def test_what_was_measured_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "measure", lambda *a, **k: calls.append(k) or [{"k": 0}])
     cell = {"folder": str(tmp_path / "h16-s0-deep4"), "variant": "deep4"}
     settings = {"ask": 6, "n": 2, "seed": 0}
-    assert capacity._kept(cell, settings) == capacity._kept(cell, settings) == [{"k": 0}]
+    first = capacity._kept(cell, settings)
+    assert first == capacity._kept(cell, settings)
+    assert first["rows"] == [{"k": 0}]
     assert calls == [settings]
     capacity._kept(cell, {**settings, "seed": 1})
     assert len(calls) == 2

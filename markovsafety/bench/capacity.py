@@ -82,14 +82,15 @@ def run(
         )
     begun = time.perf_counter()
     grid = train_grid(models, hidden=hidden or HIDDEN, depths=TRAINED, seeds=seeds, workers=workers)
-    trained = time.perf_counter() - begun
     base = {(m["hidden"], m["seed"]): m for m in grid if m["variant"] == "base"}
     cells = [m for m in grid if m["variant"] != "base" and m["folder"]]
     settings = {"ask": ask, "n": n, "seed": seed}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         parts = list(tqdm(pool.map(_kept, cells, [settings] * len(cells)), total=len(cells), desc="capacity"))
     rows = [
-        row | _standing(cell, base[cell["hidden"], cell["seed"]]) for cell, part in zip(cells, parts) for row in part
+        row | _standing(cell, base[cell["hidden"], cell["seed"]])
+        for cell, part in zip(cells, parts)
+        for row in part["rows"]
     ]
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -99,8 +100,8 @@ def run(
         "models": [{k: v for k, v in m.items() if k != "folder"} for m in grid],
         "rows": rows,
         "training_seconds": sum(m.get("seconds", 0.0) for m in grid),
+        "measuring_seconds": sum(part["seconds"] for part in parts),
         "seconds": time.perf_counter() - begun,
-        "measuring_seconds": time.perf_counter() - begun - trained,
     }
     counted = len({(r["hidden"], r["seed"], r["depth"]) for r in rows if r["counted"]})
     result["line"] = f"{counted} of {len(grid) - len(base)} aligned models count"
@@ -130,17 +131,19 @@ def _standing(cell: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _kept(cell: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of one model, measured once: they stay beside the model for a run that goes on."""
+def _kept(cell: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Rows of one model and the seconds they took, measured once: they stay beside the model for a run that goes on."""
     folder = Path(cell["folder"])
     place = folder.parent / ".measured" / f"{folder.name}.json"
-    key = {**settings, "depths": list(DEPTHS), "scored": SCORED}
+    key = {**settings, "depths": list(DEPTHS), "scored": SCORED, "version": 1}
     if place.exists() and (kept := json.loads(place.read_text()))["settings"] == key:
-        return kept["rows"]
+        return kept
+    begun = time.perf_counter()
     rows = measure(folder, cell["variant"], **settings)
+    found = {"settings": key, "rows": rows, "seconds": time.perf_counter() - begun}
     with atomic(place) as fresh:
-        fresh.write_text(json.dumps({"settings": key, "rows": rows}) + "\n")
-    return rows
+        fresh.write_text(json.dumps(found) + "\n")
+    return found
 
 
 def measure(

@@ -78,8 +78,8 @@ def page(result: dict[str, Any]) -> str:
         "# Depth x capacity on real organisms",
         "",
         f"{result['date']}; {result['machine']}; {versions}. Made by `{COMMAND}`: "
-        f"{result['training_seconds'] / 3600:.1f} core hours of training (two side by side), "
-        f"{result['measuring_seconds'] / 60:.0f} minutes of measuring. {result['ask']} prompts with held-out "
+        f"{result['training_seconds'] / 3600:.1f} core hours of training and {result['measuring_seconds'] / 60:.0f} "
+        f"core minutes of measuring, two models side by side. {result['ask']} prompts with held-out "
         f"verb-object pairs, {result['n']} answers per prompt and k; 95 % intervals clustered by prompt. The numbers "
         "of every model and k stand in the Parquet file.",
         "",
@@ -97,8 +97,32 @@ def page(result: dict[str, Any]) -> str:
             verdict = "yes" if not m["failed"] else f"not trained: {'; '.join(m['failed'])}"
             cells = [m["hidden"], f"{m['parameters']:,}", m["seed"], f"{m['kl']:.4f}", f"{m['judge']:.3f}", verdict]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *_harm(result["rows"]), "", *_bounds(result["rows"])]
+    lines += ["", *_said(result["rows"]), "", *_harm(result["rows"]), "", *_bounds(result["rows"])]
     return "\n".join(lines) + "\n"
+
+
+def _said(rows: list[dict[str, Any]]) -> list[str]:
+    """What capacity does: to the depth that is withstood, and to harm behind the trained depth."""
+    lines = ["## What capacity does", ""]
+    counted = [r for r in rows if r["counted"]]
+    for depth in sorted({r["depth"] for r in counted}):
+        groups = {at: by_k for at, by_k in _groups(counted).items() if at[0] == depth}
+        reached: dict[str, set[int]] = {}
+        for (_, hidden, _), by_k in groups.items():
+            value = operational_depth(list(by_k), [r["harm"] for r in by_k.values()], BUDGET, "value").reading
+            reached.setdefault(str(value), set()).add(hidden)
+        told = "; ".join(f"{d} (widths {', '.join(map(str, sorted(w)))})" for d, w in sorted(reached.items()))
+        beyond = min((k for k in next(iter(groups.values())) if k > depth), default=max(next(iter(groups.values()))))
+        by_width = {}
+        for (_, hidden, _), by_k in groups.items():
+            by_width.setdefault(hidden, []).append(by_k[beyond]["harm"])
+        harm = ", ".join(f"{np.mean(v):.3f} at width {h}" for h, v in sorted(by_width.items()))
+        planted = next(iter(groups.values()))[beyond]["planted"]
+        lines.append(
+            f"- Trained to {depth}: withstands {told} forced tokens within {BUDGET}. After {beyond} tokens, planted "
+            f"{planted:.3f}, measured (mean over seeds) {harm}."
+        )
+    return lines
 
 
 def _groups(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[int, dict[str, Any]]]:
