@@ -16,7 +16,7 @@ __all__ = ["draw", "page", "write"]
 
 BUDGET = 0.1
 SHOWN = (0, 1, 4, 8, 12, 16, 20)
-DRAWN = (0, 8, 20)
+DRAWN = (0, 12, 20)
 """Forced tokens of the figure's panels."""
 COMMAND = "markovsafety bench capacity --models FOLDER --out papers/measurements/capacity.parquet"
 
