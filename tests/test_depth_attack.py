@@ -127,6 +127,15 @@ def test_price_optimum_of_the_known_profile():
     assert found.to_json()["depth"] == 15
 
 
+def test_far_optima_are_found():
+    slow = Profile(0.08, 0.02, 0.0001, 0.004)
+    found = slow.optimal_depth(1e-8)
+    assert found.depth > 2000
+    assert abs(found.depth - found.continuous) < 1
+    late = KNOWN.optimal_depth(1e-4, attack=AttackLaw.of({0: 1, 900: 9}))
+    assert 900 < late.depth < 930
+
+
 hazard = st.integers(0, 30)
 
 

@@ -233,13 +233,13 @@ def test_one_depth_repeats_its_rate_and_its_error():
     assert bound.value == pytest.approx(measured.value[0], abs=1e-5)
     x = np.bincount(rolls.prompt_id, rolls.outcome == 0) / 15
     expected = x.std(ddof=1) / np.sqrt(60)
-    assert bound.info["standard_error"] == pytest.approx(expected, rel=0.02)
+    assert bound.info["standard_error"] == pytest.approx(expected, rel=2e-3)
     (row,) = model.against(rolls, [2])
     assert abs(row["difference"]) < 1e-5
     assert row["error"] < 1e-3 * row["error_measured"]  # both err together
     others = rolls.replace(prompt_id=rolls.prompt_id + 1000)
     (apart,) = model.against(others, [2])
-    assert apart["error"] == pytest.approx(np.sqrt(2) * expected, rel=0.02)  # other prompts: they err apart
+    assert apart["error"] == pytest.approx(np.sqrt(2) * expected, rel=6e-3)  # other prompts: they err apart
 
 
 def test_errors_are_those_of_the_cluster_bootstrap():

@@ -205,6 +205,13 @@ def test_close_to_absorbing_says_nothing_without_an_end():
     assert ended.harm().value == pytest.approx(0.05 / 0.35, rel=1e-7)
 
 
+def test_horizon_of_a_refusal_without_an_end():
+    model = LeakyRefusal(0.05, 0.3, 0.02, 0.0)
+    before, after = model.within(np.arange(100)).T
+    assert model.leaks_dominate() == (int(np.argmax((after >= before) & (after > 0))), "")
+    assert model.leaks_dominate()[0] == 73
+
+
 @quick
 @given(rates)
 def test_horizon_at_which_leaks_dominate(parts):
@@ -217,6 +224,8 @@ def test_horizon_at_which_leaks_dominate(parts):
         assert not len(reached)
     elif tokens < 200:
         assert reached[0] == tokens
+    if tokens is not None and 1 < tokens < 200:
+        assert before[tokens - 1] > after[tokens - 1]
     assert before[-1] + after[-1] <= model.harm().value + 1e-12
 
 
