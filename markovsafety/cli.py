@@ -200,6 +200,7 @@ def _demo(verb: Verb) -> None:
             "posterior",
             "profiles",
             "rare",
+            "sweep",
         ],
     )
     v.add_argument("--model", default="organism:shallow", help="for rollouts (default: organism:shallow)")

@@ -96,6 +96,13 @@ def _bench_rare(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
+def _bench_sweep(options: argparse.Namespace) -> Answer:
+    from .bench.sweep import run
+
+    result = run(options.out, quick=options.quick)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
 _BENCHES = {
     "rollouts": _bench_rollouts,
     "hitting": _bench_hitting,
@@ -107,6 +114,7 @@ _BENCHES = {
     "posterior": _bench_posterior,
     "profiles": _bench_profiles,
     "rare": _bench_rare,
+    "sweep": _bench_sweep,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -343,17 +342,3 @@ def test_layered_chains_have_depths_too():
     found = chain_depth(model.chain(layered=True), 0.3)
     assert found.harm_worst.value == pytest.approx(model.harm(range(len(found.depths))).value)
     assert str(found.mean.reading) == "0"
-
-
-# --- speed ---
-
-
-def test_a_million_cells_a_second():
-    d, k = np.arange(1000)[:, None], np.arange(1000)
-    for law in (None, AttackLaw.geometric(0.1)):
-        best = np.inf
-        for _ in range(5):  # the promise is about the code, not about what else runs
-            begun = time.perf_counter()
-            KNOWN.harm(d, k, attack=law)
-            best = min(best, time.perf_counter() - begun)
-        assert best < 1.0
