@@ -126,10 +126,10 @@ def _page(result: dict[str, Any]) -> str:
     lines = [
         "# Cells a second",
         "",
-        f"{result['date']}; {result['machine']}; {told}. Made by `markovsafety bench sweep --out FILE.json`. A sweep of "
-        "a closed form with its bounds, labels and axes, against the survival functions of `scipy.stats` (binom, "
-        "betabinom) on arrays of the same cells: one process, one thread, in turns, the best of three. A million cells a "
-        "second was to be reached. `gap` is the largest difference of the numbers.",
+        f"{result['date']}; {result['machine']}; {told}. Made by `markovsafety bench sweep --out FILE.json`. A sweep "
+        "of a closed form with its bounds, labels and axes, against the survival functions of `scipy.stats` (binom, "
+        "betabinom) on arrays of the same cells: one process, one thread, in turns, the best of three. A million cells "
+        "a second was to be reached. `gap` is the largest difference of the numbers.",
         "",
         "| cells | number | ours, million / s | scipy, million / s | ratio | gap | reached |",
         "|---|---|---|---|---|---|---|",
