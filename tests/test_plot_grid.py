@@ -205,3 +205,35 @@ def test_equal_figures_are_equal_files(tmp_path):
         assert paths[0].read_bytes() == paths[1].read_bytes()
     with pytest.raises(ms.InputError, match="no kind of figure"):
         plot.save(EVERY["lines"](None), tmp_path / "x.gif")
+
+
+def test_what_lies_under_a_logarithmic_axis_is_an_open_marker_at_its_foot():
+    table = {0: {0: ms.Bound(0.5, 0.4, 0.6)}, 1: {0: ms.Bound(0.0, 0.0, 0.1), 4: ms.Bound(1e-3, 0.0, 0.02)}}
+    grid = ms.sweep({"a": table[0] | {4: ms.Bound(0.2, 0.1, 0.3)}, "b": table[1]})
+    ax = plot.lines(grid, over="depth", by="capacity", log=True)
+    render(ax)
+    under = [c.lines[0] for c in ax.containers if c.lines[0].get_gid() == "under"]
+    assert [(line.get_ydata().tolist(), line.get_markerfacecolor()) for line in under] == [([1e-3], "white")]
+    assert ax.get_ylim()[0] == pytest.approx(1e-3)
+    assert any("below the axis" in t for t in texts(ax))
+    assert not any("below the axis" in t for t in texts(plot.lines(grid, over="depth", by="capacity", log=False)))
+
+
+def test_the_step_of_a_front_falls_on_beyond_the_least_harm_shown():
+    """The line leaves through the bottom where less harm can be had; it does not run on flat."""
+    found = surface().pareto({"depth": 1, "width": 3}, harm=1e-6, benign=0.02, over=0.1)
+    ax = plot.pareto(found)
+    cost, harm = (np.asarray(a) for a in ax.lines[0].get_data())
+    assert (np.diff(cost) >= 0).all()
+    assert (np.diff(harm) < 0).all()
+    assert harm[-1] < 1e-10 <= harm[-2]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [(FORM, "trained depth (aligned tokens)"), (Checkpoint(0.08, 0.02), "position of the checkpoint")],
+)
+def test_the_depth_axis_says_what_it_counts(source, says):
+    grid = ms.sweep(source, depth=range(1, 9), width=[1, 2])
+    for ax in (plot.lines(grid), plot.contour(grid), plot.width(grid), plot.depth(grid), plot.depth({"a": grid})):
+        assert ax.get_xlabel() == says

@@ -18,7 +18,9 @@ from .style import (
     SOFT,
     SPOKEN,
     axes_or_new,
+    depth_label,
     errorbars,
+    halo,
     palette,
     plain,
     spread,
@@ -74,28 +76,21 @@ def lines(
     if log is None:
         log = bool(seen.size and seen.min() < 0.01 * seen.max())
     low = max(float(seen.min()), LEAST) if seen.size else LEAST
-    last = {}
+    floor = 10 ** np.floor(np.log10(min(low, budget or 1.0))) if log else 0.0
+    last, under = {}, False
     moves = np.linspace(-0.008, 0.008, len(names)) * (np.ptp(x) or 1.0) if len(names) > 1 else np.zeros(1)
     for i, name in enumerate(names):
-        colour, marker = looks[name]
-        y = np.maximum(parts[:, i], low * 0.5) if log else parts[:, i]
+        y = np.maximum(parts[:, i], floor)
         there = np.isfinite(y[0])
-        known, few = bool((y[2] - y[1] > 1e-12).any()), there.sum() <= FEW
-        if known and few:
-            at = x + moves[i]
-            errorbars(ax, at, y.T, color=colour, marker=marker, markersize=4.5, zorder=3)
-            ax.plot(at[there], y[0][there], color=colour, linewidth=0.8, alpha=0.4, zorder=2)
-        else:
-            if known:
-                ax.fill_between(x[there], y[1][there], y[2][there], color=colour, alpha=0.15, linewidth=0)
-            dots = {"marker": marker, "markersize": 4} if few else {}
-            ax.plot(x[there], y[0][there], color=colour, linewidth=1.5, **dots)
+        beneath = there & (parts[0, i] < floor)
+        under |= bool(beneath.any())
+        _draw(ax, x, y, beneath, looks[name], float(moves[i]))
         if best and there.any():
             at = np.flatnonzero(there)[int(np.argmin(y[0][there]))]
             if 0 < at < len(x) - 1:
-                ax.plot(x[at], y[0][at], "o", ms=9, mfc="none", mec=colour, mew=1.5, zorder=4)
+                ax.plot(x[at], y[0][at], "o", ms=9, mfc="none", mec=looks[name][0], mew=1.5, zorder=4)
         last |= {name: float(y[0][there][-1])} if there.any() and name else {}
-    _value_axis(ax, parts, low, log, budget)
+    _value_axis(ax, parts, floor, budget)
     ax.set_xlabel(_label(grid, over))
     ax.margins(x=0.02)
     if over in ("depth", "width"):
@@ -104,7 +99,43 @@ def lines(
         _capacities(ax, grid, x, np.isnan(value).all(axis=0))
     ax.grid(axis="y")
     _names(ax, last, {name: look[0] for name, look in looks.items()}, budget, log)
+    if under:
+        _open_key(ax)
     return ax
+
+
+def _draw(ax: Any, x: np.ndarray, y: np.ndarray, under: np.ndarray, look: tuple[str, str], move: float) -> None:
+    """One line: bars or a band where y (value, lower, upper) has a width; open markers where it is under the axis."""
+    colour, marker = look
+    there = np.isfinite(y[0])
+    known, few = bool((y[2] - y[1] > 1e-12).any()), there.sum() <= FEW
+    if known and not few:
+        ax.fill_between(x[there], y[1][there], y[2][there], color=colour, alpha=0.15, linewidth=0)
+    if not few:
+        ax.plot(x[there], y[0][there], color=colour, linewidth=1.5)
+        return
+    at, seen = x + (move if known else 0.0), there & ~under
+    ends = y if known else y[[0, 0, 0]]
+    style = {"color": colour, "marker": marker, "markersize": 4.5 if known else 4, "zorder": 3}
+    errorbars(ax, at[seen], ends[:, seen].T, **style)
+    if under.any():
+        errorbars(ax, at[under], ends[:, under].T, **style, mfc="white", clip_on=False, gid="under")
+    ax.plot(at[seen], y[0][seen], color=colour, **({"linewidth": 0.8, "alpha": 0.4} if known else {"linewidth": 1.5}))
+
+
+def _open_key(ax: Any) -> None:
+    """Says what the open markers are, beside a legend that may be there."""
+    ax.annotate(
+        "open: 0, or below the axis",
+        (1.0, 1.0),
+        xytext=(0, 4),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        color=SOFT,
+        fontsize=8.5,
+        annotation_clip=False,
+    )
 
 
 def _family(grid: Any, over: str, by: str | None) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -142,13 +173,13 @@ def _places(grid: Any, over: str) -> np.ndarray:
 
 def _named(by: str, value: Any) -> str:
     if by == "attack":
-        return plain(value, 24)
+        return "no attack" if value == "none" else plain(value, 24)
     return plain(f"{by} {value:g}" if isinstance(value, (int, float)) else f"{by} {value}", 24)
 
 
 def _label(grid: Any, over: str) -> str:
     if over == "depth":
-        return "trained depth (aligned tokens)" if grid.info.get("kind") == "trained" else SPOKEN
+        return depth_label(grid)
     if over == "attack":
         fixed = all(law["fixed"] for law in grid.info["attack"])
         return SPOKEN if fixed else "mean number of forced tokens"
@@ -179,12 +210,12 @@ def _colours(names: list[str], ordered: bool) -> dict[str, tuple[str, str]]:
     return {n: (to_hex(ramp(s)), looks[n][1]) for n, s in zip(names, shades)}
 
 
-def _value_axis(ax: Any, parts: np.ndarray, low: float, log: bool, budget: float | None) -> None:
+def _value_axis(ax: Any, parts: np.ndarray, floor: float, budget: float | None) -> None:
     top = float(np.nanmax(parts[2])) if np.isfinite(parts[2]).any() else 1.0
     ax.set_ylabel(PROBABILITY)
-    if log:
+    if floor > 0:
         ax.set_yscale("log")
-        ax.set_ylim(10 ** np.floor(np.log10(min(low, budget or 1.0))), min(2 * top, 1.5))
+        ax.set_ylim(floor, min(2 * top, 1.5))
     else:
         ax.set_ylim(0, min(1.02, max(1.1 * top, 1.4 * budget if budget else 0.02)))
     if budget is not None:
@@ -243,15 +274,15 @@ def pareto(found: Any, ax: Any = None) -> Any:
     named = found if isinstance(found, Mapping) else {"": found}
     looks = palette(list(named))
     budget, dots = next((one.eps for one in named.values() if one.eps is not None), None), None
-    low = LEAST if budget is None else max(1e-4 * budget, LEAST)
+    low, least = LEAST if budget is None else max(1e-4 * budget, LEAST), 1.0
     for name, one in named.items():
         front, colour = one.front, HARM if name == "" else looks[name][0]
         y = {"value": front.harm, "lower": front.lower, "upper": front.upper}[one.side]
         shown = y >= low if (y >= low).any() else np.ones(len(y), dtype=bool)
+        steps, falls = _edge(front.cost, y, low if shown.any() else LEAST)
         cost, y = front.cost[shown], np.maximum(y[shown], LEAST)
-        edge = np.minimum.accumulate(y) == y
         line = SOFT if front.over_refusal is not None and name == "" else colour
-        ax.step(cost[edge], y[edge], where="post", color=line, linewidth=1.2, label=plain(name, 24) or None, zorder=2)
+        ax.step(steps, falls, where="post", color=line, linewidth=1.2, label=plain(name, 24) or None, zorder=2)
         if front.over_refusal is None:
             ax.plot(cost, y, "o", ms=4, color=colour, mec="white", mew=0.5)
         else:
@@ -259,7 +290,9 @@ def pareto(found: Any, ax: Any = None) -> Any:
             dots = ax.scatter(cost, y, c=100 * front.over_refusal[shown], **style)
         if one.best is not None:
             _ring(ax, one)
+        least = min(least, float(y.min()) if len(y) else 1.0)
     ax.set_yscale("log")
+    ax.set_ylim(bottom=0.3 * least)
     ax.set_xlabel("cost")
     ax.set_ylabel(PROBABILITY)
     ax.grid(axis="y")
@@ -278,6 +311,13 @@ def pareto(found: Any, ax: Any = None) -> Any:
     return ax
 
 
+def _edge(cost: np.ndarray, y: np.ndarray, low: float) -> tuple[np.ndarray, np.ndarray]:
+    """Costs at which the least harm falls and what it falls to, down to the first below the lowest harm shown."""
+    falls = np.flatnonzero(np.append(True, y[1:] < np.minimum.accumulate(y)[:-1]))
+    falls = falls[: int((y[falls] >= low).sum()) + 1]
+    return cost[falls], np.maximum(y[falls], LEAST)
+
+
 def _blues() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -290,7 +330,8 @@ def _ring(ax: Any, one: Any) -> None:
     ax.plot(best["cost"], y, "o", ms=10, mfc="none", mec=INK, mew=1.4, zorder=4)
     where = ", ".join(f"{n} {best[n]}" for n in ("depth", "width", "capacity") if n in best)
     text = plain(f"{where}: cost {best['cost']:.4g}")
-    ax.annotate(text, (best["cost"], y), xytext=(10, 6), textcoords="offset points", fontsize=8.5, color=INK)
+    style = {"textcoords": "offset points", "fontsize": 8.5, "color": INK, "path_effects": halo(), "zorder": 5}
+    ax.annotate(text, (best["cost"], y), xytext=(10, 6), **style)
 
 
 @styled

@@ -17,6 +17,7 @@ from .style import (
     SPOKEN,
     axes_or_new,
     ceiling,
+    depth_label,
     errorbars,
     palette,
     plain,
@@ -77,6 +78,7 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
         last |= {name: known[-1]} if name and len(known) else {}
     ax.set_ylim(0, ceiling(tops, budget))
     _depth_axis(ax, sorted({k for line in named.values() for k in line}))
+    ax.set_xlabel(depth_label(next(iter(profiles.values()), None) if isinstance(profiles, dict) else profiles))
     ax.set_ylabel(PROBABILITY)
     ax.grid(axis="y")
     if budget is not None:
@@ -207,7 +209,7 @@ def width(grid: Any, budget: float | None = None, ax: Any = None) -> Any:
     ax.set_yticks(range(len(widths)), [f"{m:g}" for m in widths])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_xlabel(SPOKEN)
+    ax.set_xlabel(depth_label(grid))
     ax.set_ylabel("ensemble width")
     return ax
 

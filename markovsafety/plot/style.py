@@ -223,6 +223,21 @@ def errorbars(ax: Any, x: Any, at: np.ndarray, *, horizontal: bool = False, **st
     ax.errorbar(*where, **(kind | style))
 
 
+def depth_label(grid: Any) -> str:
+    """What the depth axis of a grid counts."""
+    info = getattr(grid, "info", None) or {}
+    if info.get("source") == "checkpoint":
+        return "position of the checkpoint"
+    return "trained depth (aligned tokens)" if info.get("kind") == "trained" else SPOKEN
+
+
+def halo() -> list[Any]:
+    """A white rim for text that lies over a drawing."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.5, foreground="white")]
+
+
 def whole_ticks(ax: Any, x: bool = True, y: bool = False) -> None:
     """Ticks at whole numbers only, for what is counted."""
     from matplotlib.ticker import MaxNLocator

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from .profiles import _cells
-from .style import INK, KEY_ABOVE, SOFT, SPOKEN, axes_or_new, plain, styled, whole_ticks
+from .style import INK, KEY_ABOVE, SOFT, axes_or_new, depth_label, halo, plain, styled, whole_ticks
 
 __all__ = ["contour"]
 
@@ -58,7 +58,7 @@ def contour(
     ax = axes_or_new(ax, (7.0, 4.4))
     low = _lowest(z, budgets, least)
     levels = _levels(low)
-    logs = np.log10(np.clip(z, 10.0 ** levels[0], 1.0))
+    logs = np.log10(np.clip(z, TINY, 1.0))
     filled = _fill(ax, depths, widths, logs, levels)
     wide = widths[-1] >= 24 * widths[0]
     if wide:
@@ -68,8 +68,7 @@ def contour(
     _missing(ax, depths, widths, z)
     for b in budgets:
         _line(ax, depths, widths, z, b)
-    trained = getattr(grid, "info", {}).get("kind") == "trained"
-    ax.set_xlabel("trained depth (aligned tokens)" if trained else SPOKEN)
+    ax.set_xlabel(depth_label(grid))
     ax.set_ylabel("ensemble width")
     ax.tick_params(length=3, color=SOFT)
     whole_ticks(ax, y=not wide)
@@ -142,7 +141,8 @@ def _line(ax: Any, depths: Any, widths: Any, z: np.ndarray, budget: float) -> No
         drawn.set_gid("budget")
         text = {np.log10(budget): _power(np.log10(budget))}
         if (at := _elbow(ax, drawn)) is not None:
-            ax.clabel(drawn, fmt=text, fontsize=8.5, inline_spacing=4, manual=[at])
+            for label in ax.clabel(drawn, fmt=text, fontsize=8.5, inline_spacing=4, manual=[at]):
+                label.set(path_effects=halo(), zorder=5)
     first = np.where(inside.any(axis=0), inside.argmax(axis=0), -1)
     shown = first > 0
     if shown.sum() <= 60:
