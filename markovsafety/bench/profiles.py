@@ -38,7 +38,7 @@ SHOWN = (0, 1, 4, 10, 16, 20)  # positions whose refusal hazards the page shows
 
 
 def run(
-    out: str | Path | None = None, *, seed: int = 1, ask: int = 288, n: int = 16, models: str | Path | None = None
+    out: str | Path | None = None, *, seed: int = 2, ask: int = 288, n: int = 16, models: str | Path | None = None
 ) -> dict[str, Any]:
     """Sample, fit on alternate depths, predict the others, and write all of it.
 
@@ -47,6 +47,8 @@ def run(
     out : path, optional
         JSON; a page of Markdown goes beside it.
     seed : int
+        Of prompts and rollouts. The model of `fit_recovery` was chosen while looking at those of 0 and 1; the committed
+        run is of others.
     ask : int
         Held-out harmful prompts, the same for all depths and models.
     n : int
@@ -162,7 +164,8 @@ does to both is not counted twice. *Position*: hazards of refusal, harm and harm
 category. *Since prefix*: also by the number of tokens sampled since the forced ones. *Begun*: a refusal counts from its
 first word (sorry, unfortunately, no), is spoken from then on, and may leak, with a probability by its position and
 category; without it a refusal counts where the judge sees it, at the end of the answer. A depth marked *
-is deeper than every fitted one."""
+is deeper than every fitted one. The model of hazards was chosen while looking at prompts of seeds 0 and 1; those here
+are others."""
 
 
 def _page(result: dict[str, Any]) -> str:
