@@ -94,7 +94,8 @@ class Derivation:
         return f"${sympy.latex(self.statement)}$"
 
     def __str__(self) -> str:
-        return f"{self.name}: {sympy.sstr(self.statement.lhs)} = {sympy.sstr(self.statement.rhs)}   ({self.assumptions})"
+        left, right = (sympy.sstr(side) for side in (self.statement.lhs, self.statement.rhs))
+        return f"{self.name}: {left} = {right}   ({self.assumptions})"
 
 
 def _tex(step: Any) -> str:
