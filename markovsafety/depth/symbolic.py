@@ -105,8 +105,8 @@ def _tex(step: Any) -> str:
 def _holds(step: Any) -> bool:
     if step is True or step == sympy.true:
         return True
-    gap = step.lhs - step.rhs if isinstance(step, sympy.Eq) else step
-    return sympy.simplify(gap) == 0
+    sides: tuple[Any, Any] = (step.lhs, step.rhs) if isinstance(step, sympy.Eq) else (step, 0)
+    return sympy.simplify(sides[0] - sides[1]) == 0
 
 
 # Name -> (module of this package, function that makes the Derivation).

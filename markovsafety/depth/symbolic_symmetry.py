@@ -26,7 +26,8 @@ def twirled_harm() -> Derivation:
     mean_harm: Any = sum((T.T * harm for T in turns), sympy.zeros(n, 1)) / n
     commute = sympy.simplify((mean * shift - shift * mean).norm() ** 2)
     closed = {P[i, 0]: 1 - harm[i] - ends[i] - sum(P[i, 1:]) for i in range(n)}
-    stay: Any = [sympy.expand(sum(mean[i, :]).subs(closed)) for i in range(n)]
+    rows: Any = [sum(mean[i, :]) for i in range(n)]
+    stay: Any = [sympy.expand(row.subs(closed)) for row in rows]
     means = {a: sum(harm) / n, r: sum(ends) / n}
     formula = a / (a + r)
     return Derivation(
