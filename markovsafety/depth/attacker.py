@@ -174,7 +174,7 @@ def fit_best_of_n(events: ArrayLike, totals: ArrayLike, level: float = 0.95) -> 
     Raises
     ------
     InputError
-        Counts are not whole (weighted rollouts), or no counts.
+        Counts are not whole (weighted rollouts) or impossible.
 
     Notes
     -----

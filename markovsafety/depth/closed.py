@@ -13,8 +13,9 @@ training depth buys a geometric decay towards the floor f1, which no depth gets 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,7 @@ from ..bound import Bound
 from ..errors import InputError
 from .attack import AttackLaw, Optimum
 from .profile import Reading, budget, check_side, whole, within
+from .rules import unit
 
 __all__ = ["Profile"]
 
@@ -65,10 +67,7 @@ class Profile:
 
     def __post_init__(self):
         for name in HAZARDS:
-            value = float(getattr(self, name))
-            if not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}.", cause="A hazard is a probability.", next="Pass 0 <= x <= 1.")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, float(unit(getattr(self, name), name)))
         for a, r in (("a0", "r0"), ("a1", "r1")):
             if getattr(self, a) + getattr(self, r) > 1 + 1e-12:
                 raise InputError(
@@ -78,7 +77,7 @@ class Profile:
                 )
         if not 0 < self.level <= 1:
             raise InputError(f"level is {self.level}.", cause="A level is a probability.", next="Pass 0 < level <= 1.")
-        object.__setattr__(self, "intervals", {k: _interval(self, k, v) for k, v in self.intervals.items()})
+        object.__setattr__(self, "intervals", {k: interval_of(self, k, v, HAZARDS) for k, v in self.intervals.items()})
 
     @property
     def f0(self) -> float:
@@ -259,15 +258,14 @@ def _ratio(a: float, r: float) -> float:
     return a / (a + r) if a > 0 else 0.0
 
 
-def _interval(p: Profile, name: str, ends: tuple[float, float]) -> tuple[float, float]:
-    if name not in HAZARDS:
-        raise InputError(
-            f"Unknown hazard {name!r}.", cause=f"Hazards are {', '.join(HAZARDS)}.", next="Use one of them."
-        )
+def interval_of(form: Any, name: str, ends: tuple[float, float], names: Sequence[str]) -> tuple[float, float]:
+    """The interval of one of the numbers of a closed form, checked."""
+    if name not in names:
+        raise InputError(f"Unknown hazard {name!r}.", cause=f"Hazards are {', '.join(names)}.", next="Use one of them.")
     low, high = (float(x) for x in ends)
-    if not 0 <= low <= getattr(p, name) <= high <= 1:
+    if not 0 <= low <= getattr(form, name) <= high <= 1:
         raise InputError(
-            f"The interval [{low}, {high}] does not contain {name} = {getattr(p, name)}.",
+            f"The interval [{low}, {high}] does not contain {name} = {getattr(form, name)}.",
             cause="An interval belongs to the hazard that it is named after.",
             next="Pass (lower, upper) with 0 <= lower <= hazard <= upper <= 1.",
         )

@@ -96,12 +96,12 @@ def deviation(
     InputError
         If a number is out of range.
     """
-    fine = tokens >= 1 and vocabulary >= 1 and width >= 1 and temperature > 0 and gamma > 0 and 0 < delta < 1
+    fine = tokens >= 1 and vocabulary >= 1 and width >= 1 and temperature > 0 and gamma >= 1 and 0 < delta < 1
     if not fine or (floor is not None and not 0 < floor <= 1):
         raise InputError(
             f"tokens={tokens}, vocabulary={vocabulary}, width={width}, temperature={temperature}, floor={floor}, "
             f"gamma={gamma}, delta={delta}.",
-            cause="Sizes count from 1, probabilities lie in (0, 1), a temperature and a norm are positive.",
+            cause="Sizes count from 1, probabilities lie in (0, 1), a temperature is positive, a norm at least 1.",
             next="Pass numbers in range.",
         )
     inside = np.log(vocabulary) + 2 * vocabulary * np.sqrt(width) / temperature

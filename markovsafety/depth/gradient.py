@@ -125,14 +125,14 @@ def harm_gradient(
         )
     forced = _forced({0: 1.0} if prefill is None else prefill, T)
     h = np.asarray(hitting_probability(chain, target, certify=False).value)
-    harm, pi, layers = 0.0, np.zeros(chain.n_states), []
+    starts = {k: _law_after(chain, k) for k in forced}
+    harm = sum(forced[k] * float(law @ (h[k] if chain.is_layered else h)) for k, law in starts.items())
+    pi, layers = np.zeros(chain.n_states), []
     often = np.zeros((T, chain.n_states))
     for t in range(T):
         now, ahead = (h[t], h[t + 1]) if chain.is_layered else (h, h)
         if t in forced:
-            law = _law_after(chain, t)
-            pi = pi + forced[t] * np.where(w.moving, law, 0.0)
-            harm += forced[t] * float(law @ now)
+            pi = pi + forced[t] * np.where(w.moving, starts[t], 0.0)
         often[t] = pi
         P = chain.layers[t if chain.is_layered else 0]
         row = np.repeat(np.arange(chain.n_states), np.diff(P.indptr))
@@ -144,7 +144,7 @@ def harm_gradient(
 
 
 def _forced(prefill: Mapping[int, float], T: int) -> dict[int, float]:
-    law = {int(k): float(p) for k, p in prefill.items()}
+    law = dict(zip(whole(list(prefill), "prefill").tolist(), map(float, prefill.values())))
     fine = all(0 <= p <= 1 for p in law.values()) and abs(math.fsum(law.values()) - 1) <= 1e-9
     if not fine or not all(0 <= k < max(T, 1) for k in law):
         raise InputError(

@@ -62,11 +62,14 @@ class Hazards:
     tail: float
 
     def __init__(self, harm: ArrayLike, refusal: ArrayLike, tail: float = 0.0):
-        a, r = np.broadcast_arrays(np.atleast_1d(unit(harm, "harm")), np.atleast_1d(unit(refusal, "refusal")))
-        if a.ndim != 1:
+        a, r = np.atleast_1d(unit(harm, "harm")), np.atleast_1d(unit(refusal, "refusal"))
+        if a.ndim != 1 or r.ndim != 1 or (len(a) != len(r) and 1 not in (len(a), len(r))):
             raise InputError(
-                f"Hazards have shape {a.shape}.", cause="There is one per position.", next="Pass flat arrays."
+                f"Hazards have shapes {a.shape} and {r.shape}.",
+                cause="There is one of each per position.",
+                next="Pass flat arrays of one length.",
             )
+        a, r = np.broadcast_arrays(a, r)
         if (a + r > 1 + 1e-12).any():
             at = int(np.argmax(a + r))
             raise InputError(
@@ -94,8 +97,12 @@ class Hazards:
         Raises
         ------
         InputError
-            If they are not.
+            If they are not, or there is no position.
         """
+        if len(self) == 0:
+            raise InputError(
+                "There is no position.", cause="A profile has hazards.", next="Use Hazards.harm, which is the tail."
+            )
         same = (self.a == self.a[-1]) & (self.r == self.r[-1])
         d = len(self) - int(np.argmin(same[::-1])) if not same.all() else 0
         found = Profile(self.a[-1], self.r[-1], self.a[0], self.r[0])

@@ -24,6 +24,7 @@ from ..bound import Bound, check_level, clustered
 from ..errors import InputError
 from ..evidence.cells import is_rollouts
 from ..outcomes import CODES
+from .closed import interval_of
 from .profile import whole
 from .width import unit
 
@@ -53,7 +54,7 @@ class LeakyRefusal:
     Raises
     ------
     InputError
-        If a number is no probability, or a group sums to more than 1.
+        If a number is no probability, a group sums to more than 1, or an interval does not contain its rate.
 
     Notes
     -----
@@ -83,6 +84,7 @@ class LeakyRefusal:
                 )
         if not 0 < self.level <= 1:
             raise InputError(f"level is {self.level}.", cause="A level is a probability.", next="Pass 0 < level <= 1.")
+        object.__setattr__(self, "intervals", {k: interval_of(self, k, v, RATES) for k, v in self.intervals.items()})
 
     @classmethod
     def fit(

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
+from .rules import unit
 
 __all__ = ["MODELS", "at_least", "check_model", "latent_correlation", "log_moment", "tail_limit"]
 
@@ -284,10 +285,15 @@ def latent_correlation(p: ArrayLike, rho: ArrayLike) -> Any:
     float or array
         r in [0, 1] with P(both) = Phi_2(c, c; r) = p - 2 T(c, sqrt((1 - r) / (1 + r))), c = Phi^-1(p) and T Owen's
         function; so 2 T = p (1 - p) (1 - rho). Where p is 0 or 1 nothing is correlated, and r is rho.
+
+    Raises
+    ------
+    InputError
+        If a number lies outside [0, 1]; a copula with one factor has no negative correlations.
     """
     from scipy.special import ndtri, owens_t
 
-    p, rho = np.broadcast_arrays(np.asarray(p, dtype=np.float64), np.asarray(rho, dtype=np.float64))
+    p, rho = np.broadcast_arrays(unit(p, "p"), unit(rho, "rho"))
     live = (p > 0) & (p < 1) & (rho >= NOTHING) & (rho < 1)
     q, x = np.where(live, p, 0.5), np.where(live, rho, 0.5)
     c, goal = np.abs(ndtri(q)), q * (1 - q) * (1 - x) / 2

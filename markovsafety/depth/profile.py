@@ -44,7 +44,8 @@ def whole(x: Any, name: str) -> NDArray:
     array = np.asarray(list(x) if isinstance(x, range) else x)
     counts = np.zeros(array.shape, dtype=np.int64)
     try:
-        counts = array.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # nan and inf are refused below
+            counts = array.astype(np.int64)
         good = array.dtype.kind in "iuf" and bool(np.all((counts == array) & (counts >= 0)))
     except (TypeError, ValueError):
         good = False
@@ -177,6 +178,11 @@ def operational_depth(
     Depth
         With all three readings; "none" if the first measured depth exceeds eps, "at least K" if none does.
 
+    Raises
+    ------
+    InputError
+        If depths and harm do not match, or harm lies outside [0, 1].
+
     Notes
     -----
     The depths from the reading of the upper ends to that of the lower ends hold the true one at the level of the
@@ -195,6 +201,10 @@ def operational_depth(
             f"{k.size} depths for harm of shape {ends['value'].shape}.",
             cause="There must be one harm per depth, every depth once, at least one.",
             next="Pass two arrays of one length.",
+        )
+    if any(((e < 0) | (e > 1)).any() for e in ends.values()):
+        raise InputError(
+            f"Harm is {harm!r}.", cause="It is a probability, or nan where none was measured.", next="Pass 0 <= h <= 1."
         )
     order = np.argsort(k)
     readings = {s: _read(k[order], e[order], eps) for s, e in ends.items()}

@@ -66,7 +66,12 @@ def widths_of(width: Any) -> NDArray:
 
 def unit(x: ArrayLike, name: str) -> NDArray:
     """Numbers in [0, 1] as an array, checked."""
-    array = np.asarray(x, dtype=np.float64)
+    try:
+        array = np.asarray(x, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name} is {x!r}.", cause="It is a number in [0, 1].", next=f"Pass 0 <= {name} <= 1."
+        ) from None
     if not np.all((array >= 0) & (array <= 1)):
         bad = array[~((array >= 0) & (array <= 1))].flat[0]
         raise InputError(f"{name} is {bad:g}.", cause="It lies in [0, 1].", next=f"Pass 0 <= {name} <= 1.")
