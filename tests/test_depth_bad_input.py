@@ -61,3 +61,13 @@ def test_a_gradient_says_what_it_is_the_gradient_of_at_any_depth():
     with pytest.raises(InputError):
         depth.harm_gradient(CHAIN, 3, prefill={0.5: 1.0})  # pyright: ignore[reportArgumentType]
     assert np.isfinite(found.norm).all()
+
+
+def test_an_attack_is_a_law():
+    for call in (
+        lambda: depth.Profile(0.1, 0.1, 0.1, 0.1).harm(3, attack=[0.5, 0.5]),
+        lambda: depth.Checkpoint(0.1, 0.1).harm(3, attack={0: 1.0}),
+        lambda: depth.Hazards([0.1], [0.1]).harm(attack=3),
+    ):
+        with pytest.raises(InputError, match=r"Pass AttackLaw\.fixed"):
+            call()

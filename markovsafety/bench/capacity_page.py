@@ -103,7 +103,14 @@ def page(result: dict[str, Any]) -> str:
 
 def _said(rows: list[dict[str, Any]]) -> list[str]:
     """What capacity does: to the depth that is withstood, and to harm behind the trained depth."""
-    lines = ["## What capacity does", ""]
+    asked = ", ".join(str(k) for k in sorted({r["k"] for r in rows}))
+    lines = [
+        "## What capacity does",
+        "",
+        f"Read from the table below, which has the intervals. Depths between the measured k ({asked}) were not asked: what "
+        "is withstood may be a token or two more.",
+        "",
+    ]
     counted = [r for r in rows if r["counted"]]
     for depth in sorted({r["depth"] for r in counted}):
         groups = {at: by_k for at, by_k in _groups(counted).items() if at[0] == depth}

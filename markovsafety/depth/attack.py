@@ -253,3 +253,14 @@ class AttackLaw:
 
     def __repr__(self) -> str:
         return f"AttackLaw({self.name}, mean {self.mean:.3g})"
+
+
+def law_given(attack: Any) -> AttackLaw:
+    """`attack`, checked to be an `AttackLaw`."""
+    if not isinstance(attack, AttackLaw):
+        raise InputError(
+            f"The attack is {attack!r}.",
+            cause="It is a law of the number of forced tokens.",
+            next="Pass AttackLaw.fixed(k), AttackLaw.geometric(p) or AttackLaw.of({k: weight}).",
+        )
+    return attack

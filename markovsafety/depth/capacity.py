@@ -334,7 +334,7 @@ def row_concentration(n: ArrayLike, k: int, rows: int = 1, delta: float = 0.05) 
     rows that are visited by a walk need a union over the numbers of visits as well.
     """
     size = np.asarray(n, dtype=np.float64)
-    if not (np.all(size >= 1) and k >= 1 and rows >= 1 and 0 < delta < 1):
+    if not (np.all(size >= 1) and k >= 1 and k == int(k) and rows >= 1 and 0 < delta < 1):
         raise InputError(
             f"n={n!r}, k={k!r}, rows={rows!r}, delta={delta!r}.",
             cause="Samples, entries and rows are counted from 1; delta is a probability.",

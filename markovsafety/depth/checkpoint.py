@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from ..bound import Bound
 from ..errors import InputError, UntrustedError
-from .attack import LONGEST, AttackLaw, Optimum
+from .attack import LONGEST, AttackLaw, Optimum, law_given
 from .optimal import checkpoint_point, most
 from .profile import whole
 from .width import unit
@@ -94,7 +94,7 @@ class Checkpoint:
         d, k = np.broadcast_arrays(whole(depth, "depth"), whole(prefill, "prefill"))
         left = np.maximum(d - k, 0)
         last = int(left.max(initial=0))
-        meets = (AttackLaw.fixed(0) if attack is None else attack).discount(self.c, last)[left]
+        meets = (AttackLaw.fixed(0) if attack is None else law_given(attack)).discount(self.c, last)[left]
         value = self.f * (1 - self.success * meets)
         value = float(value) if value.ndim == 0 else value
         return Bound(value, value, value, 1.0, {}, None, {"name": "P(harm)", "method": "closed form"})

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..bound import Bound
 from ..errors import InputError
-from .attack import AttackLaw, Optimum
+from .attack import AttackLaw, Optimum, law_given
 from .profile import Reading, budget, check_side, whole, within
 from .rules import unit
 
@@ -239,6 +239,7 @@ def _closed(
     f0, f1, stop = _ratio(a0, r0), _ratio(a1, r1), min(a1 + r1, 1.0)
     if attack is not None:
         last = int(left.max(initial=0))
+        attack = law_given(attack)
         keep = (attack.discount(1 - stop, last) + attack.survival(np.arange(last + 1)))[left]
     else:
         # From a table where depths repeat: an exponential costs more than a look-up.

@@ -20,7 +20,7 @@ from ..bound import Bound
 from ..chains import Chain
 from ..errors import InputError
 from ..hitting import hitting_probability
-from .attack import AttackLaw
+from .attack import AttackLaw, law_given
 from .closed import Profile
 from .profile import Depth, operational_depth, whole
 from .width import unit
@@ -150,7 +150,7 @@ class Hazards:
         if attack is not None:
             # E h(k + K): the tail of the law beyond the last position is exact, since h stays the same there.
             n = len(self)
-            law = attack.probability(np.arange(n + 1))
+            law = law_given(attack).probability(np.arange(n + 1))
             h = np.array([law[: n - k] @ h[k:n] + float(attack.survival(n - k)) * h[n] for k in range(n + 1)])
         if prefill is None:
             prefill = np.arange(len(h)) if attack is None else 0
