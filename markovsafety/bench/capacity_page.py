@@ -107,8 +107,8 @@ def _said(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## What capacity does",
         "",
-        f"Read from the table below, which has the intervals. Depths between the measured k ({asked}) were not asked: what "
-        "is withstood may be a token or two more.",
+        f"Read from the table below, which has the intervals. Depths between the measured k ({asked}) were not asked: "
+        "what is withstood may be a token or two more.",
         "",
     ]
     counted = [r for r in rows if r["counted"]]
