@@ -215,7 +215,8 @@ def numbers_of(words: list[str] | None, option: str, whole: bool = True) -> Any:
         except ValueError:
             raise InputError(
                 f"{option} {word}: no number.",
-                cause="Numbers are written out, or as a range START:STOP or START:STOP:STEP, without its end.",
+                cause="Numbers are written out, or as a range START:STOP or START:STOP:STEP, without its end, that is "
+                f"neither empty nor longer than {LONGEST:,}.",
                 next=f"For instance {option} 0 5 20, or {option} 0:33." if whole else f"For instance {option} 0 0.3.",
             ) from None
     return out

@@ -122,7 +122,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         usage = " ".join(self.format_usage().split())
-        raise InputError(f"{self.prog}: {message}", cause=usage, next=f"{self.prog} --help explains every argument.")
+        raise InputError(message, cause=usage, next=f"{self.prog} --help explains every argument.")
 
 
 def _call(module: str, function: str) -> Callable[[argparse.Namespace], Answer]:
@@ -305,18 +305,25 @@ def _numbers(verb: Verb) -> None:
     arguments(v)
 
 
+ORGANISM = (
+    "organism train deep4 --out deep4\n         markovsafety organism grid --hidden 16 64 --depth 0 20 --out grid"
+)
+
+
 def _organism(verb: Verb) -> None:
-    v = verb("organism", "the synthetic models: list, prompts, train", "organism train deep4 --out deep4", "organism")
+    v = verb("organism", "the synthetic models: list, prompts, train, grid", ORGANISM, "organism")
     v.add_argument("what", choices=["list", "prompts", "train", "grid"], help="grid: train many widths and depths")
     v.add_argument(
         "variant", nargs="?", help="variant to train: base, shallow, deep4, deep20, cyclic, gap, over, deepK"
     )
-    v.add_argument("--out", help="folder (train) or JSONL file (prompts) to write")
-    v.add_argument("--base", help="base model folder to start from (default: the shipped base)")
-    v.add_argument("--seed", type=int, default=0)
-    v.add_argument("--n", type=int, default=48, help="number of prompts")
-    v.add_argument("--threads", type=int, default=1, help="CPU threads of training")
-    v.add_argument("--hidden", type=int, nargs="+", help="width of the hidden state (train: of a base; default: 64)")
+    v.add_argument("--out", help="folder (train, grid) or JSONL file (prompts) to write")
+    v.add_argument("--base", help="train: base model folder to start from (default: the shipped base)")
+    v.add_argument("--seed", type=int, help="prompts, train: seed (default: 0)")
+    v.add_argument("--n", type=int, help="prompts: how many (default: 48)")
+    v.add_argument("--threads", type=int, help="train: CPU threads (default: 1)")
+    v.add_argument(
+        "--hidden", type=int, nargs="+", help="width of the hidden state: grid, and train base (default: 64)"
+    )
     v.add_argument("--depth", type=int, nargs="+", help="grid: trained depths")
-    v.add_argument("--seeds", type=int, default=3, help="grid: number of bases of every width (default: 3)")
+    v.add_argument("--seeds", type=int, help="grid: number of bases of every width (default: 3)")
     v.add_argument("--workers", type=int, help="grid: trainings side by side (default: the number of cores)")

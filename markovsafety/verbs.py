@@ -276,6 +276,7 @@ def report(options: argparse.Namespace) -> Answer:
 def organism(options: argparse.Namespace) -> Answer:
     from . import organism as room
 
+    _heeded(options)
     if options.what == "list":
         return Answer(
             f"shipped: {', '.join(room.SHIPPED)}; trainable: {', '.join(room.VARIANTS)}, deepK",
@@ -291,7 +292,7 @@ def organism(options: argparse.Namespace) -> Answer:
             next="Add --out.",
         )
     if options.what == "prompts":
-        asked = room.prompts(n=options.n, seed=options.seed)
+        asked = room.prompts(n=48 if options.n is None else options.n, seed=options.seed or 0)
         write_text(options.out, "".join(json.dumps(item) + "\n" for item in asked))
         return Answer(f"{len(asked)} prompts -> {options.out}", {"prompts": len(asked)}, files=[options.out])
     if options.what == "grid":
@@ -303,10 +304,41 @@ def organism(options: argparse.Namespace) -> Answer:
             next=f"One of {', '.join(room.VARIANTS)}, or deepK.",
         )
     base = options.base or (None if options.variant == "base" else room.model_path("base"))
-    how = {"seed": options.seed, "threads": options.threads, "progress": not options.json}
+    how = {
+        "seed": options.seed or 0,
+        "threads": 1 if options.threads is None else options.threads,
+        "progress": not options.json,
+    }
     found = room.train(options.variant, options.out, base=base, hidden=(options.hidden or [64])[0], **how)
     line = f"{options.variant}: KL {found['kl']:.4f} nats/token, judge {found['judge']:.3f}, {found['seconds']:.0f} s"
     return Answer(f"{line} -> {options.out}", found, files=[options.out])
+
+
+_ORGANISM = {
+    "list": (),
+    "prompts": ("out", "seed", "n"),
+    "train": ("variant", "out", "base", "seed", "threads", "hidden"),
+    "grid": ("out", "hidden", "depth", "seeds", "workers"),
+}
+
+
+def _heeded(options: argparse.Namespace) -> None:
+    """Refuses what this kind of organism command would not heed."""
+    known = sorted(set().union(*_ORGANISM.values()))
+    foreign = [n for n in known if getattr(options, n) is not None and n not in _ORGANISM[options.what]]
+    if foreign:
+        heeds = ", ".join(n if n == "variant" else f"--{n}" for n in _ORGANISM[options.what])
+        raise InputError(
+            f"organism {options.what} does not heed {', '.join(n if n == 'variant' else f'--{n}' for n in foreign)}.",
+            cause=f"It takes {heeds or 'nothing else'}.",
+            next="Leave it out, or name another of list, prompts, train, grid.",
+        )
+    if options.what == "train" and options.hidden and (len(options.hidden) > 1 or options.variant != "base"):
+        raise InputError(
+            f"--hidden {' '.join(map(str, options.hidden))} for {options.variant}.",
+            cause="A base is trained at one width; every other variant has the width of its base.",
+            next="Train a base of that width and name it with --base, or many at once with organism grid.",
+        )
 
 
 def _organism_grid(options: argparse.Namespace) -> Answer:

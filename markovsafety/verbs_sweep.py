@@ -17,6 +17,7 @@ def sweep(options: argparse.Namespace) -> Answer:
 
     warnings: list[str] = []
     budgets = options.harm or [0.1]
+    _only_lines(options)
     source, allowed = _source(options, warnings)
     form = any(getattr(options, name) for name in FORMS) or isinstance(source, dict)
     grid = grid_of(
@@ -84,7 +85,7 @@ def _by_capacity(items: list[str], warnings: list[str]) -> dict[Any, Any]:
     """{capacity: source}, or {capacity: {trained depth: source}}."""
     out: dict[Any, Any] = {}
     for name, path in named(items).items():
-        part: Any = f"{path[1:].strip() or 'not trained'}" if path.startswith("-") else _file(path, warnings)
+        part: Any = path[1:].strip() or "no reason given" if path.startswith("-") else _file(path, warnings)
         size, at, depth = name.partition("@")
         key = _number(size)
         if at and not depth.isdigit():
@@ -155,6 +156,22 @@ def _pareto(grid: Any, options: argparse.Namespace, harm: float) -> Any:
 
 
 # --- the figure ---
+
+
+def _only_lines(options: argparse.Namespace) -> None:
+    """Refuses words about a figure that no figure would heed."""
+    words = {"--plot": options.plot != "auto", "--along": options.along, "--by": options.by}
+    given = next((name for name, there in words.items() if there), None)
+    if given is not None and not options.figure:
+        raise InputError(f"{given} without a figure.", cause="It says what is drawn.", next="Add --figure FILE.")
+    if given in ("--along", "--by") or (
+        given == "--plot" and options.plot != "lines" and (options.along or options.by)
+    ):
+        raise InputError(
+            "--along and --by are for lines.",
+            cause="Other figures have axes of their own.",
+            next="Add --plot lines, or leave them out.",
+        )
 
 
 def _draw(options: argparse.Namespace, grid: Any, found: Any, form: bool, allowed: Any, budgets: list[float]) -> str:

@@ -12,7 +12,7 @@ import markovsafety as ms
 from markovsafety import organism
 from markovsafety.organism.exact import grammar_of, planted
 from markovsafety.organism.language import IDS, WORDS
-from markovsafety.organism.train_grid import Job, _job, jobs, train_grid
+from markovsafety.organism.train_sizes import Job, _job, jobs, train_grid
 
 
 def test_every_depth_once_and_the_extremes_with_every_seed():

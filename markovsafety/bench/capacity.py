@@ -71,8 +71,8 @@ def run(
     dict
         rows, models, date, versions, machine, seconds, line.
     """
-    from ..organism.train_grid import DEPTHS as TRAINED
-    from ..organism.train_grid import HIDDEN, train_grid
+    from ..organism.train_sizes import DEPTHS as TRAINED
+    from ..organism.train_sizes import HIDDEN, train_grid
 
     if models is None:
         raise InputError(

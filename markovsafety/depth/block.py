@@ -47,6 +47,8 @@ class Asked:
     level : float
     reach : int, optional
         Forced tokens at which laws without an end are cut, where no depth is asked for.
+    chosen : bool
+        Whether correlations were asked for.
     """
 
     widths: Coords
@@ -56,6 +58,7 @@ class Asked:
     model: str
     level: float
     reach: int | None = None
+    chosen: bool = False
 
     def ensemble(self, q: Any, width: Any, icc: Any = 0.0) -> NDArray:
         """Harm of an ensemble; answers without a correlation are independent whatever the model."""

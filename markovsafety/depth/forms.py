@@ -41,7 +41,7 @@ def of_form(source: Any, depth: Any, asked: Asked) -> Block:
     With an attack all answers face the same forced tokens, so the mean over their number is taken last. Beyond the
     deepest trained position more forced tokens change nothing, so no law is cut off.
     """
-    if None in asked.mixes and len(asked.mixes) > 1:
+    if asked.chosen and None in asked.mixes:
         raise InputError(
             f"{_named(source)} has no measured correlation.",
             cause="It is a closed form, not rollouts.",
@@ -78,7 +78,7 @@ def _own(source: Any, asked: Asked) -> Any:
     raise InputError(
         f"{_named(source)} has no depths of its own.",
         cause="Its depth axis is the trained depth.",
-        next="Pass e.g. depth=range(33).",
+        next="Pass e.g. depth=range(33), or --depth 0:33.",
     )
 
 

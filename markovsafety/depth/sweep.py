@@ -90,7 +90,8 @@ def sweep(
     """
     check_rule(rule)
     check_level(level)
-    asked = Asked(axis(width, "width", least=1), correlations(correlation), laws_of(attack), rule, model, level)
+    widths, mixes, laws = axis(width, "width", least=1), correlations(correlation), laws_of(attack)
+    asked = Asked(widths, mixes, laws, rule, model, level, chosen=correlation is not None)
     asked.ensemble(0.5, np.array(asked.widths), 0.0)  # refuses a rule, width or model before any work
     coords: dict[str, Coords] = {"width": asked.widths}
     if isinstance(source, Mapping) or (callable(source) and not _is_form(source)):

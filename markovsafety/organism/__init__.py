@@ -140,7 +140,7 @@ def train_grid(out: Any, **options: Any) -> list[dict[str, Any]]:
     out : path
         Folder of model folders; a run that was stopped goes on.
     **options
-        See `markovsafety.organism.train_grid.train_grid`: hidden, depths, seeds, workers, progress.
+        See `markovsafety.organism.train_sizes.train_grid`: hidden, depths, seeds, workers, progress.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def train_grid(out: Any, **options: Any) -> list[dict[str, Any]]:
         torch or transformers is missing, or no such grid exists.
     """
     _trainer("training")  # says what is missing before any process starts
-    return _trainer("train_grid").train_grid(out, **options)
+    return _trainer("train_sizes").train_grid(out, **options)
 
 
 def _trainer(module: str) -> Any:

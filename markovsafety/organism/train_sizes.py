@@ -109,8 +109,12 @@ def train_grid(
         For every model of the grid: hidden, seed, variant, folder, and what `train` measured (`failed` names unmet
         checks); a variant whose base failed has `failed` and no numbers.
     """
-    Path(out).mkdir(parents=True, exist_ok=True)
     todo = jobs(hidden, depths, seeds)
+    if workers is not None and workers < 1:
+        raise InputError(
+            f"workers is {workers}.", cause="Somebody has to train.", next="Pass 1 or more, or leave it out."
+        )
+    Path(out).mkdir(parents=True, exist_ok=True)
     found: dict[Job, list[dict[str, Any]]] = {}
     count = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_quiet) as pool:
