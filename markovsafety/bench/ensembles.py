@@ -107,8 +107,9 @@ def run(
     result["seconds"] = round(time.perf_counter() - begun, 1)
     result["line"] = _line(result)
     if out is not None:
-        Path(out).write_text(json.dumps(_short(result)) + "\n", encoding="utf-8")
-        Path(out).with_suffix(".md").write_text(page(result), encoding="utf-8")
+        kept = _short(result)
+        Path(out).write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        Path(out).with_suffix(".md").write_text(page(kept), encoding="utf-8")  # of what is kept, so that it can be remade
     return result
 
 
