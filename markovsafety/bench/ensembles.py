@@ -107,9 +107,9 @@ def run(
     result["seconds"] = round(time.perf_counter() - begun, 1)
     result["line"] = _line(result)
     if out is not None:
-        kept = _short(result)
+        kept = _short(result)  # the page is made of what is kept, so that it can be made again
         Path(out).write_text(json.dumps(kept) + "\n", encoding="utf-8")
-        Path(out).with_suffix(".md").write_text(page(kept), encoding="utf-8")  # of what is kept, so that it can be remade
+        Path(out).with_suffix(".md").write_text(page(kept), encoding="utf-8")
     return result
 
 
