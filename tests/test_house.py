@@ -6,7 +6,6 @@ Most rules are read off the syntax trees of the package, so they hold for import
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import re
 import shutil
@@ -357,20 +356,6 @@ def test_type_checkers_see_every_public_name():
     block = next(n for n in trees()["__init__.py"].body if isinstance(n, ast.If))
     seen = {alias.asname for n in block.body if isinstance(n, ast.ImportFrom) for alias in n.names}
     assert seen == set(ms._WHERE)
-
-
-def test_no_file_hides_a_public_name_of_its_room():
-    """An import of room/name.py sets room.name to the file, also where name is a function of the room."""
-    hidden, both = [], 0
-    for door in PACKAGE.glob("*/__init__.py"):
-        room = importlib.import_module(f"markovsafety.{door.parent.name}")
-        for name in set(getattr(room, "__all__", ())) & {p.stem for p in door.parent.glob("*.py")}:
-            inside = importlib.import_module(f"{room.__name__}.{name}")
-            if hasattr(inside, name):
-                both += 1
-                hidden += [] if getattr(room, name) is getattr(inside, name) else [f"{room.__name__}.{name}"]
-    assert both > 10
-    assert not hidden, hidden
 
 
 # --- files ---

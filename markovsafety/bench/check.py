@@ -21,6 +21,7 @@ from ..organism import AutomatonStates, model_path, prompts
 from ..rollouts import Rollouts, sample
 from ..rollouts.provenance import versions
 from .check_worlds import WORLDS, exact, outcomes_of_tests, speak
+from .markdown import markdown_table
 
 __all__ = ["asked", "equivalence", "run", "said"]
 
@@ -180,10 +181,6 @@ stretch of positions on P(harm)), prompts (standard deviation of harm between pr
 are 95 %, simultaneous. An effect that is left out was not tested; categories with states of their own cannot differ."""
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows])
-
-
 def _model_page(model: dict[str, Any]) -> str:
     head = ["states", "fit on", "number", "verdict", "misfit", "unseen", "CK", "position", "prompts", "categories"]
     words = {True: "**fair**", False: "**not fair**", None: "cannot tell"}
@@ -200,7 +197,7 @@ def _model_page(model: dict[str, Any]) -> str:
         [
             f"## {model['model']}",
             f"Fit: {model['fit']}. Held out: {model['held_out']}.",
-            _table([*head, "order", "gap"], rows),
+            markdown_table([*head, "order", "gap"], rows),
             "\n".join(why),
             "### Which order?",
             "All maps foretell the same thing, the next token, from the rollouts of all depths; G2, df and p are of "
@@ -237,7 +234,7 @@ def _worlds_page(worlds: list[dict[str, Any]]) -> str:
         "## The tests where the truth is known\n\nShare of experiments (40 prompts, 20 rollouts each) in which a test "
         "speaks: its p is below 5 %, and its 95 % interval excludes 0 (of `order`: of the gain in other prompts). In "
         "the fair world both should be 5 % or less; the standard error of 5 % is "
-        f"{100 * np.sqrt(0.0475 / fair):.1f} points there.\n\n{_table(['world', 'experiments', *tests], rows)}"
+        f"{100 * np.sqrt(0.0475 / fair):.1f} points there.\n\n{markdown_table(['world', 'experiments', *tests], rows)}"
     )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .markdown import markdown_table
+
 __all__ = ["page", "summary", "tables"]
 
 
@@ -53,10 +55,6 @@ def _percent(x: float) -> str:
     return f"{100 * x:.1f} %"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
-
-
 def tables(result: dict[str, Any]) -> dict[str, str]:
     """Markdown tables by title."""
     rates = [r for r in result["rows"] if r["oracle"] is not None]
@@ -66,25 +64,27 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
     head += ["too low / too high", "width", "of prescribed", "of oracle"]
     tools = ["Wald", "Wilson", "Clopper-Pearson", "bootstrap"]
     found = {
-        "Rates with few harms or harmful prompts: at least 94 %": _table(head + tools, [_rate(r, tools) for r in few]),
-        "Rates with 20 harms and harmful prompts or more: 93 to 97.5 %": _table(
+        "Rates with few harms or harmful prompts: at least 94 %": markdown_table(
+            head + tools, [_rate(r, tools) for r in few]
+        ),
+        "Rates with 20 harms and harmful prompts or more: 93 to 97.5 %": markdown_table(
             head + tools, [_rate(r, tools) for r in many]
         ),
     }
     head.remove("of oracle")
-    found["Differences"] = _table(
+    found["Differences"] = markdown_table(
         [*head, "limits", "Wald", "bootstrap"],
         [[*(c for i, c in enumerate(_rate(r, [])) if i != 11), _limits(r), *_beside(r, ["Wald", "bootstrap"])]
          for r in changes],
     )  # fmt: skip
-    found["Operational safety depth: at least 94 %"] = _table(
+    found["Operational safety depth: at least 94 %"] = markdown_table(
         ["profile", "budget", "prompts x rollouts", "true", "**ours**", "lower ends one by one", "depths in it",
          "of one by one", "Wald", "Clopper-Pearson"],
         [[r["name"], f"{r['eps']:.3g}", f"{r['prompts']} x {r['rollouts']}", r["truth"], _percent(r["coverage"]),
           _percent(r["alone"]), f"{r['depths']:.2f}", f"{r['ratio']:.2f}", *map(_percent, r["tools"].values())]
          for r in result["depths"]],
     )  # fmt: skip
-    found["Flags where nothing changed, six categories: at most 5 % and three standard errors"] = _table(
+    found["Flags where nothing changed, six categories: at most 5 % and three standard errors"] = markdown_table(
         ["population", "prompts x rollouts in each", "**any flag**", "p <= 0.05", "any, unclustered z-tests"],
         [[r["name"], f"{r['prompts']} x {r['rollouts']}", *map(_percent, (r["flagged"], r["single"], r["naive"]))]
          for r in result["flags"]],

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .markdown import markdown_table
+
 __all__ = ["page"]
 
 SHOWN = ("kinds, pairs", "independent")
@@ -58,10 +60,6 @@ def page(result: dict[str, Any], least: int = 10) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows])
-
-
 def _summary(rows: list[dict[str, Any]]) -> str:
     head = ["ensembles", "law", "cells", "beyond 2", "allowed", "as cells depend", "beyond 4"]
     head += ["largest", "rms z", "mean z", "holds"]
@@ -70,7 +68,7 @@ def _summary(rows: list[dict[str, Any]]) -> str:
         numbers = [f"{r[k]:.2f}" for k in ("largest", "rms", "mean")]
         counts = [str(r[k]) for k in ("cells", "beyond_2", "allowed", "dependent", "beyond_4")]
         body.append([r["ensembles"], r["law"], *counts, *numbers, _word(r)])
-    return _table(head, body)
+    return markdown_table(head, body)
 
 
 def _word(row: dict[str, Any]) -> str:
@@ -103,7 +101,7 @@ def _by_ensemble(result: dict[str, Any]) -> str:
                 row.append(str(len(z)))
             row.append(f"{(np.abs(z) > 2).sum()}, {np.abs(z).max():.1f}" if len(z) else "")
         rows.append(row)
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _within(result: dict[str, Any]) -> str:
@@ -112,7 +110,9 @@ def _within(result: dict[str, Any]) -> str:
     for w in result["correlation"]["within"]:
         cells = [f"{q:.3f}; {_bound(b)}" for q, b in zip(w["rate"], w["icc"])]
         rows.append([w["model"], *cells])
-    return "Within a model: harm of one answer; intra-class correlation (95 % interval).\n\n" + _table(head, rows)
+    return "Within a model: harm of one answer; intra-class correlation (95 % interval).\n\n" + markdown_table(
+        head, rows
+    )
 
 
 def _bound(b: dict[str, Any]) -> str:
@@ -134,7 +134,7 @@ def _between(result: dict[str, Any]) -> str:
     )
     return (
         "Between models: correlation of an answer of the one with an answer of the other; in brackets that of the "
-        f"prompts' own probabilities of harm, freed of the noise of few answers.{more}\n\n" + _table(head, rows)
+        f"prompts' own probabilities of harm, freed of the noise of few answers.{more}\n\n" + markdown_table(head, rows)
     )
 
 
@@ -149,7 +149,7 @@ def _cells(result: dict[str, Any]) -> list[str]:
             chosen = [c for c in result["cells"] if c["ensemble"] == name and c["rule"] == rule]
             head = ["k", *(f"m = {c['width']}" for c in chosen)]
             rows = [[str(k), *(_one(c, d) for c in chosen)] for d, k in enumerate(result["depths"])]
-            parts.append(f"### {name}, {rule}\n\n{_table(head, rows)}")
+            parts.append(f"### {name}, {rule}\n\n{markdown_table(head, rows)}")
     return parts
 
 

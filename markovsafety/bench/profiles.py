@@ -21,6 +21,7 @@ from ..organism import REFUSAL_IDS, model_path, prompts
 from ..organism.language import IDS
 from ..rollouts import Rollouts, sample
 from ..rollouts.provenance import versions
+from .markdown import markdown_table
 
 __all__ = ["DEPTHS", "MODELS", "run"]
 
@@ -183,10 +184,6 @@ def _page(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows])
-
-
 def _counts_page(count: dict[str, dict[str, Any]]) -> str:
     head = ["state", "cells", "beyond 2", "allowed", "largest z", "largest difference", ""]
     rows = [
@@ -203,7 +200,7 @@ def _counts_page(count: dict[str, dict[str, Any]]) -> str:
     ]
     return (
         "## All models together\n\nAllowed is the 99 % quantile of the binomial with 0.0455; beyond 4 none is.\n\n"
-        + _table(head, rows)
+        + markdown_table(head, rows)
     )
 
 
@@ -237,11 +234,11 @@ def _model_page(m: dict[str, Any]) -> str:
         [
             f"## {m['model']}",
             f"{m['rollouts']}. Sampling {m['seconds_sampling']:.0f} s, all fits {m['seconds_fitting']:.1f} s.",
-            _table(head, rows),
+            markdown_table(head, rows),
             "Refusal per token: as the ratio of survivals h(k) / h(k') has it, and as it begins at position k right "
             "after a prefix that ends there, or four tokens after one; and the share of the former that harms after "
             "all:",
-            _table(["k", "survival ratio", "at once", "four tokens later", "of these leak"], hazards),
+            markdown_table(["k", "survival ratio", "at once", "four tokens later", "of these leak"], hazards),
             _leak_page(m["leak"]),
         ]
     )

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..bound import Bound, check_level, clustered
 from ..errors import InputError
+from .measured import unseen
 from .mixtures import log_moment
 from .rules import unit, widths_of
 
@@ -196,7 +197,7 @@ def fit_best_of_n(events: ArrayLike, totals: ArrayLike, level: float = 0.95) -> 
         )
     x, n = x[n > 0], n[n > 0]
     info: dict[str, Any] = {"prompts": len(n), "answers": int(n.sum()) if len(n) else 0}
-    why, best = _unsupported(x, n), np.zeros(2)
+    why, best = unseen(x, n), np.zeros(2)
     logl = _likelihood(x, n)
     if not why:
         best, why = _maximum(logl, x, n)
@@ -224,18 +225,6 @@ def fit_best_of_n(events: ArrayLike, totals: ArrayLike, level: float = 0.95) -> 
     low, high = min(mean.lower, rate.lower), max(mean.upper, rate.upper)
     mean = Bound(mean.value, low, high, level, {"sampling": (high - low) / 2}, None, {"name": "P(harm)"})
     return BestOfN(over(lambda a, b: a, "alpha"), over(lambda a, b: b, "beta"), mean, icc, "", info, region)
-
-
-def _unsupported(x: NDArray, n: NDArray) -> str:
-    if len(n) < 2:
-        return "fewer than two prompts"
-    if x.sum() == 0:
-        return "no harm was seen"
-    if x.sum() == n.sum():
-        return "nothing but harm was seen"
-    if n.max() <= 1:
-        return "one answer per prompt shows no variance between prompts"
-    return ""
 
 
 def _likelihood(x: NDArray, n: NDArray) -> Callable[[NDArray], NDArray]:

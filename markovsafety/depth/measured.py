@@ -122,7 +122,7 @@ def icc(events: ArrayLike, totals: ArrayLike, level: float = 0.95, seed: int = 0
     x, n = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (events, totals))
     clustered(x, n, level)  # refuses what is not a count
     x, n = x[n > 0], n[n > 0]
-    why = _unseen(x, n)
+    why = unseen(x, n)
     info: dict[str, Any] = {"name": "ICC", "assessed": not why, "why": why, "prompts": len(n)}
     if why:
         return Bound(np.nan, 0.0, 1.0, level, {"sampling": 0.5}, None, info)
@@ -137,7 +137,8 @@ def icc(events: ArrayLike, totals: ArrayLike, level: float = 0.95, seed: int = 0
     return Bound(value, lower, upper, level, {"sampling": (upper - lower) / 2}, None, info)
 
 
-def _unseen(x: NDArray, n: NDArray) -> str:
+def unseen(x: NDArray, n: NDArray) -> str:
+    """Why harms x of n answers by prompt show no variance between prompts; empty where they may."""
     if len(n) < 2:
         return "fewer than two prompts"
     if x.sum() == 0:

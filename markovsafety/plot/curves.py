@@ -140,15 +140,15 @@ def _open_key(ax: Any) -> None:
 
 def _family(grid: Any, over: str, by: str | None) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Positions, names of the lines, and value, lower, upper of shape (3, lines, positions)."""
-    dims = list(grid.dims)
+    dims: list[str] = list(getattr(grid, "dims", ()))
     others = [n for n in dims if n != over and len(grid.coords[n]) > 1]
     if by is None:
         by = max(others, key=lambda n: len(grid.coords[n])) if others else None
     for name in (over, *([by] if by else [])):
         if name not in dims or by == over:
             raise InputError(
-                f"The grid has no lines over {over!r} by {by!r}.",
-                cause=f"Its axes are {', '.join(dims)}.",
+                f"The grid has no lines over {over!r}" + (f" by {by!r}." if by else "."),
+                cause=f"Its axes are {', '.join(dims) or 'none'}.",
                 next="Pick two different ones.",
             )
     pick = [slice(None) if n in (over, by) else 0 for n in dims]
