@@ -100,7 +100,7 @@ def test_what_data_cannot_support():
     for x, n, why in (
         ([0, 0, 0], [5, 5, 5], "no harm"),
         ([5, 5], [5, 5], "but harm"),
-        ([1, 0, 1], [1, 1, 1], "one answer per prompt"),
+        ([1, 0, 1], [1, 1, 1], "one rollout per prompt"),
         ([3, 2, 2, 3], [5, 5, 5, 5], "do not differ"),
         ([2], [5], "two prompts"),
         ([], [], "two prompts"),

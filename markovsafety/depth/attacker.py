@@ -50,6 +50,11 @@ def best_of_n(alpha: ArrayLike, beta: ArrayLike, N: ArrayLike, form: str = "exac
     Returns
     -------
     float or array
+
+    Raises
+    ------
+    InputError
+        A number outside its range, or a form that does not exist.
     """
     a, b, n = np.broadcast_arrays(_positive(alpha, "alpha"), _positive(beta, "beta"), widths_of(N))
     if form not in FORMS:
@@ -79,6 +84,11 @@ def anchored(asr: ArrayLike, n: ArrayLike, N: ArrayLike, alpha: ArrayLike) -> An
     -------
     float or array
         Right up to a factor 1 + O(1 / n) in the failures.
+
+    Raises
+    ------
+    InputError
+        A number outside its range, or N below n.
     """
     first, last = widths_of(n), widths_of(N)
     if np.any(np.less(last, first)):

@@ -80,6 +80,10 @@ def hyperbola(f0: float, c: float, eps: float) -> Hyperbola:
     eps : float
         Harm budget, in (0, 1).
 
+    Returns
+    -------
+    Hyperbola
+
     Raises
     ------
     InputError
@@ -150,6 +154,11 @@ def worth_in_tokens(width: ArrayLike, c: float, icc: float) -> Any:
     -------
     float or array
         ``ln binom(s + m - 1, m - 1) / ln(1 / c)`` with s = (1 - icc) / icc.
+
+    Raises
+    ------
+    InputError
+        A number outside its range; independent answers (icc = 0) are worth ever more with depth.
 
     Notes
     -----

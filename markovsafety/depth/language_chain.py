@@ -51,7 +51,17 @@ Law = Callable[[tuple[int, ...]], ArrayLike]
 
 
 def n_strings(vocabulary: int, context: int) -> int:
-    """Number of strings of 1 to K tokens: ``T (T^K - 1) / (T - 1)``, exactly (arXiv 2410.02724, proposition 3.1)."""
+    """Number of strings of 1 to K tokens: ``T (T^K - 1) / (T - 1)``, exactly (arXiv 2410.02724, proposition 3.1).
+
+    Parameters
+    ----------
+    vocabulary, context : int
+        Numbers T of tokens and K of positions.
+
+    Returns
+    -------
+    int
+    """
     T, K = _sizes(vocabulary, context)
     return K if T == 1 else T * (T**K - 1) // (T - 1)
 
@@ -265,6 +275,15 @@ def parity_model(temperature: float = 1.0, logit: float = 1.5) -> LanguageChain:
     temperature : float
     logit : float
         The rule's token has ``+logit``, the other ``-logit`` (the paper trains a small network instead).
+
+    Returns
+    -------
+    LanguageChain
+
+    Raises
+    ------
+    InputError
+        A temperature that is not positive, or a logit that is not finite.
     """
     if not temperature > 0 or not np.isfinite(logit):
         raise InputError(

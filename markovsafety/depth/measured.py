@@ -146,7 +146,7 @@ def unseen(x: NDArray, n: NDArray) -> str:
     if x.sum() == n.sum():
         return "nothing but harm was seen"
     if n.max() <= 1:
-        return "one rollout per prompt"
+        return "one rollout per prompt shows no variance between prompts"
     return ""
 
 
@@ -191,6 +191,11 @@ def measured_width(
     Bound
         Shape (W,). ``info["estimate"]`` names the way of every width, ``info["icc"]`` is the measured ICC,
         ``info["note"]``, where there is one, says what the interval leaves out.
+
+    Raises
+    ------
+    InputError
+        Counts that do not fit, or a width, rule, level or correlation that does not exist.
 
     Notes
     -----

@@ -40,6 +40,11 @@ def poisson_binomial(p: ArrayLike) -> NDArray:
     array, shape (..., m + 1)
         By the exact recursion over members; only sums and products of non-negative numbers, so every entry, however
         small, has its digits (a Fourier transform would lose those below 1e-16).
+
+    Raises
+    ------
+    InputError
+        No members, or a number that is no probability.
     """
     p = unit(p, "a member's probability")
     if p.ndim == 0 or p.shape[-1] == 0:
@@ -68,6 +73,11 @@ def members_harm(q: ArrayLike, rule: str = "any-refusal") -> Any:
     -------
     float or array, shape (...)
         For any-refusal the product, which at a fixed mean is largest where the members are equal.
+
+    Raises
+    ------
+    InputError
+        No members, a number that is no probability, or a rule that asks for more refusals than there are members.
     """
     q = unit(q, "q")
     if q.ndim == 0 or q.shape[-1] == 0:
@@ -76,7 +86,24 @@ def members_harm(q: ArrayLike, rule: str = "any-refusal") -> Any:
 
 
 def members_over_refusal(nu: ArrayLike, rule: str = "any-refusal") -> Any:
-    """Probability that independent members with unlike refusal rates nu, shape (..., m), refuse a harmless prompt."""
+    """Probability that independent members with unlike refusal rates nu, shape (..., m), refuse a harmless prompt.
+
+    Parameters
+    ----------
+    nu : array, shape (..., m)
+        Each member's rate of refusing harmless prompts.
+    rule : str
+        See `ensemble_harm`.
+
+    Returns
+    -------
+    float or array, shape (...)
+
+    Raises
+    ------
+    InputError
+        No members, a number that is no probability, or a rule that asks for more refusals than there are members.
+    """
     nu = unit(nu, "nu")
     if nu.ndim == 0 or nu.shape[-1] == 0:
         raise _no_members()
@@ -171,8 +198,18 @@ def least_correlation(q: ArrayLike, width: ArrayLike) -> Any:
 
 
 def pair_limits(q1: float, q2: float) -> tuple[float, float]:
-    """Smallest and largest correlation that two events with these probabilities can have (Frechet); 0, 0 if one is
-    certain or impossible."""
+    """Smallest and largest correlation that two events can have (Frechet).
+
+    Parameters
+    ----------
+    q1, q2 : float
+        Their probabilities.
+
+    Returns
+    -------
+    (float, float)
+        0, 0 if one of them is certain or impossible.
+    """
     a, b = float(unit(q1, "q1")), float(unit(q2, "q2"))
     scale = np.sqrt(a * (1 - a) * b * (1 - b))
     if scale == 0:

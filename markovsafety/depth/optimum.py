@@ -167,6 +167,11 @@ def needed_strength(chain: Chain, harm: float, *, target: Any = "harm") -> tuple
         it is impossible.
     reason : str
         Why it is impossible; empty otherwise.
+
+    Raises
+    ------
+    InputError
+        No start law, or `harm` is no probability.
     """
     harm = budget(harm)
     if chain.start is None:

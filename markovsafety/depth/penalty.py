@@ -129,6 +129,11 @@ def with_recovery(
     Chain
         Layered, one layer per position. The rest of each row keeps its proportions.
 
+    Raises
+    ------
+    InputError
+        A number outside its range, or no last position.
+
     Notes
     -----
     A homogeneous chain ends after `depth` positions: what is open then is "truncated".

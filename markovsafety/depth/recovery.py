@@ -365,6 +365,11 @@ def held_out_profile(rolls: Any, *, folds: int = 2, **options: Any) -> HeldOut:
     Returns
     -------
     HeldOut
+
+    Raises
+    ------
+    InputError
+        Too few depths for the groups.
     """
     sampled = [int(k) for k in np.unique(np.asarray(rolls.prefill))]
     others = [k for k in sampled if k > 0]

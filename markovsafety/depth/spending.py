@@ -212,6 +212,11 @@ def odds_shift(
     -------
     OddsShift
 
+    Raises
+    ------
+    InputError
+        Chains that do not belong together, or a word or depth that does not exist.
+
     Notes
     -----
     Our own metric. At the optimum the shift is the strength at every prefix, so its slope is 0 whatever the chain.

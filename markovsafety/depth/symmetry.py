@@ -353,6 +353,11 @@ def twirl_direction(
     Bound
         The share, with a Clopper-Pearson interval. `info`: above, below, largest and smallest difference.
 
+    Raises
+    ------
+    InputError
+        A number outside its range.
+
     Notes
     -----
     Neither direction is a law: by this count (our own) averaging a chain is as good as a coin toss for harm.

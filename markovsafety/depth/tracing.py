@@ -289,6 +289,11 @@ def absorbing_when(
     -------
     Absorption
 
+    Raises
+    ------
+    InputError
+        A cross-entropy flow on rows, or rows and biases that the chain does not have.
+
     Notes
     -----
     Harm's limit is not the harm of the limit chain: a row biased on itself alone leaves ever more rarely, but where it

@@ -91,6 +91,11 @@ def trajectory(hazards: ArrayLike, tail: float) -> Chain:
     -------
     Chain
         L + 1 layers on the states "answer", "refusal", "harm"; the last layer decides the tail.
+
+    Raises
+    ------
+    InputError
+        Rows that are no probabilities or do not sum to one.
     """
     rows, tail = np.atleast_2d(unit(hazards, "hazards")), float(unit(tail, "tail"))
     if rows.ndim != 2 or rows.shape[1] != 3 or (np.abs(rows.sum(axis=1) - 1) > 1e-9).any():
@@ -114,6 +119,16 @@ def recovery_mix(share: float, reach: int, depths: int) -> NDArray[np.float64]:
     reach : int
         Largest number of forced tokens, below `depths`.
     depths : int
+        Number of positions.
+
+    Returns
+    -------
+    array, shape (depths,)
+
+    Raises
+    ------
+    InputError
+        A number outside its range.
     """
     share, C, L = float(unit(share, "share")), int(whole(reach, "reach")), int(whole(depths, "depths"))
     if not (C < L and (C > 0 or share == 0)):
@@ -160,6 +175,11 @@ def training_path(
     Returns
     -------
     TrainingPath
+
+    Raises
+    ------
+    InputError
+        Shapes that do not fit, a number outside its range, or steps out of order.
 
     Notes
     -----

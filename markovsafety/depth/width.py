@@ -195,7 +195,31 @@ def chernoff(q: ArrayLike, width: ArrayLike, rule: str = "majority") -> Any:
 
 
 def hoeffding(q: ArrayLike, width: ArrayLike, rule: str = "majority") -> Any:
-    """Upper bound of harm through independent answers, exp(-2 m (x - q)^2); see `chernoff`, which is never larger."""
+    """Upper bound of harm through independent answers, exp(-2 m (x - q)^2).
+
+    Parameters
+    ----------
+    q : float or array
+        Probability of harm of one answer.
+    width : int or array
+        Number m of answers.
+    rule : str
+        As in `chernoff`, which is never larger.
+
+    Returns
+    -------
+    float or array
+        1 where it says nothing.
+
+    Raises
+    ------
+    InputError
+        A number outside its range, or a rule that does not exist.
+
+    Notes
+    -----
+    W. Hoeffding, J. Amer. Statist. Assoc. 58 (1963), theorem 1.
+    """
     q, x, m = _shares(q, width, rule)
     result = np.where(q >= x, 1.0, np.exp(-2 * m * (x - q) ** 2))
     return float(result) if result.ndim == 0 else result
@@ -345,6 +369,11 @@ def why_no_width(
     q: float, eps: float, icc: float = 0.0, rule: str = "any-refusal", model: str = "beta-binomial"
 ) -> str:
     """Why no number of answers brings harm down to eps; empty if one does (`needed_width`).
+
+    Parameters
+    ----------
+    q, eps, icc, rule, model
+        Single ones, as in `needed_width`.
 
     Returns
     -------

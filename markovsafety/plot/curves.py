@@ -70,7 +70,7 @@ def lines(
     """
     ax = axes_or_new(ax, (8.0, 4.2))
     x, names, parts = _family(grid, over, by)
-    looks = _colours(names, _ordered(grid, names, over, by))
+    looks = _colours(names, _ordered(names))
     value = parts[0]
     seen = value[np.isfinite(value) & (value > 0)]
     if log is None:
@@ -193,7 +193,7 @@ def _capacities(ax: Any, grid: Any, x: np.ndarray, missing: np.ndarray) -> None:
         hatched(ax, at, 0.3)
 
 
-def _ordered(grid: Any, names: list[str], over: str, by: str | None) -> bool:
+def _ordered(names: list[str]) -> bool:
     """Whether the lines have an order, which their colours then show."""
     return len(names) > 2 and not all(n.startswith("capacity") for n in names)
 

@@ -71,7 +71,7 @@ def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: in
     n = len(job)
     workers = max(1, min(workers, n // 16))
     batch = min(batch, FEW) if n <= FEW * workers else batch
-    lengths = _lengths(int(sizes.min()), int(sizes.max()), int(sizes.max()) + job.max_tokens)
+    lengths = _lengths(int(sizes.min()), int(sizes.max()) + job.max_tokens)
     shape = shape_of(batch)
     most = int(np.clip(n // (4 * workers), min(batch, 32), 4 * batch))
     room = (1 << 28) // (4 * max(shape.config.vocab, shape.config.heads * int(sizes.max()) ** 2))
@@ -120,7 +120,7 @@ def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def _lengths(shortest: int, longest: int, total: int) -> tuple[int, ...]:
+def _lengths(shortest: int, total: int) -> tuple[int, ...]:
     """Cache lengths, each about twice the one before; the last holds the longest rollout."""
     lengths = [round_up(total, 32)]
     while len(lengths) < 3:
