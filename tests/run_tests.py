@@ -38,17 +38,32 @@ PATIENCE = {False: 1200, True: 4 * 3600}  # seconds after which a part counts as
 # Area -> (seconds it may take on two cores, summed over the lanes; the first words of its test files). The order is
 # that of starting: long ones first, so that the lanes end together. Files that fit nowhere are "other", and run too.
 AREAS = {
-    "organism": (400, ("organism",)),
+    "organism": (400, ("organism", "augment")),
     "rollouts": (
         400,
-        ("rollouts", "engine", "engines", "judges", "parquet", "replay", "sample", "template"),
+        ("rollouts", "device", "engine", "engines", "judges", "parquet", "replay", "sample", "template"),
     ),
     "notebooks": (150, ("notebooks",)),
     "faces": (300, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
-    "evidence": (200, ("evidence", "depth", "check", "compare", "sweep", "width", "profile")),
+    "papers": (200, ("note", "papers")),
+    "depth": (400, ("depth", "pareto", "sweep", "width", "profile")),
+    "evidence": (200, ("evidence", "check", "compare")),
     "core": (
         300,
-        ("bound", "chain", "chains", "counts", "estimate", "states", "hitting", "errors", "toy", "golden", "critical"),
+        (
+            "bound",
+            "chain",
+            "chains",
+            "counts",
+            "estimate",
+            "states",
+            "hitting",
+            "errors",
+            "toy",
+            "golden",
+            "critical",
+            "symbolic",
+        ),
     ),
     "other": (100, ()),
     "types": (100, ()),
