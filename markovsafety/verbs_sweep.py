@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .arguments import form_of, laws_of, named, numbers_of, prices_of, rollouts_of, write_csv
 from .cli import Answer
 from .cli_sweep import FORMS
@@ -217,10 +219,12 @@ def _contours(plot: Any, grid: Any, budget: Any, found: Any, side: str) -> Any:
         return str(value) if other == "attack" else f"{other} {value:g}" if _is_number(value) else f"{other} {value}"
 
     maps = {title(value): grid.at(**{other: value}) for value in grid.coords[other]}
+    values = np.asarray(getattr(grid.harm, side))
+    least = float(np.clip(values[values > 0].min(initial=0.1), 1e-9, 0.1))  # one scale, so that colours compare
     cols = min(len(maps), 3)
     return plot.panels(
         maps,
-        lambda one, ax: plot.contour(one, budget, ax, side=side, bar=False),
+        lambda one, ax: plot.contour(one, budget, ax, side=side, least=least, bar=False),
         (3.4 * cols + 0.6, 3.0),
         cols,
         sharey=True,
