@@ -60,7 +60,7 @@ def draw(rows: list[dict[str, Any]]) -> Any:
         allowed = {at: (r["planted"] - r["tv_upper"], r["planted"] + r["tv_upper"]) for at, r in known.items()}
         panels[f"{k} forced tokens"] = sweep(harm, depth=depths), allowed
     axes = plot.panels(panels, lambda part, ax: plot.capacity(part[0], bound=part[1], ax=ax), (9.0, 3.0), cols=1)
-    axes[-1, 0].set_xlabel("width of the hidden state")
+    axes[-1, 0].set_xlabel("width of the hidden state    (pale bars: what the perturbation bound allows)")
     return axes[0, 0].figure
 
 
