@@ -16,7 +16,7 @@ _HOME = {
     "bound": ["Bound"],
     "errors": ["InputError", "MarkovsafetyError", "ModelError", "UntrustedError"],
     "outcomes": ["OUTCOMES"],
-    "chains": ["Chain", "Counts", "JudgedPrefix", "KGram", "Position", "count", "estimate"],
+    "chains": ["ActivationBins", "Chain", "Counts", "JudgedPrefix", "KGram", "Position", "count", "estimate"],
     "chains.storage": ["read_chain", "write_chain"],
     "hitting": [
         "attribute",
@@ -39,6 +39,7 @@ __all__ = sorted([*_WHERE, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
     from .bound import Bound as Bound
+    from .chains import ActivationBins as ActivationBins
     from .chains import Chain as Chain
     from .chains import Counts as Counts
     from .chains import JudgedPrefix as JudgedPrefix

@@ -1,5 +1,6 @@
 """What a chain is, and how evidence becomes one."""
 
+from .activation import ActivationBins, drift, grid
 from .chain import Chain, Evidence
 from .counting import count
 from .counts import Counts
@@ -10,6 +11,7 @@ from .tally import Tally
 from .transitions import Transitions, count_transitions
 
 __all__ = [
+    "ActivationBins",
     "ByPrompt",
     "Chain",
     "Counts",
@@ -23,7 +25,9 @@ __all__ = [
     "Transitions",
     "count",
     "count_transitions",
+    "drift",
     "estimate",
+    "grid",
     "read_chain",
     "read_counts",
     "single_token_outcomes",

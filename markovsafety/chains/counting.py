@@ -42,8 +42,8 @@ def count(rolls: Any, states: Any = None) -> Counts:
         Judged, or what `markovsafety.rollouts.tally` added up on a device. A column ``weight`` weighs rollouts, columns
         ``mass_harm``, ``mass_refusal`` and ``mass_benign`` are summed by state.
     states : StateMap, optional
-        `KGram`, `Position`, `JudgedPrefix`, or anything with ``walk(tokens, prefill)``; by default ``KGram(2)``, and of
-        sums the map that they were added up by.
+        `KGram`, `Position`, `JudgedPrefix`, `ActivationBins`, or anything with ``walk(tokens, prefill)``; by default
+        ``KGram(2)``, and of sums the map that they were added up by.
 
     Returns
     -------
@@ -71,11 +71,14 @@ def count(rolls: Any, states: Any = None) -> Counts:
     tally, rows = group(
         r["prompt_id"], r["category"], r["prefill"], np.eye(len(OUTCOMES))[r["outcome"]] * r["weight"][:, None]
     )
-    masses = _masses(getattr(rolls, "columns", {}), len(r["tokens"]))
+    columns = getattr(rolls, "columns", {})
+    masses = _masses(columns, len(r["tokens"]))
     base = states.base(r["tokens"]) if isinstance(states, KGram) else 0
     base = base if isinstance(states, KGram) and base**states.k < 2**62 else 0
     order = np.argsort(rows, kind="stable")  # group by group: what is added up lies together
-    blocks = [_block(r, rows, which, states, base, masses) for which in _cut(r, rows[order], order, bool(masses))]
+    blocks = [
+        _block(r, rows, which, states, base, masses, columns) for which in _cut(r, rows[order], order, bool(masses))
+    ]
     if base:
         known, _ = sorted_by(np.concatenate([b.names for b in blocks]), (base**states.k).bit_length(), NO_ORDER)
         known = known[runs_of(known)]
@@ -121,7 +124,13 @@ def _cut(r: dict[str, NDArray], rows: NDArray, order: NDArray, masses: bool) -> 
 
 
 def _block(
-    r: dict[str, NDArray], rows: NDArray, which: NDArray, states: Any, base: int, masses: dict[str, NDArray]
+    r: dict[str, NDArray],
+    rows: NDArray,
+    which: NDArray,
+    states: Any,
+    base: int,
+    masses: dict[str, NDArray],
+    columns: Any,
 ) -> _Block:
     r = {k: v[which] for k, v in r.items() if k != "tokens"} | {"tokens": r["tokens"]}
     first, group = int(rows[which[0]]), rows[which] - rows[which[0]]
@@ -136,7 +145,7 @@ def _block(
         codes, where = dense_codes([keys], len(keys))
         names: Any = keys[where]
     else:
-        codes, names = _states(states, tokens, begin, at, Asked(who, r["prompt_id"], r["category"]))
+        codes, names = _states(states, tokens, begin, at, _asked(who, r, columns))
     ends = np.cumsum(walks)
     last = np.zeros(len(who), dtype=bool)
     last[ends[walks > 0] - 1] = True
@@ -220,6 +229,12 @@ def _join(parts: list[Any], places: list[NDArray]) -> Table:
         columns.append(np.concatenate([place[keys.pop(0)] for (keys, _), place in zip(parts, places)]))
     values = {k: np.concatenate([v.pop(k) for _, v in parts]).astype(np.float64) for k in list(parts[0][1])}
     return Table(columns[0], columns[1], columns[2] if len(columns) > 2 else None, values)
+
+
+def _asked(row: NDArray, r: dict[str, NDArray], columns: Any) -> Asked:
+    """What a map is told of rollouts that `_read` has checked."""
+    where = r["begin"], r["length"], r["prefill"]
+    return Asked(row, r["prompt_id"], r["category"], columns, *where, len(r["tokens"]))
 
 
 def _states(states: Any, tokens: NDArray, begin: NDArray, at: NDArray, asked: Asked) -> tuple[NDArray, tuple[Any, ...]]:
@@ -336,7 +351,8 @@ def _read(rolls: Any) -> dict[str, NDArray]:
         "category": np.asarray(rolls.category, dtype=str),
         "prefill": prefill,
     }
-    table |= {"outcome": outcome, "weight": weight, "begin": begin, "stop": np.where(cut, length, hit)}
+    table |= {"outcome": outcome, "weight": weight, "begin": begin, "length": length}
+    table["stop"] = np.where(cut, length, hit)
     return {k: v[keep] for k, v in table.items()} | {"tokens": tokens}
 
 

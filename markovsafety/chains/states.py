@@ -3,7 +3,8 @@
 A map's `walk` gives the state of every prefix of one answer, as a hashable label: ``walk(tokens, prefill)[i]`` is the
 state after the first i tokens. It must be causal: the label of a prefix may depend on nothing behind it. A map may also
 offer `label_at`, the same answer for many rollouts at once in flat arrays; `count` uses it where it exists. A map whose
-states depend on who was asked offers `label_of` instead, which is told the prompts as well.
+states depend on who was asked, or on what was recorded with the tokens, offers `label_of` instead, which is told that
+as well.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ class JudgedPrefix:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Which prompt each of m prefixes answers.
+    """Which prompt each of m prefixes answers, and what was recorded with it.
 
     Parameters
     ----------
@@ -213,11 +214,22 @@ class Asked:
     prompt_id : int array, shape (n,)
         Prompt of every rollout.
     category : str array, shape (n,)
+    columns : mapping from str to array, optional
+        Columns of the rollouts, those with a number per token among them.
+    first, length, prefill : int array, shape (n,), optional
+        Where each rollout begins in such a column, its tokens, and how many of them were forced.
+    total : int
+        Entries of such a column.
     """
 
     row: NDArray
     prompt_id: NDArray
     category: NDArray
+    columns: Mapping[str, Any] | None = None
+    first: Any = None
+    length: Any = None
+    prefill: Any = None
+    total: int = 0
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,10 @@ def _prefix_harm(said: Predicted, rolls: Any, rows: NDArray, states: Any, k: int
     """After each rollout's first k tokens: predicted harm, its lower end, the upper end of harm or truncated, and the
     probability of truncated, shape (4, m); nan, 0, 1 and 0 where the state was never seen.
     """
-    begin = np.asarray(rolls.offsets)[:-1][rows]
-    asked = Asked(np.arange(len(rows)), np.asarray(rolls.prompt_id)[rows], np.asarray(rolls.category, dtype=str)[rows])
+    offsets, prompt = np.asarray(rolls.offsets), np.asarray(rolls.prompt_id)[rows]
+    begin, length = offsets[:-1][rows], np.diff(offsets)[rows]
+    told = getattr(rolls, "columns", {}), begin, length, np.asarray(rolls.prefill)[rows], len(rolls.tokens)
+    asked = Asked(np.arange(len(rows)), prompt, np.asarray(rolls.category, dtype=str)[rows], *told)
     tokens, at = np.asarray(rolls.tokens), np.full(len(begin), k, dtype=np.int64)
     codes, labels = label_at(states, tokens, begin, at, asked)
     harm, either = (look_up(said.chain, b, renamed(labels), k)[:, codes] for b in (said.harm, said.either))

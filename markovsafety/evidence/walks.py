@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..bound import Bound
 from ..chains import Chain
-from ..chains.counting import _ramp, _read
-from ..chains.states import Asked, label_at
+from ..chains.counting import _asked, _ramp, _read
+from ..chains.states import label_at
 from ..outcomes import CODES, OUTCOMES
 
 __all__ = ["Walks", "look_up", "renamed", "walks"]
@@ -139,7 +139,7 @@ def walks(rolls: Any, states: Any) -> Walks:
     start = np.maximum(r["prefill"] - 1, 0)  # the state before the first visit is looked up as well
     seen = np.where(lengths > 0, r["stop"] + 1 - start, 0)
     row, at = _ramp(seen, start)
-    codes, labels = label_at(states, r["tokens"], r["begin"][row], at, Asked(row, r["prompt_id"], r["category"]))
+    codes, labels = label_at(states, r["tokens"], r["begin"][row], at, _asked(row, r, getattr(rolls, "columns", {})))
     codes = np.asarray(codes, dtype=np.int64)
     mine = np.flatnonzero(at >= r["prefill"][row])
     S, row, at = len(labels), row[mine], at[mine]

@@ -39,7 +39,7 @@ def reject(column: str, bad: np.ndarray, say: Callable[[int], str], *, cause: st
 
 def check_rollouts(r: Rollouts) -> None:
     check_offsets(r.offsets, len(r.tokens))
-    aligned = {name for name in r.columns if name.startswith(("logprob", "mass_"))}
+    aligned = {name for name in r.columns if name.startswith(("logprob", "mass_", "activation_"))}
     n, lengths = len(r.offsets) - 1, np.diff(r.offsets)
     sizes = {name: len(getattr(r, name)) for name in ("prompt_id", "category", "prefill", "outcome", "hit")}
     sizes |= {name: len(value) for name, value in r.columns.items() if name not in aligned}
@@ -166,4 +166,13 @@ def _check_columns(r: Rollouts, row_of: np.ndarray, n: int) -> None:
             lambda i: "a probability mass of a sampled token is outside [0, 1]",
             cause="it is not a probability (a log-probability?), or nan where a token was sampled",
             next="give probabilities, nan at forced tokens only",
+        )
+    for name, projection in r.activations.items():
+        bad = np.bincount(row_of[np.isinf(projection)], minlength=n) > 0
+        reject(
+            f"activation_{name}",
+            bad,
+            lambda i: "a projection is infinite",
+            cause="it left the range of float32, or of the model's own numbers",
+            next="record the activations in float32; give nan where one is not known",
         )

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..outcomes import NOT_JUDGED, OUTCOMES
 from .checks import check_offsets, check_rollouts
 
-__all__ = ["ALIGNED", "MASS", "SCALARS", "Ragged", "Rollouts", "is_aligned"]
+__all__ = ["ACTIVATION", "ALIGNED", "MASS", "SCALARS", "Ragged", "Rollouts", "is_aligned"]
 
 ALIGNED = ("logprob", "logprob_processed")
 FLAT: dict[str, type] = {"tokens": np.int32, "offsets": np.int64}
@@ -31,11 +31,12 @@ PER_ROLLOUT: dict[str, type] = {
 }
 SCALARS: dict[str, type] = {"weight": np.float64, "seed": np.int64, "text": object, "raw": object}
 MASS = "mass_"
+ACTIVATION = "activation_"
 
 
 def is_aligned(name: str) -> bool:
     """Whether the optional column `name` holds one number per token."""
-    return name in ALIGNED or (name.startswith(MASS) and len(name) > len(MASS))
+    return name in ALIGNED or any(name.startswith(kind) and len(name) > len(kind) for kind in (MASS, ACTIVATION))
 
 
 def _frozen(column: str, values: Any, dtype: Any) -> np.ndarray:
@@ -160,7 +161,9 @@ class Rollouts:
     columns : dict
         Optional columns. ``prompt_tokens``: `Ragged`. ``logprob`` (of the model itself, in nats),
         ``logprob_processed`` (after temperature and top-p), ``mass_<class>`` (probability of a class of tokens before
-        each token, in the distribution it was drawn from): float32, shape (total,), nan at forced tokens. ``weight``:
+        each token, in the distribution it was drawn from): float32, shape (total,), nan at forced tokens.
+        ``activation_<direction>`` (projection on a direction of the activation at the position that predicts the token;
+        entry 0 of an answer belongs to the last prompt token): likewise, nan where it is not known. ``weight``:
         float64, ``seed``: int64, ``text`` and ``raw`` (what the judge said): str or None, shape (n,).
     provenance : dict
         How the rollouts came about; anything JSON can hold.
@@ -271,6 +274,11 @@ class Rollouts:
         return {name[len(MASS) :]: value for name, value in self.columns.items() if name.startswith(MASS)}
 
     @property
+    def activations(self) -> dict[str, np.ndarray]:
+        """Recorded projections of activations by direction, each of shape (total,)."""
+        return {name[len(ACTIVATION) :]: value for name, value in self.columns.items() if name.startswith(ACTIVATION)}
+
+    @property
     def text(self) -> np.ndarray:
         """Answers as text, shape (n,); derived, for reading only.
 
@@ -301,7 +309,7 @@ class Rollouts:
             raise InputError(
                 f"no column {name!r} with a number per token",
                 cause=f"there are {sorted(self.columns)}",
-                next="use one of those that begin with logprob or mass_",
+                next="use one of those that begin with logprob, mass_ or activation_",
             )
         return Ragged(self.columns[name], self.offsets)[row]
 
@@ -367,7 +375,8 @@ def _column(name: str, value: Any) -> Any:
     if name not in SCALARS:
         raise InputError(
             f"unknown column {name!r}",
-            cause=f"optional columns are prompt_tokens, {', '.join(ALIGNED)}, mass_<class>, {', '.join(SCALARS)}",
+            cause=f"optional columns are prompt_tokens, {', '.join(ALIGNED)}, mass_<class>, activation_<direction>, "
+            + ", ".join(SCALARS),
             next="drop or rename it",
         )
     if SCALARS[name] is object:

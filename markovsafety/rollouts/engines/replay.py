@@ -25,7 +25,7 @@ from ...errors import InputError
 from ...outcomes import CODES, NOT_JUDGED, OUTCOMES
 from ..asked import class_ids, unknown_words
 from ..provenance import versions
-from ..rollouts import Ragged, Rollouts
+from ..rollouts import Ragged, Rollouts, is_aligned
 from ..template import Template
 from . import Engine, Job, open_engine
 
@@ -178,8 +178,7 @@ def cut(rolls: Rollouts, *, n: int, max_tokens: int) -> Rollouts:
     row = np.repeat(np.arange(len(rolls)), rolls.lengths)
     keep = np.arange(len(rolls.tokens)) - rolls.offsets[:-1][row] < lengths[row]
     gone = (lengths < rolls.lengths) & ~((rolls.hit >= 0) & (rolls.hit < lengths))
-    aligned = {name for name, value in rolls.columns.items() if name.startswith(("logprob", "mass_"))}
-    columns = {name: value[keep] if name in aligned else value for name, value in rolls.columns.items()}
+    columns = {name: value[keep] if is_aligned(name) else value for name, value in rolls.columns.items()}
     columns.pop("text", None)  # it told the whole answer
     return rolls.replace(
         tokens=rolls.tokens[keep],
