@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .language import IDS, SPECIAL
@@ -16,13 +17,33 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: str | os.PathLike[str]) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat template into a model folder."""
+def write_tokenizer(
+    folder: str | os.PathLike[str],
+    ids: Mapping[str, int] = IDS,
+    *,
+    special: Sequence[str] = SPECIAL,
+    chat_template: str = CHAT_TEMPLATE,
+    positions: int = 256,
+) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat template into a model folder.
+
+    Parameters
+    ----------
+    folder : path
+    ids : mapping of word -> id
+        With `<bos>`, `<eos>`, `<pad>` and `<unk>` among the words.
+    special : sequence of str
+        The words among them that are no text.
+    chat_template : str
+        Jinja source.
+    positions : int
+        Longest sequence of the model, in tokens.
+    """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel(dict(IDS), unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(dict(ids), unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(s, special=True, lstrip=True, rstrip=True) for s in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(s, special=True, lstrip=True, rstrip=True) for s in special])
     folder = Path(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -33,7 +54,7 @@ def write_tokenizer(folder: str | os.PathLike[str]) -> None:
         "unk_token": "<unk>",
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 256,
-        "chat_template": CHAT_TEMPLATE,
+        "model_max_length": positions,
+        "chat_template": chat_template,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
