@@ -29,12 +29,25 @@ _HOME = {
         "sensitivity",
         "visits",
     ],
+    "interventions": ["Edit"],
     "evidence": ["agreement", "check", "compare", "confusion", "corrected"],
     "depth": ["Profile", "profile", "sweep"],
     "rollouts": ["Rollouts", "judge", "read_rollouts", "sample", "write_rollouts"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"arithmetic", "chains", "depth", "evidence", "hitting", "organism", "plot", "report", "rollouts", "toy"}
+_MODULES = {
+    "arithmetic",
+    "chains",
+    "depth",
+    "evidence",
+    "hitting",
+    "interventions",
+    "organism",
+    "plot",
+    "report",
+    "rollouts",
+    "toy",
+}
 __all__ = sorted([*_WHERE, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
@@ -70,6 +83,7 @@ if TYPE_CHECKING:
     from .hitting import hitting_time as hitting_time
     from .hitting import sensitivity as sensitivity
     from .hitting import visits as visits
+    from .interventions.edits import Edit as Edit
     from .outcomes import OUTCOMES as OUTCOMES
     from .rollouts import Rollouts as Rollouts
     from .rollouts import judge as judge

@@ -78,6 +78,7 @@ TABLES = {
     "rollouts/engines/__init__.py",
     "rollouts/judges.py",
     "depth/symbolic.py",
+    "interventions/__init__.py",
     "cli.py",
 }
 

@@ -173,7 +173,7 @@ def test_prefixes_of_another_model(engine):
         ({"top_p": 1.01}, "top_p is 1.01"),
         ({"seed": -1}, "seed is -1"),
         ({"shard_size": 0}, "shard_size is 0"),
-        ({"edit": object()}, "edit is not available yet"),
+        ({"edit": object()}, "edit is object"),
         ({"classes": {"bad": ["poison tea"]}}, "class 'bad': 'poison tea' is 2 tokens"),
         ({"classes": {"bad": []}}, "class 'bad' has 0 tokens"),
         ({"classes": {"bad": [99]}}, "class 'bad' holds the id 99"),

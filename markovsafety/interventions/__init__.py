@@ -1,8 +1,42 @@
-"""The operators on a model: what changes its transitions. `augment` is here: it works on token ids, without torch.
+"""The operators on a model: what changes its transitions, and what the chain says that this does.
 
-Whatever needs torch is imported by the module that needs it, never by this file.
+`augment` and `positions` work on token ids without torch; everything that reads or edits activations needs the extra
+``models`` and is loaded when first used.
 """
 
-from .augment import Row, Triplet, mixed, recover, recovery, rotations, token_share
+from __future__ import annotations
 
-__all__ = ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"]
+import importlib
+from typing import Any
+
+from ..errors import ModelError
+
+_HOME = {
+    "augment": ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"],
+    "edits": ["Edit", "Part", "read_edit", "write_edit"],
+    "host": ["Host", "open_host"],
+    "positions": ["Spans", "spans"],
+    "record": ["activations", "head_outputs", "laws", "projections", "token_mass"],
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+_OPTIONAL = ("accelerate", "peft", "torch", "transformers")
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _OPTIONAL:
+            raise
+        raise ModelError(
+            f"{name} needs the package {error.name!r}, which is not installed",
+            cause=str(error),
+            next="pip install 'markovsafety[models]'",
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

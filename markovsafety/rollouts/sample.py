@@ -78,8 +78,9 @@ def sample(
     classes : dict of name -> list of (id or str), optional
         Token classes whose probability mass is recorded before every sampled token (columns ``mass_<name>``), in the
         distribution it is drawn from, after temperature and top_p.
-    edit : None
-        Reserved for interventions.
+    edit : Edit, optional
+        What changes the model while it answers (`markovsafety.Edit`): directions added to activations, heads shifted,
+        logits tilted. ``logprob`` and class masses are those of the edited model.
     out : str or Path, optional
         Folder for Parquet shards. The same call goes on where it was stopped; `read_rollouts` reads the folder.
     dtype : {"float32", "bfloat16"}
@@ -114,8 +115,14 @@ def sample(
     UntrustedError
         Logits became NaN; ``partial`` holds the rollouts finished before.
     """
-    _check(n, max_tokens, temperature, top_p, seed, shard_size, edit)
+    _check(n, max_tokens, temperature, top_p, seed, shard_size)
     if engine == "replay":
+        if edit is not None:
+            raise InputError(
+                "a log cannot be edited",
+                cause="its answers were given already, by a model that is not here",
+                next="sample from the model with edit=",
+            )
         if prompts is not None:
             raise InputError(
                 "a log brings its own prompts",
@@ -123,7 +130,9 @@ def sample(
                 next='sample(log, None, engine="replay", ...)',
             )
         return _replayed(model, n=n, max_tokens=max_tokens, classes=classes, out=out, judge=judge)
-    opened = _engine(model, engine, device=device, dtype=dtype, batch_size=batch_size)
+    # Edits act where the model runs in torch, unless the engine was named.
+    chosen = "transformers" if edit is not None and engine == "auto" and isinstance(model, str | Path) else engine
+    opened = _edited(_engine(model, chosen, device=device, dtype=dtype, batch_size=batch_size), edit)
     plan, said = planned(
         model,
         opened,
@@ -185,7 +194,7 @@ def planned(
     return plan, said
 
 
-def _check(n: Any, max_tokens: Any, temperature: Any, top_p: Any, seed: Any, shard_size: Any, edit: Any) -> None:
+def _check(n: Any, max_tokens: Any, temperature: Any, top_p: Any, seed: Any, shard_size: Any) -> None:
     for name, value in (("n", n), ("max_tokens", max_tokens), ("shard_size", 1 if shard_size is None else shard_size)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name} is {value!r}", cause="it counts tokens or rollouts", next="give an integer >= 1")
@@ -206,12 +215,6 @@ def _check(n: Any, max_tokens: Any, temperature: Any, top_p: Any, seed: Any, sha
             cause="it is the probability mass of the tokens to sample from",
             next="give a number in (0, 1]",
         )
-    if edit is not None:
-        raise InputError(
-            "edit is not available yet",
-            cause="edits of activations arrive with the interventions",
-            next="sample with edit=None",
-        )
 
 
 def _engine(model: Any, name: str, **options: Any) -> Engine:
@@ -230,6 +233,25 @@ def _engine(model: Any, name: str, **options: Any) -> Engine:
             next='leave engine="auto"',
         )
     return model
+
+
+def _edited(opened: Any, edit: Any) -> Engine:
+    """The engine under an edit; itself without one."""
+    if edit is None:
+        return opened
+    if not callable(getattr(edit, "bind", None)):
+        raise InputError(
+            f"edit is {type(edit).__name__}",
+            cause="an edit is data that an engine can bind to its model",
+            next="give a markovsafety.Edit, such as direction.edit(), or read one with interventions.read_edit",
+        )
+    if not callable(getattr(opened, "edited", None)):
+        raise InputError(
+            f"the engine {opened.name!r} cannot edit activations",
+            cause="it does not give access to them",
+            next='use engine="transformers"',
+        )
+    return opened.edited(edit)
 
 
 def _check_deepest(plan: Plan, opened: Engine) -> None:
@@ -289,6 +311,7 @@ def _identity(provenance: dict[str, Any], opened: Engine, dtype: str, said: Any,
         **provenance["sampling"],
         **{f"prompts_{name}": value for name, value in provenance["prompts"].items()},
         "judge": None if said is None else {"name": said.name, **described},
+        **({"edit": provenance["engine"]["edit"]} if "edit" in provenance["engine"] else {}),
         "shard_size": size,
     }
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..provenance import versions, weights_hash
 from ..template import Template
 from . import Job, Output, Progress, check_job, uniforms
 from .folder import check_folder
+from .transformers_batch import Batch
 
 __all__ = ["TransformersEngine", "open_engine"]
 
@@ -50,6 +52,9 @@ class TransformersEngine:
     dtype : str
     batch_size : int
         Rollouts side by side.
+    edit : object, optional
+        What changes the model while it runs (`edited`): ``during(batch)`` is a context that yields a change of the
+        logits, or None, and ``describe()`` names it.
     """
 
     model: Any
@@ -58,6 +63,21 @@ class TransformersEngine:
     dtype: str
     batch_size: int
     name: str = "transformers"
+    edit: Any = None
+
+    def edited(self, edit: Any) -> TransformersEngine:
+        """The same model, sampling and scoring under an edit: something with ``bind(engine)``, as `interventions` has.
+
+        Raises
+        ------
+        InputError
+            The edit was made for another model or does not fit this one.
+        """
+        return dataclasses.replace(self, edit=edit.bind(dataclasses.replace(self, edit=None)))
+
+    def editing(self, batch: Batch) -> Any:
+        """A context in which the edit acts on this batch; yields the change of the logits, or None."""
+        return nullcontext() if self.edit is None else self.edit.during(batch)
 
     @property
     def vocab_size(self) -> int:
@@ -88,6 +108,7 @@ class TransformersEngine:
             "dtype": self.dtype,
             "device": str(self.device),
             "batch_size": self.batch_size,
+            **({} if self.edit is None else {"edit": self.edit.describe()}),
             "versions": versions(),
         }
 
@@ -139,9 +160,13 @@ class TransformersEngine:
         mass = {name: [np.full(len(answer), np.nan, np.float32) for answer in answers] for name in job.classes}
         full = [np.concatenate([job.prompts[p], a]).astype(np.int64) for p, a in zip(job.prompt_of, answers)]
         for rows in self._scorable(full):
-            ids, mask = _padded([full[row] for row in rows], left=False)
-            with torch.inference_mode():
-                logits = self.model(self._tensor(ids), attention_mask=self._tensor(mask), use_cache=False).logits
+            batch = Batch.of(
+                [job.prompts[job.prompt_of[row]] for row in rows], [answers[row] for row in rows], left=False
+            )
+            with torch.inference_mode(), self.editing(batch) as change:
+                ids, mask = self._tensor(batch.ids), self._tensor(batch.mask)
+                logits = self.model(ids, attention_mask=mask, use_cache=False).logits
+                logits = logits if change is None else change(logits, 0)
             for place, row in enumerate(rows):
                 forced = len(job.forced[row])
                 start, end = len(job.prompts[job.prompt_of[row]]) + forced, len(full[row])
@@ -180,8 +205,8 @@ class TransformersEngine:
         self, job: Job, rows: np.ndarray, progress: Progress | None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Sampled ids (batch, steps) and recorded values of that shape; beyond the end of an answer, padding."""
-        ids, mask = _padded(
-            [np.concatenate([job.prompts[job.prompt_of[row]], job.forced[row]]) for row in rows], left=True
+        batch = Batch.of(
+            [job.prompts[job.prompt_of[row]] for row in rows], [job.forced[row] for row in rows], left=True
         )
         draw = _Draw(job, np.asarray(job.keys)[rows], progress, self.device)
         config = transformers.GenerationConfig(
@@ -191,14 +216,26 @@ class TransformersEngine:
             eos_token_id=list(job.eos_ids) or None,
             pad_token_id=job.eos_ids[0] if job.eos_ids else 0,
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), self.editing(batch) as change:
             sequences = self.model.generate(
-                self._tensor(ids),
-                attention_mask=self._tensor(mask),
+                self._tensor(batch.ids),
+                attention_mask=self._tensor(batch.mask),
                 generation_config=config,
-                logits_processor=transformers.LogitsProcessorList([draw]),
+                logits_processor=transformers.LogitsProcessorList(
+                    [*([] if change is None else [_Changed(change)]), draw]
+                ),
             )
-        return sequences[:, ids.shape[1] :].cpu().numpy(), draw.finish()
+        return sequences[:, batch.width :].cpu().numpy(), draw.finish()
+
+
+class _Changed(transformers.LogitsProcessor):
+    """Changes the logits of the newest column, before anything is read off them; does nothing without a change."""
+
+    def __init__(self, change: Callable[[torch.Tensor, int], torch.Tensor] | None):
+        self.change = change
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores if self.change is None else self.change(scores[:, None], input_ids.shape[1] - 1)[:, 0]
 
 
 class _Draw(transformers.LogitsProcessor):
@@ -267,16 +304,6 @@ def _choose(
 def _mass(law: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     """Probability of a class under log-probabilities (batch, vocabulary)."""
     return law[:, members].exp().sum(dim=-1)
-
-
-def _padded(rows: list[np.ndarray], *, left: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and attention mask of rows of different lengths, (rows, width)."""
-    width = max(map(len, rows))
-    ids, mask = np.zeros((2, len(rows), width), dtype=np.int64)
-    for place, row in enumerate(rows):
-        here = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[place, here], mask[place, here] = row, 1
-    return ids, mask
 
 
 def _not_finite() -> UntrustedError:
