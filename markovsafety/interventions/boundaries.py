@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..rollouts.template import Template
 
-__all__ = ["SENTINELS", "Spelled", "frame", "ids_after", "ids_before", "suffix_size"]
+__all__ = ["SENTINELS", "Spelled", "frame", "given_back", "ids_after", "ids_before", "suffix_size"]
 
 SENTINELS = (
     "Describe the harbour",
@@ -122,6 +122,12 @@ def frame(template: Template, message: Callable[[str], str], system: str | None)
     return frames.pop()
 
 
+def given_back(template: Template, text: str) -> str:
+    """A text of the template as the tokenizer spells it: without capitals where it has none, or with unknown words."""
+    back = template.decode(template.encode(text), skip_special_tokens=False)
+    return text if _dense(back) == _dense(text) else back
+
+
 def ids_after(spelled: list[Spelled], after: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Ids after the instruction, and a note on the endings for which they are others.
 
@@ -192,8 +198,8 @@ def suffix_size(spelled: list[Spelled], tail: tuple[int, ...], after: str, closi
     if after == closing:
         return len(tail)
     own = next(one for one in spelled if one.ids[len(one.ids) - len(tail) :] == tail)
-    inside = [cut for cut in own.cuts if cut.at >= len(own.ids) - len(tail)]
-    met = [c for c in inside if c.right == closing] or [c for c in inside if _dense(c.right) == _dense(closing)]
+    form = str if any(cut.right == after for cut in own.cuts) else _dense
+    met = [cut for cut in own.cuts if cut.at >= len(own.ids) - len(tail) and form(cut.right) == form(closing)]
     if not met:
         raise InputError(
             f"the question and the template's {closing[:20]!r} share a token",

@@ -18,13 +18,15 @@ import numpy as np
 
 from ..errors import InputError
 from ..rollouts.template import Template
-from .boundaries import SENTINELS, Spelled, frame, ids_after, ids_before, suffix_size
+from .boundaries import SENTINELS, Spelled, frame, given_back, ids_after, ids_before, suffix_size
 
 __all__ = ["Span", "Spans", "spans"]
 
 Span = tuple[int, int | None]
 """Start and stop of a slice over the ids of a prompt; negative ones count from its end."""
 
+PROSE = re.compile(r"\bsystem\b|\w+ \w+ \w+")
+"""What tells a text of the template's own before the instruction from mere marks of role."""
 THINKING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>|\[(/?)THINK\]")
 
 
@@ -205,32 +207,38 @@ def spans(
         )
     message = wrap or (lambda instruction: instruction + (question or ""))
     before, after = frame(template, message, system)
-    closing = frame(template, str, system)[1]
+    opening, closing = frame(template, str, system)
     if not after.endswith(closing):
         raise InputError(
             f"the template ends with {after[-40:]!r} after the question and with {closing[-40:]!r} without it",
             cause="what it renders after the instruction depends on the message",
             next="end the question with other characters",
         )
+    notes = tuple(_notes(template, system, opening, closing))
+    before, after, closing = (given_back(template, text) for text in (before, after, closing))
     spelled = [Spelled.of(template, template.prompt_text(message(s), system), before) for s in SENTINELS]
     head, opens = ids_before(spelled, before)
     tail, ends = ids_after(spelled, after)
+    if any(one.ids == (*head, *tail) for one in spelled):
+        raise InputError(
+            f"an instruction of one word has no token of its own before {after[:20]!r}",
+            cause="the tokenizer takes word and template together, as an unknown word",
+            next="use a tokenizer that knows the template's marks, or a template with space around the instruction",
+        )
     split = len(tail) - suffix_size(spelled, tail, after, closing)
     suffix = (*tail[split:], *spelled[0].back)
-    notes = (*_notes(template, system, before, closing), *opens, *ends)
-    if not suffix:
-        notes = (*notes, "no post-instruction tokens: the prompt ends with what the user says")
-    return Spans((*spelled[0].front, *head), suffix, tail[:split], notes)
+    none = () if suffix else ("no post-instruction tokens: the prompt ends with what the user says",)
+    return Spans((*spelled[0].front, *head), suffix, tail[:split], (*notes, *none, *opens, *ends))
 
 
-def _notes(template: Template, system: str | None, before: str, closing: str) -> Iterator[str]:
+def _notes(template: Template, system: str | None, opening: str, closing: str) -> Iterator[str]:
     """What the template does unasked."""
     if template.chat_template is None:
         yield "no chat template: the prompt is plain text"
         return
-    if system is None and (own := _default_system(template, before)):
+    if system is None and (own := _default_system(template, opening)):
         yield f"the prefix holds a system prompt of the template's own: {own!r}"
-    padded = f" {SENTINELS[0]} "
+    padded = f"\t{SENTINELS[0]}\t"
     if padded not in template.prompt_text(padded, system):
         yield "the template strips white space around the instruction"
     if marks := list(THINKING.finditer(closing)):
@@ -239,16 +247,15 @@ def _notes(template: Template, system: str | None, before: str, closing: str) ->
         yield f"the template ends the prompt with {what}; t_post is still the last prompt token, {closing[-12:]!r}"
 
 
-def _default_system(template: Template, before: str) -> str:
+def _default_system(template: Template, opening: str) -> str:
     """The system prompt that the template puts where nobody gave one; "" without one."""
     mark = SENTINELS[0]
     try:
-        text = template.prompt_text(SENTINELS[1], mark)
+        given = template.prompt_text(SENTINELS[1], mark).split(SENTINELS[1])[0]
     except InputError:  # a template without system prompts
-        return ""
-    given = text.split(SENTINELS[1])[0]
+        given = ""
     if given.count(mark) == 1:
         start, end = given.split(mark)
-        if before.startswith(start) and before.endswith(end) and len(before) > len(start) + len(end):
-            return before[len(start) : len(before) - len(end)].strip()
-    return before.strip() if "system" in before.lower() else ""
+        if opening.startswith(start) and opening.endswith(end) and len(opening) > len(start) + len(end):
+            return opening[len(start) : len(opening) - len(end)].strip()
+    return opening.strip() if PROSE.search(opening) else ""
