@@ -80,7 +80,9 @@ class Part:
                 cause="one number per dimension is needed; a tilt may have one row per answer token",
                 next="give a vector",
             )
-        if not (np.isfinite(vector).all() and np.isfinite(self.scale)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(vector * np.float32(self.scale)).all()
+        if not finite:
             raise InputError(
                 "an edit holds numbers that are not finite",
                 cause="nan or infinity in the vector or the scale; perhaps a direction was divided by its zero norm",

@@ -1,0 +1,503 @@
+"""Reading and editing activations: exactly what was asked, where it was asked, and nothing left behind.
+
+Random models of many families: no number here depends on what a model has learned.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from tiny import EOS, WORDS, random_model
+
+from markovsafety import Edit, InputError, ModelError, UntrustedError, read_rollouts, sample
+from markovsafety.interventions import open_host, read_edit, write_edit
+from markovsafety.interventions.edits import ANSWER, Part
+from markovsafety.interventions.hooks import Attached, columns
+from markovsafety.interventions.host import Host
+from markovsafety.interventions.record import activations, head_outputs, laws, projections, token_mass
+from markovsafety.interventions.storage import write_tensors
+from markovsafety.rollouts.engines import Job, open_engine, rollout_keys
+from markovsafety.rollouts.engines.transformers_batch import Batch
+
+GQA = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 24, "head_dim": 8, "num_hidden_layers": 3}
+FAMILIES = {
+    "llama": GQA,
+    "qwen2": {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3},
+    "qwen3": GQA,
+    "mistral": GQA,
+    "gemma": GQA,
+    "gemma2": GQA,
+    "gpt_neox": {"num_attention_heads": 4, "num_hidden_layers": 3},
+    "gpt2": {"num_hidden_layers": 3, "num_attention_heads": 4, "n_inner": 32},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "num_hidden_layers": 3, "num_attention_heads": 4},
+}
+PROMPTS = ["hello", "help one tea . step", "i cannot help one step tea"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {kind: random_model(tmp_path_factory.mktemp(kind), kind, **more) for kind, more in FAMILIES.items()}
+
+
+@pytest.fixture(scope="module")
+def hosts(folders):
+    return {kind: open_host(folder, device="cpu") for kind, folder in folders.items()}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def host(request, hosts):
+    return hosts[request.param]
+
+
+@pytest.fixture(scope="module")
+def llama(hosts):
+    return hosts["llama"]
+
+
+def vector(size, seed=0, scale=3.0):
+    return (np.random.default_rng(seed).standard_normal(size) * scale).astype(np.float32)
+
+
+def add(host, level, **options):
+    return Edit((Part("add", vector(host.width, level), layer=level, **options),))
+
+
+def whole(host, edit=None):
+    """Residual stream at every token of the longest prompt, (levels, tokens, width)."""
+    ids = host.prompt_ids(PROMPTS[2:])
+    return activations(host, ids, range(len(ids[0])), edit=edit)[0]
+
+
+# --- structure ---
+
+
+def test_the_parts_are_found_in_every_family(host):
+    config = host.engine.model.config
+    assert host.layers == config.num_hidden_layers == 3
+    assert host.heads == 4
+    assert host.width == config.hidden_size
+    assert len(set(map(id, host.mixers))) == 3
+    assert activations(host, PROMPTS, (0, -1)).shape == (3, 4, 2, host.width)
+    assert head_outputs(host, PROMPTS).shape == (3, 3, 4, host.head_dim)
+
+
+def test_the_first_level_is_what_the_model_calls_hidden_state_zero(host):
+    ids = host.prompt_ids(PROMPTS[2:])
+    with torch.inference_mode():
+        states = host.engine.model(torch.tensor(np.array(ids)), output_hidden_states=True).hidden_states
+    seen = whole(host)
+    for level in range(host.layers):  # the last entry of hidden_states is behind the final norm
+        np.testing.assert_allclose(seen[level], states[level][0].numpy(), atol=1e-5)
+
+
+def test_a_model_without_attention_is_refused_with_the_names_found(tmp_path, folders):
+    engine = open_engine("transformers", folders["llama"], device="cpu")
+    for block in engine.model.model.layers:
+        del block.self_attn
+    with pytest.raises(ModelError, match="3 blocks of LlamaForCausalLM are not found") as caught:
+        Host.of(engine)
+    assert "model.layers (3 modules, 0 with attention)" in caught.value.cause
+
+
+def test_a_projection_under_another_name_is_found_by_its_shape_or_refused_with_the_names(folders):
+    engine = open_engine("transformers", folders["llama"], device="cpu")
+    for block in engine.model.model.layers:
+        block.self_attn.add_module("twin", torch.nn.Linear(32, 24))
+        assert Host.of  # a second map of the shape: the known name decides
+    assert Host.of(engine).mixers[0] is engine.model.model.layers[0].self_attn.o_proj
+    for block in engine.model.model.layers:
+        attention = block.self_attn
+        attention.add_module("strange", attention.o_proj)
+        attention.add_module("odd", attention.twin)
+        del attention.o_proj, attention.twin
+    with pytest.raises(ModelError, match="output projection of layer 0") as caught:
+        Host.of(engine)
+    assert "strange (32, 24)" in caught.value.cause
+
+
+def test_quantised_layers_are_refused(folders):
+    engine = open_engine("transformers", folders["llama"], device="cpu")
+    projection = engine.model.model.layers[1].self_attn.o_proj
+    projection.weight = torch.nn.Parameter(projection.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match="layer 1 is quantised"):
+        Host.of(engine)
+
+
+def test_validation_notices_a_site_that_the_model_does_not_compute_with(folders):
+    """The head's slice is found, but what leaves the projection is scaled behind our back."""
+    engine = open_engine("transformers", folders["llama"], device="cpu")
+    projection = engine.model.model.layers[0].self_attn.o_proj
+    projection.register_forward_pre_hook(lambda module, args: (args[0].flip(-1),))  # heads in another order
+    with pytest.raises(ModelError, match="head 3 of layer 0 adds does not change as an edit predicts"):
+        Host.of(dataclasses.replace(engine))
+
+
+def test_dropout_is_noticed(folders):
+    engine = open_engine("transformers", folders["gpt2"], device="cpu")
+    engine.model.train()
+    with pytest.raises(ModelError):
+        Host.of(engine)
+
+
+# --- edits are exact ---
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_an_addition_shows_at_its_positions_and_nowhere_else(host, level):
+    """H2: +scale * vector at the slice, at its level; earlier levels and earlier positions do not move."""
+    edit = add(host, level, where=(1, -1), scale=0.5)
+    base, edited = whole(host), whole(host, edit)
+    change = edited[level] - base[level]
+    wanted = np.zeros_like(change)
+    wanted[1:-1] = 0.5 * edit.parts[0].vector
+    np.testing.assert_allclose(change, wanted, atol=2e-5)
+    np.testing.assert_array_equal(edited[:level], base[:level])
+    np.testing.assert_array_equal(edited[:, 0], base[:, 0])
+    if level < host.layers:
+        assert np.abs(edited[level + 1, -1] - base[level + 1, -1]).max() > 1e-3  # it does travel on
+
+
+def test_projecting_out_leaves_nothing_along_the_vector(host):
+    v = vector(host.width)
+    edited = whole(host, Edit((Part("project", v, layer=1, where=(0, None)),)))
+    base = whole(host)
+    unit = v / np.linalg.norm(v)
+    assert np.abs(edited[1] @ unit).max() < 1e-4 < np.abs(base[1] @ unit).max()
+    np.testing.assert_allclose(edited[1], base[1] - np.outer(base[1] @ unit, unit), atol=1e-5)
+    half = whole(host, Edit((Part("project", v, layer=1, scale=0.5, where=(0, None)),)))
+    np.testing.assert_allclose(half[1] @ unit, 0.5 * (base[1] @ unit), atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_head_edit_is_its_slice_of_the_projection_added_to_the_stream(host, layer):
+    """P3g: x[head slice] += delta is W_O[:, slice] delta on what attention adds."""
+    head, delta = 2, vector(host.head_dim, 5)
+    edited = whole(host, Edit((Part("head", delta, layer=layer, head=head, where=(-1, None)),)))
+    mixer = host.mixers[layer]
+    seen = []
+    handle = mixer.register_forward_hook(lambda module, args, out: seen.append(out[0, -1].clone()))
+    try:
+        whole(host)
+        with Attached(host, Edit((Part("head", delta, layer=layer, head=head),))).during(
+            Batch.of(host.prompt_ids(PROMPTS[2:]), [np.zeros(0, np.int64)], left=False)
+        ):
+            whole(host)
+    finally:
+        handle.remove()
+    weight = mixer.weight.detach()
+    weight = weight.T if weight.shape[0] != host.width or hasattr(mixer, "nf") else weight  # GPT-2 stores it turned
+    moved = weight[:, head * host.head_dim : (head + 1) * host.head_dim] @ torch.as_tensor(delta)
+    np.testing.assert_allclose((seen[1] - seen[0]).numpy(), moved.numpy(), atol=1e-4)
+    assert np.abs(edited[layer + 1, -1] - whole(host)[layer + 1, -1]).max() > 1e-3
+    np.testing.assert_array_equal(edited[:, :-1], whole(host)[:, :-1])
+
+
+def test_a_tilt_multiplies_the_law_and_normalises(host):
+    b = vector(len(WORDS), 3, 1.0)
+    base, edited = laws(host, PROMPTS)[:, 0], laws(host, PROMPTS, edit=Edit((Part("tilt", b, scale=-1.5),)))[:, 0]
+    wanted = base - 1.5 * b
+    wanted -= np.log(np.exp(wanted).sum(-1, keepdims=True))
+    np.testing.assert_allclose(edited, wanted, atol=1e-4)
+
+
+def test_a_tilt_with_rows_acts_on_the_first_tokens_only(llama):
+    answers = [np.array([5, 6, 7, 8])] * 3
+    b = np.stack([vector(len(WORDS), i, 1.0) for i in range(2)])
+    base = laws(llama, PROMPTS, answers, last=5)
+    edited = laws(llama, PROMPTS, answers, last=5, edit=Edit((Part("tilt", b),)))
+    moved = np.abs(edited - base).max(axis=(0, 2)) > 1e-3
+    assert moved.tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("when", ["prompt", "answer", "every"])
+def test_when_says_which_positions_of_an_answer_are_edited(llama, when):
+    answers = [np.array([5, 6, 7]), np.array([6, 7, 8]), np.array([9, 5, 5])]
+    v = vector(llama.width)
+    edit = Edit((Part("add", v, layer=llama.layers, where=(-1, None), when=when),))
+    unit = v / (v @ v)
+    base = projections(llama, PROMPTS, answers, {"v": (llama.layers, unit)})["v"]
+    edited = projections(llama, PROMPTS, answers, {"v": (llama.layers, unit)}, edit=edit)["v"]
+    prompt, answer = float(when != "answer"), float(when != "prompt")
+    for a, b in zip(base, edited):
+        np.testing.assert_allclose(b - a, [prompt, answer, answer], atol=1e-5)
+
+
+def test_parts_act_in_their_order_and_scale(llama):
+    v = vector(llama.width)
+    first, second = Part("add", v, layer=1), Part("project", v, layer=1)
+    gone = whole(llama, Edit((first, second)))[1, -1] @ v
+    there = whole(llama, Edit((second, first)))[1, -1] @ v
+    assert abs(gone) < 1e-3
+    np.testing.assert_allclose(there, v @ v, rtol=1e-4)
+    both = add(llama, 1) + add(llama, 2)
+    assert [p.layer for p in (-2 * both).parts] == [1, 2]
+    assert [p.scale for p in (-2 * both).parts] == [-2, -2]
+
+
+def test_the_control_has_the_same_norms_and_another_direction():
+    tilt = np.arange(12.0)
+    edit = Edit((Part("add", vector(8), layer=1, scale=2), Part("tilt", tilt)))
+    control = edit.control(3)
+    a, b = edit.parts[0].vector, control.parts[0].vector
+    np.testing.assert_allclose(np.linalg.norm(a), np.linalg.norm(b), rtol=1e-6)
+    assert abs(a @ b) < 0.9 * (a @ a)
+    assert sorted(control.parts[1].vector) == sorted(tilt)
+    assert control.parts[0].scale == 2
+    np.testing.assert_array_equal(b, edit.control(3).parts[0].vector)
+
+
+# --- generation ---
+
+
+def drawn(engine, n=24, forced=(), max_tokens=6):
+    prompts = [engine.tokenizer.prompt_ids(p) for p in PROMPTS]
+    prompt_of = np.repeat(np.arange(len(prompts)), n)
+    keys = rollout_keys(0, np.arange(len(prompt_of)))
+    given = [np.array(forced[: i % (len(forced) + 1)], np.int32) for i in range(len(prompt_of))]
+    return Job(prompts, prompt_of, given, keys, max_tokens, eos_ids=(EOS,))
+
+
+@pytest.mark.parametrize("when", ["prompt", "answer", "every"])
+def test_what_is_sampled_under_an_edit_is_what_a_plain_pass_under_it_says(host, when):
+    """With left padding, a cache and prefills of unequal length the log-probabilities are those without any of it."""
+    parts = (
+        Part("add", vector(host.width, 1, 1.0), layer=1, where=(-2, None), when=when),
+        Part("head", vector(host.head_dim, 2), layer=2, head=1, when=when),
+        Part("project", vector(host.width, 3), layer=2, where=(0, None), when=when),
+        Part("tilt", np.stack([vector(len(WORDS), i, 1.0) for i in range(3)])),
+    )
+    engine = host.engine.edited(Edit(parts))
+    job = drawn(engine, forced=(5, 6, 7))
+    out = engine.run(job)
+    again = engine.score(job, out.tokens)
+    plain = host.engine.score(job, out.tokens)
+    for a, b in zip(out.logprob, again.logprob):
+        np.testing.assert_allclose(a, b, atol=2e-3 if host.engine.model.config.model_type == "gemma2" else 2e-4)
+    gap = max(np.nanmax(np.abs(a - b), initial=0) for a, b in zip(out.logprob, plain.logprob))
+    assert gap > 0.05
+
+
+def test_a_rollout_under_an_edit_does_not_depend_on_its_batch(llama):
+    edit = add(llama, 1, where=(0, None), when="every")
+    engine = llama.engine.edited(edit)
+    job = drawn(engine, forced=(5, 6))
+    alone = dataclasses.replace(engine, batch_size=5).run(job)
+    for a, b in zip(engine.run(job).tokens, alone.tokens):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_is_left_behind(host):
+    """H3: after an edit, and after one that broke off, hooks are gone and logits are the same bits."""
+    ids = host.prompt_ids(PROMPTS)
+    batch = Batch.of(ids, [np.zeros(0, np.int64)] * 3, left=False)
+    before = host.forward(batch, logits=True)
+    hooks = count_hooks(host)
+    with Attached(host, add(host, 1)).during(batch):
+        assert count_hooks(host) > hooks
+        assert not torch.equal(host.forward(batch, logits=True), before)
+    assert count_hooks(host) == hooks
+    with pytest.raises(RuntimeError, match="on purpose"), Attached(host, add(host, 1)).during(batch):
+        raise RuntimeError("on purpose")
+    assert count_hooks(host) == hooks
+    assert torch.equal(host.forward(batch, logits=True), before)
+
+
+def count_hooks(host):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in host.engine.model.modules())
+
+
+def test_a_batch_of_three_keeps_three_rows(host):
+    """H1: behind the last block, whether a block returns a tensor or a tuple."""
+    seen = activations(host, PROMPTS, (-1,), levels=[host.layers])
+    alone = [activations(host, [p], (-1,), levels=[host.layers])[0] for p in PROMPTS]
+    np.testing.assert_allclose(seen, np.stack(alone), atol=1e-4)
+    assert np.abs(seen[0] - seen[1]).max() > 1e-3
+
+
+def test_touched_positions_are_counted(llama):
+    ids = llama.prompt_ids(PROMPTS)
+    batch = Batch.of(ids, [np.array([5, 6]), np.array([5]), np.zeros(0, np.int64)], left=False)
+    touched: list[int] = []
+    parts = (
+        Part("add", vector(llama.width), layer=1, where=(0, None)),
+        Part("add", vector(llama.width), layer=1, where=ANSWER, when="answer"),
+        Part("add", vector(llama.width), layer=1, where=(-1, None), when="every"),
+    )
+    with Attached(llama, Edit(parts)).during(batch, touched):
+        llama.forward(batch)
+    assert touched == [sum(map(len, ids)), 3, 6]
+
+
+def test_columns_cut_the_slice_at_the_prompt_as_python_does():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        sizes, forced = rng.integers(1, 7, 3), rng.integers(0, 4, 3)
+        batch = Batch.of([np.arange(n) for n in sizes], [np.arange(n) for n in forced], left=bool(rng.integers(2)))
+        where = (int(rng.integers(-8, 8)), [None, int(rng.integers(-8, 8))][rng.integers(2)])
+        if where[1] == 0 and where[0] != 0:
+            continue  # an empty slice in Python; here 0 is the prompt's end unless both are 0
+        for when in ("prompt", "answer", "every"):
+            got = columns(Part("add", [1.0], where=where, when=when), batch, 0, batch.width + 2)
+            for row in range(3):
+                wanted = np.zeros(batch.width + 2, bool)
+                prompt = np.arange(batch.begin[row], batch.answer[row])[slice(*where)]
+                if when != "answer":
+                    wanted[prompt] = True
+                if when != "prompt":
+                    wanted[batch.answer[row] : batch.end[row]] = wanted[batch.width :] = True
+                np.testing.assert_array_equal(got[row], wanted)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gpt_neox"])
+def test_bfloat16_takes_a_float32_vector(folders, kind):
+    host = open_host(folders[kind], device="cpu", dtype="bfloat16")
+    edit = add(host, 1) + Edit((Part("head", vector(host.head_dim), layer=1), Part("project", vector(host.width))))
+    assert np.isfinite(laws(host, PROMPTS, edit=edit)).all()
+    change = whole(host, add(host, 1, where=(0, None)))[1] - whole(host)[1]  # numbers around 30 have steps of 0.25
+    np.testing.assert_allclose(change, np.broadcast_to(add(host, 1).parts[0].vector, change.shape), atol=0.3)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers for it
+def test_lora_layers_are_found_and_edited(folders):
+    peft = pytest.importorskip("peft")
+    engine = open_engine("transformers", folders["llama"], device="cpu")
+    config = peft.LoraConfig(target_modules=["o_proj", "q_proj"], r=2, lora_alpha=4, init_lora_weights=False)
+    plain = Host.of(dataclasses.replace(engine, model=copy.deepcopy(engine.model)))
+    host = Host.of(dataclasses.replace(engine, model=peft.get_peft_model(engine.model, config).eval()))
+    assert type(host.mixers[0]).__module__.startswith("peft")
+    assert np.abs(laws(host, PROMPTS) - laws(plain, PROMPTS)).max() > 1e-3
+    change = whole(host, add(host, 1, where=(0, None)))[1] - whole(host)[1]
+    np.testing.assert_allclose(change, np.broadcast_to(add(host, 1).parts[0].vector, change.shape), atol=1e-4)
+    assert len(host.engine.edited(add(host, 1)).run(drawn(host.engine, 2)).tokens) == 6
+
+
+def test_sampling_writes_the_edit_into_the_provenance_and_resumes_under_it_only(llama, folders, tmp_path):
+    edit = add(llama, 1)
+    options = {"n": 4, "max_tokens": 5, "engine": "transformers"}
+    rolls = sample(folders["llama"], PROMPTS, edit=edit, out=tmp_path / "run", **options)
+    assert rolls.provenance["engine"]["edit"]["sha256"] == edit.describe()["sha256"]
+    assert "edit" not in sample(folders["llama"], PROMPTS, **options).provenance["engine"]
+    again = sample(folders["llama"], PROMPTS, edit=edit, out=tmp_path / "run", **options)
+    np.testing.assert_array_equal(again.tokens, rolls.tokens)
+    with pytest.raises(InputError):
+        sample(folders["llama"], PROMPTS, edit=2 * edit, out=tmp_path / "run", **options)
+    np.testing.assert_array_equal(read_rollouts(tmp_path / "run").tokens, rolls.tokens)
+
+
+def test_recording_equals_one_prompt_at_a_time(host):
+    together = head_outputs(host, PROMPTS)
+    np.testing.assert_allclose(together, np.concatenate([head_outputs(host, [p]) for p in PROMPTS]), atol=1e-4)
+    mass = token_mass(host, PROMPTS, [5, 6])
+    np.testing.assert_allclose(mass, np.exp(laws(host, PROMPTS)[:, 0, [5, 6]]).sum(-1), rtol=1e-5)
+
+
+# --- files and bad input ---
+
+
+def test_an_edit_survives_its_file(llama, tmp_path):
+    parts = (Part("head", vector(8), layer=1, head=2, scale=-3, when="every"), Part("tilt", np.ones((2, 5))))
+    edit = Edit(parts, *llama.identity, sign="positive pushes towards refusal", about={"n": 3})
+    write_edit(edit, tmp_path / "e.safetensors")
+    again = read_edit(tmp_path / "e.safetensors")
+    assert again.describe() == edit.describe()
+    assert (again.sign, again.about) == (edit.sign, edit.about)
+    for a, b in zip(edit.parts, again.parts):
+        np.testing.assert_array_equal(a.vector, b.vector)
+
+
+def test_files_that_hold_something_else_are_refused(tmp_path):
+    save_file({"x": np.zeros(2, np.float32)}, tmp_path / "weights.safetensors")
+    write_tensors(tmp_path / "d.safetensors", "direction", {"x": np.zeros(2)}, {})
+    write_tensors(tmp_path / "half.safetensors", "edit", {}, {"parts": [{"kind": "add"}], "model": None})
+    (tmp_path / "text.safetensors").write_text("no")
+    for name, says in [
+        ("gone", "is not there"),
+        ("weights", "holds no edit"),
+        ("d", "it holds a markovsafety direction"),
+        ("half", "only part of an edit"),
+        ("text", "no safetensors file"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            read_edit(tmp_path / f"{name}.safetensors")
+
+
+def test_an_edit_for_another_model_is_refused_unless_it_is_transferred(llama, hosts, folders, tmp_path):
+    edit = dataclasses.replace(add(llama, 1), model=llama.identity[0], template=llama.identity[1])
+    other = open_host(random_model(tmp_path / "other", "llama", seed=5, **GQA), device="cpu")
+    with pytest.raises(InputError, match="another model: its weights differ"):
+        laws(other, PROMPTS, edit=edit)
+    assert laws(other, PROMPTS, edit=edit.transferred()).shape == (3, 1, len(WORDS))
+    shutil.copytree(folders["llama"], tmp_path / "copy")
+    text = (tmp_path / "copy" / "tokenizer_config.json").read_text()
+    (tmp_path / "copy" / "tokenizer_config.json").write_text(text.replace("{% endfor %}", "{% endfor %}sure "))
+    with pytest.raises(InputError, match="its chat template differ"):
+        laws(open_host(tmp_path / "copy", device="cpu"), PROMPTS, edit=edit)
+    with pytest.raises(InputError, match="different models cannot be added"):
+        _ = edit + Edit((), model="other")
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        (Part("add", np.ones(7)), "with 7 numbers does not fit"),
+        (Part("add", np.ones(24), layer=4), "at layer 4"),
+        (Part("head", np.ones(8), layer=3), "at layer 3, head 0"),
+        (Part("head", np.ones(8), head=4), "head 4"),
+        (Part("tilt", np.ones(len(WORDS) + 1)), "does not fit"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(llama, part, says):
+    with pytest.raises(InputError, match=says):
+        laws(llama, PROMPTS, edit=Edit((part,)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("push", [1.0]), "no edit of kind 'push'"),
+        (("add", [[1.0]]), "has shape"),
+        (("add", [np.nan]), "not finite"),
+        (("project", [0.0, 0.0]), "zero vector"),
+        (("add", []), "has shape"),
+    ],
+)
+def test_impossible_parts_are_refused(arguments, says):
+    with pytest.raises(InputError, match=says):
+        Part(*arguments)
+
+
+def test_bad_requests_are_refused(llama, folders, tmp_path):
+    with pytest.raises(InputError, match="prompt 0 has 2 tokens and no position -5"):
+        activations(llama, PROMPTS, (-5,))
+    with pytest.raises(InputError, match="no level 4"):
+        activations(llama, PROMPTS, levels=[4])
+    with pytest.raises(InputError, match="no prompt"):
+        activations(llama, [])
+    with pytest.raises(InputError, match="prompt 0 has 0 tokens"):
+        activations(llama, [np.zeros(0, np.int64)])
+    with pytest.raises(InputError, match="has 65 tokens"):
+        activations(llama, [np.full(65, 5)])
+    with pytest.raises(InputError, match="no tokens of the model"):
+        token_mass(llama, PROMPTS, [len(WORDS)])
+    with pytest.raises(InputError, match="laws were asked for"):
+        laws(llama, PROMPTS, last=9)
+    with pytest.raises(InputError, match="cannot edit activations"):
+        sample(folders["llama"], PROMPTS, n=1, max_tokens=2, engine="jax", edit=add(llama, 1))
+    with pytest.raises(InputError, match="edited already"):
+        open_host(llama.engine.edited(add(llama, 1)))
+    with pytest.raises(InputError, match="model is dict"):
+        open_host({})
+
+
+def test_activations_that_are_not_finite_are_not_returned(llama):
+    huge = Edit((Part("add", np.full(llama.width, 3e38), where=(0, None)),))
+    with pytest.raises(UntrustedError, match="an activation of the model is not finite"):
+        activations(llama, PROMPTS, edit=huge + huge)
+    with pytest.raises(InputError, match="not finite"):
+        _ = 10 * huge
