@@ -12,7 +12,9 @@ from typing import Any
 from ..errors import ModelError
 
 _HOME = {
+    "activation_columns": ["with_activations"],
     "augment": ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"],
+    "coherence": ["Quality", "quality", "repeats"],
     "edits": ["Edit", "Part", "read_edit", "write_edit"],
     "host": ["Host", "open_host"],
     "positions": ["Spans", "spans"],
