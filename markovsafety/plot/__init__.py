@@ -12,7 +12,8 @@ from __future__ import annotations
 from .bars import attribution, categories, outcomes, strikes
 from .checks import check
 from .curves import lines, pareto, traces
-from .profiles import branch, depth, width
+from .plane import plane
+from .profiles import branch, depth, depth_signature, width
 from .roads import chain
 from .sizes import capacity
 from .style import OUTCOME_COLOURS, figure, palette, panels, save, state_text
@@ -28,12 +29,14 @@ __all__ = [
     "check",
     "contour",
     "depth",
+    "depth_signature",
     "figure",
     "lines",
     "outcomes",
     "palette",
     "panels",
     "pareto",
+    "plane",
     "save",
     "state_text",
     "strikes",

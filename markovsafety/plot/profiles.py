@@ -28,7 +28,7 @@ from .style import (
     styled,
 )
 
-__all__ = ["branch", "depth", "width"]
+__all__ = ["branch", "depth", "depth_signature", "width"]
 
 _COLD_TO_WARM = ["#5BA3D0", "#9CC8E5", "#D9EAF5", "#FFFFFF", "#FEEBD3", "#F7BA80", "#C65300"]
 
@@ -163,6 +163,75 @@ def branch(found: Any, ax: Any = None) -> Any:
     ax.grid(axis="y")
     _end_labels(ax, last, {name: look[0] for name, look in looks.items()}, None)
     return ax
+
+
+@styled
+def depth_signature(
+    D: Any, lower: Any = None, upper: Any = None, ax: Any = None, *, depths: Sequence[float] | None = None
+) -> Any:
+    """Depth signature of edits: how far each moves the law of the next token after k tokens of the answer.
+
+    Parameters
+    ----------
+    D : array of shape (K,), Bound, dict of k to Bound, or dict of these by edit
+        Total variation distance in [0, 1] after k = 0, 1, ... tokens.
+    lower, upper : as D, of numbers, optional
+        Ends of the intervals; a Bound brings its own.
+    ax : Axes, optional
+    depths : sequence of float, optional
+        The k of an array or a Bound; 0, 1, ... if not given.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    InputError
+        If numbers of depths differ within an edit, or only one end of the intervals is given.
+    """
+    several = isinstance(D, dict) and all(isinstance(name, str) for name in D)
+    pick = lambda x, name: x[name] if several and x is not None else x  # noqa: E731
+    named = {
+        name: _signature(one, pick(lower, name), pick(upper, name), depths)
+        for name, one in (D if several else {"": D}).items()
+    }
+    ax = axes_or_new(ax, (8.0, 2.8))
+    looks = palette(list(named))
+    shift = np.linspace(-0.24, 0.24, len(named)) if len(named) > 1 else np.zeros(len(named))
+    thick = 0.6 / max(len(named), 1)
+    for (name, (k, at)), move in zip(named.items(), shift):
+        colour, marker = looks[name]
+        ax.bar(k + move, np.nan_to_num(at[:, 0]), thick, color=colour, alpha=0.35, linewidth=0, zorder=2)
+        style = {"color": colour, "marker": marker, "markersize": 4.5, "zorder": 3, "clip_on": False}
+        errorbars(ax, k + move, at, label=plain(name, 32) or None, **style)
+    ax.set_ylim(0, 1.02)
+    _depth_axis(ax, sorted({float(x) for k, _ in named.values() for x in k}))
+    ax.set_xlabel("tokens so far")
+    ax.set_ylabel("total variation $D_k$")
+    ax.grid(axis="y")
+    if several and named:
+        ax.legend(**KEY_ABOVE, ncols=4, handlelength=1.2)
+    return ax
+
+
+def _signature(one: Any, lower: Any, upper: Any, depths: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Depths, and value, lower and upper of shape (K, 3)."""
+    if isinstance(one, dict):
+        return np.array(sorted(one), dtype=float), points(one[k] for k in sorted(one))
+    if (lower is None) != (upper is None):
+        raise InputError("One end of the intervals is missing.", cause="They have two.", next="Pass lower and upper.")
+    parts = (one.value, one.lower, one.upper) if isinstance(one, Bound) else (one, one, one)
+    parts = parts if lower is None else (parts[0], lower, upper)
+    columns = [np.atleast_1d(np.asarray(x, dtype=float)) for x in parts]
+    k = np.arange(len(columns[0]), dtype=float) if depths is None else np.asarray(depths, dtype=float)
+    if any(c.shape != k.shape for c in columns):
+        raise InputError(
+            f"The signature has shapes {', '.join(str(c.shape) for c in columns)}, for {len(k)} depths.",
+            cause="There is one number for each depth.",
+            next="Pass arrays of one length.",
+        )
+    return k, np.stack(columns, axis=1)
 
 
 @styled
