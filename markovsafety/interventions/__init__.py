@@ -16,6 +16,8 @@ _HOME = {
     "augment": ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"],
     "coherence": ["Quality", "quality", "repeats"],
     "edits": ["Edit", "Part", "read_edit", "write_edit"],
+    "head_sweep": ["HeadSweep", "sweep_heads"],
+    "heads": ["HeadDirections", "head_directions", "read_head_directions", "write_head_directions"],
     "host": ["Host", "open_host"],
     "positions": ["Spans", "spans"],
     "record": ["activations", "head_outputs", "laws", "projections", "token_mass"],

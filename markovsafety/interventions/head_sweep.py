@@ -1,0 +1,158 @@
+"""Which head moves behaviour: one forward pass per head and size of edit, reading the law of the first token.
+
+The paper samples whole answers under every head and alpha; here the first token's law goes first, and only the best
+heads are sampled (`choose_heads`).
+
+Source: arXiv 2502.05945, section 3 (choice of heads by what the model does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bound import Bound, clustered
+from ..errors import InputError
+from .edits import Edit
+from .heads import Head, HeadDirections
+from .host import Host
+from .record import laws
+
+__all__ = ["ALPHAS", "HeadSweep", "sweep_heads"]
+
+ALPHAS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadSweep:
+    """What the first token of the answer becomes when one head at a time is edited.
+
+    Parameters
+    ----------
+    alphas : float array, shape (alphas,)
+    mass : float64 array, shape (layers, heads, alphas, prompts)
+        Probability that the answer begins with a desired token; nan for heads without a direction.
+    log_odds : float64 array, shape (layers, heads, alphas)
+        Mean over prompts of the log-odds of desired against undesired, nats.
+    base : float64 array, shape (prompts,)
+        The probability without edit.
+    base_log_odds : float
+    """
+
+    alphas: NDArray
+    mass: NDArray
+    log_odds: NDArray
+    base: NDArray
+    base_log_odds: float
+
+    @property
+    def best(self) -> NDArray:
+        """Largest mean probability over alphas, (layers, heads); nan for heads without a direction."""
+        return self.mass.mean(axis=-1).max(axis=-1)
+
+    @property
+    def ranked(self) -> list[Head]:
+        """Heads with a direction, the strongest first."""
+        heads = [(int(layer), int(head)) for layer, head in np.argwhere(np.isfinite(self.best))]
+        return sorted(heads, key=lambda head: -self.best[head])
+
+    @property
+    def lead(self) -> float:
+        """By how much the best head exceeds the second, as a probability (1 if there is no second)."""
+        best = [float(self.best[head]) for head in self.ranked[:2]]
+        return best[0] - best[1] if len(best) > 1 else 1.0
+
+    def alpha(self, head: Head) -> float:
+        """The alpha at which a head does most."""
+        return float(self.alphas[int(np.argmax(self.mass[head].mean(axis=-1)))])
+
+    def bound(self, head: Head, level: float = 0.95) -> Bound:
+        """The mean probability of a head at its best alpha, with its interval over prompts.
+
+        The alpha was chosen on the same prompts, so the interval describes them, not what was to be expected.
+        """
+        masses = self.mass[head][int(np.argmax(self.mass[head].mean(axis=-1)))]
+        return clustered(np.clip(masses, 0, 1), np.ones(len(masses)), level, f"P(desired first | head {head})")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """JSON-able, one row per head, the strongest first."""
+        return [
+            {
+                "rank": i + 1,
+                "layer": head[0],
+                "head": head[1],
+                "alpha": self.alpha(head),
+                "mass": self.bound(head).to_json(),
+                "log_odds": self.log_odds[head].tolist(),
+            }
+            for i, head in enumerate(self.ranked)
+        ]
+
+
+def sweep_heads(
+    host: Host,
+    directions: HeadDirections,
+    prompts: Sequence[Any],
+    desired: Sequence[int],
+    undesired: Sequence[int] | None = None,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    heads: Sequence[Head] | None = None,
+    batch_size: int | None = None,
+) -> HeadSweep:
+    """Edit every head alone and read the law of the first token: one forward pass per head, alpha and prompt.
+
+    Parameters
+    ----------
+    host : Host
+    directions : HeadDirections
+    prompts : sequence of prompts
+        Ones on which the model does not do what is desired, other than those that the directions were made from.
+    desired, undesired : sequence of int
+        First tokens; undesired are by default all others (they matter for the log-odds only).
+    alphas : sequence of float
+    heads : sequence of (layer, head), optional
+        Those that have a direction by default.
+    batch_size : int, optional
+
+    Returns
+    -------
+    HeadSweep
+
+    Raises
+    ------
+    InputError
+        No alpha, or tokens that the model does not have.
+    """
+    sizes = np.asarray(alphas, dtype=np.float64)
+    for tokens in (desired, [0] if undesired is None else undesired):
+        if not len(tokens) or min(tokens) < 0 or max(tokens) >= host.vocab_size or not sizes.size:
+            raise InputError(
+                f"a sweep over {sizes.size} alphas and {len(tokens)} first tokens makes no sense",
+                cause=f"it needs at least one alpha, and tokens between 0 and {host.vocab_size - 1}",
+                next="name the ids with which an answer begins that does what is desired (or not)",
+            )
+    ids = host.prompt_ids(prompts)
+
+    def read(edit: Edit | None) -> tuple[NDArray, float]:
+        law = laws(host, ids, edit=edit, batch_size=batch_size)[:, 0].astype(np.float64)
+        wished = np.logaddexp.reduce(law[:, np.unique(desired)], axis=-1)
+        mass = np.minimum(np.exp(wished), 1.0)
+        if undesired is None:
+            other = np.log1p(-np.minimum(mass, 1 - 1e-12))
+        else:
+            other = np.logaddexp.reduce(law[:, np.unique(undesired)], axis=-1)
+        return mass, float((wished - other).mean())
+
+    base, odds = read(None)
+    mass = np.full((*directions.sigma.shape, len(sizes), len(ids)), np.nan)
+    log_odds = np.full((*directions.sigma.shape, len(sizes)), np.nan)
+    for head, (i, alpha) in product(directions.heads if heads is None else heads, enumerate(sizes)):
+        layer, place = head
+        mass[layer, place, i], log_odds[layer, place, i] = read(directions.edit([head], float(alpha)))
+    return HeadSweep(sizes, mass, log_odds, base, odds)
