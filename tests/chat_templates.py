@@ -73,6 +73,11 @@ TEMPLATES = {
         "Below is an instruction.\n\n{% for m in messages %}{{ '### Instruction:\n' + m['content'] + '\n\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
     ),
+    # like alpaca, but many tokenizers do not give the text after the mark back to the letter
+    "lines": (
+        "{% for m in messages %}{{ '<|user|>\n' + m['content'] + '\n\n' + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
     "bare": "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
     "plain": None,
 }

@@ -147,10 +147,7 @@ def ids_after(spelled: list[Spelled], after: str) -> tuple[tuple[int, ...], tupl
     if not others:
         return tail, ()
     endings = _listed(SENTINELS[i][-1] for i in others)
-    return tail, (
-        f"an instruction that ends with {endings} changes the ids after it (tokens {_listed(joined)} hold both): "
-        "check refuses such prompts",
-    )
+    return tail, (f"an instruction that ends with {endings} changes the ids after it{_both(joined)}: check refuses it",)
 
 
 def ids_before(spelled: list[Spelled], before: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -173,8 +170,7 @@ def ids_before(spelled: list[Spelled], before: str) -> tuple[tuple[int, ...], tu
         return head, ()
     beginnings = _listed(SENTINELS[i][0] for i in others)
     return head, (
-        f"an instruction that begins with {beginnings} changes the ids before it (tokens {_listed(joined)} hold both): "
-        "check refuses such prompts",
+        f"an instruction that begins with {beginnings} changes the ids before it{_both(joined)}: check refuses it",
     )
 
 
@@ -207,6 +203,10 @@ def suffix_size(spelled: list[Spelled], tail: tuple[int, ...], after: str, closi
             next="end the question with other characters",
         )
     return len(own.ids) - min(cut.at for cut in met)
+
+
+def _both(joined: list[str]) -> str:
+    return f" (tokens {_listed(joined)} hold both)" if joined else ""
 
 
 def _listed(texts: Iterable[str]) -> str:
