@@ -29,7 +29,7 @@ _HOME = {
         "sensitivity",
         "visits",
     ],
-    "interventions": ["Edit"],
+    "interventions": ["Direction", "Edit"],
     "evidence": ["agreement", "check", "compare", "confusion", "corrected"],
     "depth": ["Profile", "profile", "sweep"],
     "rollouts": ["Rollouts", "judge", "read_rollouts", "sample", "write_rollouts"],
@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from .hitting import hitting_time as hitting_time
     from .hitting import sensitivity as sensitivity
     from .hitting import visits as visits
+    from .interventions.directions import Direction as Direction
     from .interventions.edits import Edit as Edit
     from .outcomes import OUTCOMES as OUTCOMES
     from .rollouts import Rollouts as Rollouts

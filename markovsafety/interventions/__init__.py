@@ -15,12 +15,16 @@ _HOME = {
     "activation_columns": ["with_activations"],
     "augment": ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"],
     "coherence": ["Quality", "quality", "repeats"],
+    "buckets": ["Buckets", "label"],
+    "directions": ["Direction", "by_category", "difference", "read_direction", "states", "write_direction"],
     "edits": ["Edit", "Part", "read_edit", "write_edit"],
     "head_sweep": ["HeadSweep", "sweep_heads"],
     "heads": ["HeadDirections", "head_directions", "read_head_directions", "write_head_directions"],
+    "effects": ["Effect", "LevelSweep", "choose_level", "effect"],
     "host": ["Host", "open_host"],
     "positions": ["Spans", "spans"],
     "record": ["activations", "head_outputs", "laws", "projections", "token_mass"],
+    "separation": ["auc", "curve", "probe", "silhouette"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 _OPTIONAL = ("accelerate", "peft", "torch", "transformers")

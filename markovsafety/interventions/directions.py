@@ -1,0 +1,473 @@
+"""Directions: what changes in the residual stream between two kinds of prompts, level by level.
+
+Harmfulness is the difference in means between harmful and harmless prompts at t_inst, refusal that between refused and
+accepted ones at t_post (arXiv 2507.11878, section 2). A `Direction` is data: which vectors, read where, from how many
+prompts of which kinds, and what a positive scale means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from .edits import Edit, Part, When
+from .positions import Span, Spans
+from .storage import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from .host import Host
+
+__all__ = ["Direction", "by_category", "cell_mean", "difference", "read_direction", "states", "write_direction"]
+
+POSITIONS = ("t_inst", "t_post")
+Position = str | int
+"""t_inst, t_post, or the index of a prompt token, negative from the end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A difference in means at one position, at every level of the residual stream.
+
+    Parameters
+    ----------
+    vectors : float32 array, shape (levels, width)
+        Not normalised: a scale of 1 carries the one mean onto the other.
+    position : "t_inst", "t_post" or int
+        Where it was read.
+    names : (str, str)
+        What a positive and a negative scale push towards.
+    counts : (int, int)
+        Prompts behind either mean.
+    where : (int, int or None)
+        Prompt tokens that `edit` changes by default: for t_inst all of the instruction, for t_post the last one.
+    level : int or None
+        The level to act at; None until one was chosen (`choose_level`).
+    model, template : str or None
+        Identity of the model and SHA-256 of its chat template (`edits.identity`); None fits any of the same shape.
+    about : dict
+        JSON-able: balance, category, how the level was chosen.
+
+    Raises
+    ------
+    InputError
+        Vectors that are no finite table, a level that there is not.
+    """
+
+    vectors: np.ndarray
+    position: Position
+    names: tuple[str, str]
+    counts: tuple[int, int]
+    where: Span = (-1, None)
+    level: int | None = None
+    model: str | None = None
+    template: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        vectors = np.array(self.vectors, dtype=np.float32)
+        vectors.flags.writeable = False
+        object.__setattr__(self, "vectors", vectors)
+        for name in ("names", "counts", "where"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():
+            raise InputError(
+                f"the vectors of a direction have shape {vectors.shape}, or are not finite",
+                cause="a direction has one vector of finite numbers per level of the residual stream",
+                next="make it with difference()",
+            )
+        if self.level is not None:
+            self._check(self.level)
+
+    def __repr__(self) -> str:
+        level = "no level chosen" if self.level is None else f"level {self.level}"
+        plus, minus = self.counts
+        return f"<Direction {self.sign}; at {self.position}, {level}, from {plus} + {minus} prompts>"
+
+    @property
+    def sign(self) -> str:
+        """What a positive scale means, in words."""
+        return f"{self.names[0]} - {self.names[1]}: positive pushes towards {self.names[0]}"
+
+    @property
+    def norms(self) -> np.ndarray:
+        """Length of the vector of every level, float64 (levels,)."""
+        return np.linalg.norm(self.vectors.astype(np.float64), axis=1)
+
+    @property
+    def unit(self) -> np.ndarray:
+        """The vector of the chosen level with norm 1, float32 (width,).
+
+        Raises
+        ------
+        InputError
+            No level was chosen, or the vector is zero there.
+        """
+        vector = self.vector()
+        return vector / np.float32(np.linalg.norm(vector))
+
+    def vector(self, level: int | None = None) -> np.ndarray:
+        """The vector of a level (of the chosen one by default), float32 (width,).
+
+        Raises
+        ------
+        InputError
+            No level was chosen, there is no such level, or the vector is zero there.
+        """
+        chosen = self.level if level is None else level
+        if chosen is None:
+            raise InputError(
+                "no level of this direction was chosen",
+                cause="it has one vector per level, and steers at one of them",
+                next="give level=, or choose by what it causes: choose_level(...)",
+            )
+        if not np.any(self.vectors[self._check(chosen)]):
+            raise InputError(
+                f"the direction is zero at level {chosen}",
+                cause=f"both kinds of prompts have the same mean there: at {self.position} they share one token, "
+                "and nothing before this level looks at others",
+                next="take a higher level",
+            )
+        return self.vectors[chosen]
+
+    def at(self, level: int) -> Direction:
+        """The same direction with this level chosen."""
+        return dataclasses.replace(self, level=int(level))
+
+    def edit(
+        self, scale: float = 1.0, level: int | None = None, *, where: Span | None = None, when: When = "prompt"
+    ) -> Edit:
+        """Add this direction to the residual stream.
+
+        Parameters
+        ----------
+        scale : float
+            In units of the difference in means; the paper steers with 1, its released inversion with 2.
+        level : int, optional
+            By default the chosen one.
+        where : (int, int or None), optional
+            Prompt tokens to change; by default `Direction.where`.
+        when : "prompt", "answer" or "every"
+
+        Returns
+        -------
+        Edit
+
+        Raises
+        ------
+        InputError
+            As `vector`.
+        """
+        chosen = self.level if level is None else level
+        vector = self.vector(level)
+        assert chosen is not None
+        part = Part("add", vector, int(chosen), 0, scale, self.where if where is None else where, when)
+        about = {"direction": {**self.about, "position": self.position, "counts": list(self.counts)}}
+        return Edit((part,), self.model, self.template, self.sign, about)
+
+    def transferred(self) -> Direction:
+        """The same direction for any model of the same shape, for example a fine-tuned copy."""
+        return dataclasses.replace(self, model=None, template=None)
+
+    def control(self, seed: int = 0) -> Direction:
+        """Random vectors of the same norms: what they do comes from the size alone."""
+        rng = np.random.default_rng(seed)
+        drawn = rng.standard_normal(self.vectors.shape)
+        drawn *= (self.norms / np.linalg.norm(drawn, axis=1))[:, None]
+        about = {**self.about, "control": seed}
+        return dataclasses.replace(self, vectors=drawn, names=("random", "random"), about=about)
+
+    def _check(self, level: int) -> int:
+        if not 0 <= level < len(self.vectors):
+            raise InputError(
+                f"the direction has no level {level}",
+                cause=f"it has the levels 0 to {len(self.vectors) - 1}",
+                next="choose one of these",
+            )
+        return int(level)
+
+
+def difference(
+    host: Host,
+    positive: Sequence[Any],
+    negative: Sequence[Any],
+    *,
+    position: Position = "t_inst",
+    names: tuple[str, str] = ("harmful", "harmless"),
+    balance: Sequence[str] = (),
+    spans: Spans | None = None,
+    batch_size: int | None = None,
+) -> Direction:
+    """Difference in means between two kinds of prompts, at every level.
+
+    Parameters
+    ----------
+    host : Host
+    positive, negative : sequence of records, texts or ids
+        Each kind; the direction is mean(positive) - mean(negative).
+    position : "t_inst", "t_post" or int
+    names : (str, str)
+        Of the two kinds.
+    balance : sequence of str
+        Keys of the records, such as ("category", "marker"): a mean is then that of the cells' means, so that no cell
+        weighs more because it has more prompts.
+    spans : Spans, optional
+        Of prompts with a question or a system prompt; by default ``host.spans()``.
+    batch_size : int, optional
+
+    Returns
+    -------
+    Direction
+        Without a chosen level.
+
+    Raises
+    ------
+    InputError
+        A kind without prompts, prompts that the template's positions are wrong for, a key that a record does not have.
+
+    Notes
+    -----
+    arXiv 2507.11878, section 2: v_harm from harmful and harmless prompts at t_inst, v_refuse from refused and accepted
+    ones at t_post, not normalised. `balance` is ours: where harmful prompts are mostly refused, the plain difference at
+    either position holds both.
+    """
+    spans = spans or host.spans()
+    sets = [("positive", positive), ("negative", negative)]
+    means = []
+    for (side, prompts), name in zip(sets, names):
+        if not len(prompts):
+            raise _nobody(side, name)
+        found = states(host, prompts, (position,), spans=spans, batch_size=batch_size)[:, :, 0]
+        means.append(cell_mean(found, prompts, balance))
+    return _made(host, means, spans, position, names, (len(positive), len(negative)), balance, {})
+
+
+def by_category(
+    host: Host,
+    positive: Sequence[Any],
+    negative: Sequence[Any],
+    *,
+    position: Position = "t_inst",
+    names: tuple[str, str] = ("harmful", "harmless"),
+    balance: Sequence[str] = (),
+    spans: Spans | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Direction]:
+    """One direction per category of the positive prompts.
+
+    Parameters
+    ----------
+    host, positive, negative, position, names, balance, spans, batch_size
+        As in `difference`; positive prompts are records with ``category``. A category is held against the negative
+        prompts of its own, or against all of them where it has none.
+
+    Returns
+    -------
+    dict of category -> Direction
+
+    Raises
+    ------
+    InputError
+        As `difference`.
+    """
+    spans = spans or host.spans()
+    for side, prompts, name in zip(("positive", "negative"), (positive, negative), names):
+        if not len(prompts):
+            raise _nobody(side, name)
+    up, down = (states(host, p, (position,), spans=spans, batch_size=batch_size)[:, :, 0] for p in (positive, negative))
+    kinds, others = _values(positive, "category"), _values(negative, "category")
+    out = {}
+    for category in sorted(set(kinds), key=str):
+        mine = [i for i, c in enumerate(kinds) if c == category]
+        theirs = [i for i, c in enumerate(others) if c == category] or list(range(len(negative)))
+        means = [
+            cell_mean(up[mine], [positive[i] for i in mine], balance),
+            cell_mean(down[theirs], [negative[i] for i in theirs], balance),
+        ]
+        about = {"category": category, "own negatives": category in others}
+        out[str(category)] = _made(host, means, spans, position, names, (len(mine), len(theirs)), balance, about)
+    return out
+
+
+def states(
+    host: Host,
+    prompts: Sequence[Any],
+    positions: Sequence[Position] = POSITIONS,
+    *,
+    spans: Spans | None = None,
+    levels: Sequence[int] | None = None,
+    edit: Edit | None = None,
+    batch_size: int | None = None,
+) -> np.ndarray:
+    """Residual stream at named positions of prompts, which are checked to be those positions.
+
+    Parameters
+    ----------
+    host : Host
+    prompts : sequence of records, texts or ids
+        A record with ``bare`` true has no post-instruction tokens; t_inst is then its last token.
+    positions : sequence of "t_inst", "t_post" or int
+    spans, levels, edit, batch_size
+        As in `activations`.
+
+    Returns
+    -------
+    float32 array, shape (prompts, levels, positions, width)
+
+    Raises
+    ------
+    InputError
+        A prompt that does not end as the template says, a bare one at t_post, or both positions are one token.
+    """
+    from .record import activations
+
+    spans = spans or host.spans()
+    names = [p for p in positions if isinstance(p, str)]
+    if unknown := [p for p in names if p not in POSITIONS]:
+        raise InputError(
+            f"there is no position {unknown[0]!r}", cause="names are t_inst and t_post", next="use one, or an index"
+        )
+    if len(set(names)) == 2:
+        spans.separate()
+    ids = host.prompt_ids(prompts)
+    bare = np.array([isinstance(p, Mapping) and bool(p.get("bare")) for p in prompts])
+    if bare.any() and "t_post" in names:
+        raise InputError(
+            f"prompt {int(bare.argmax())} has no t_post",
+            cause="it was cut after the instruction, so that nothing says that the assistant begins",
+            next="read it at t_inst, or give the whole prompt",
+        )
+    if names:
+        for i in np.flatnonzero(~bare):
+            spans.check(ids[i], f"prompt {i}", single_turn=False)
+    out = None
+    for group, cut in ((np.flatnonzero(~bare), 0), (np.flatnonzero(bare), len(spans.suffix))):
+        if not len(group):
+            continue
+        at = [spans.t_inst[0] + cut if p == "t_inst" else -1 if p == "t_post" else int(p) for p in positions]
+        found = activations(host, [ids[i] for i in group], at, levels=levels, edit=edit, batch_size=batch_size)
+        out = np.zeros((len(ids), *found.shape[1:]), np.float32) if out is None else out
+        out[group] = found
+    assert out is not None
+    return out
+
+
+def cell_mean(values: np.ndarray, prompts: Sequence[Any], balance: Sequence[str] = ()) -> np.ndarray:
+    """Mean over prompts, or over the means of cells of prompts.
+
+    Parameters
+    ----------
+    values : array, shape (prompts, ...)
+    prompts : sequence of records
+    balance : sequence of str
+        Keys whose values make the cells; none for the plain mean.
+
+    Returns
+    -------
+    float64 array, shape (...)
+    """
+    if not balance:
+        return values.astype(np.float64).mean(axis=0)
+    cells = list(zip(*(_values(prompts, key) for key in balance)))
+    sizes = Counter(cells)
+    weights = np.array([1.0 / (len(sizes) * sizes[c]) for c in cells])
+    return np.tensordot(weights, values.astype(np.float64), axes=1)
+
+
+def write_direction(direction: Direction, path: str | Path) -> None:
+    """Write a direction as one safetensors file, its description in the header.
+
+    Parameters
+    ----------
+    direction : Direction
+    path : path
+    """
+    about = {f.name: getattr(direction, f.name) for f in dataclasses.fields(direction) if f.name != "vectors"}
+    write_tensors(path, "direction", {"vectors": direction.vectors}, about)
+
+
+def read_direction(path: str | Path, host: Host | None = None) -> Direction:
+    """Read what `write_direction` wrote.
+
+    Parameters
+    ----------
+    path : path
+    host : Host, optional
+        The model that it is wanted for.
+
+    Raises
+    ------
+    InputError
+        The file is missing or holds no direction, or it was made with another model or template than the host's.
+    """
+    arrays, about = read_tensors(path, "direction")
+    try:
+        made = Direction(arrays["vectors"], **{f.name: about[f.name] for f in dataclasses.fields(Direction)[1:]})
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} holds only part of a direction", cause=f"missing or wrong: {error}", next="write it again"
+        ) from error
+    if host is not None:
+        check_identity(made.model, made.template, host, f"the direction in {path}")
+    return made
+
+
+def check_identity(model: str | None, template: str | None, host: Host, what: str) -> None:
+    """Raise unless something made with a model and a template belongs to a host.
+
+    Raises
+    ------
+    InputError
+        Another model, or another chat template.
+    """
+    for name, mine, theirs in zip(("model", "template"), (model, template), host.identity):
+        if None not in (mine, theirs) and mine != theirs:
+            raise InputError(
+                f"{what} was made with another {name}",
+                cause=f"it belongs to {str(mine)[:12]}, this host is {str(theirs)[:12]}",
+                next="make it again with this model, or say that it is meant: .transferred()",
+            )
+
+
+def _made(
+    host: Host,
+    means: Sequence[np.ndarray],
+    spans: Spans,
+    position: Position,
+    names: tuple[str, str],
+    counts: tuple[int, int],
+    balance: Sequence[str],
+    about: dict[str, Any],
+) -> Direction:
+    where = {"t_inst": spans.instruction, "t_post": spans.t_post}.get(str(position))
+    if where is None:
+        where = (int(position), int(position) + 1 or None)
+    model, template = host.identity
+    said = {**about, "balance": list(balance)}
+    return Direction(means[0] - means[1], position, names, counts, where, None, model, template, said)
+
+
+def _values(prompts: Sequence[Any], key: str) -> list[Hashable]:
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, Mapping) or key not in prompt:
+            raise InputError(
+                f"prompt {i} has no {key!r}",
+                cause="prompts are told apart by this key of their records",
+                next=f"give records with {key!r}, or leave it out",
+            )
+    return [prompt[key] for prompt in prompts]
+
+
+def _nobody(side: str, name: str) -> InputError:
+    return InputError(
+        f"there is no {name} prompt",
+        cause=f"the {side} mean of a difference needs at least one",
+        next="give some; prompts of a rare bucket are found by other wording or, for accepted harmful ones, by asking "
+        "without post-instruction tokens (label(..., bare=True))",
+    )
