@@ -23,7 +23,10 @@ _HOME = {
     "effects": ["Effect", "LevelSweep", "choose_level", "effect"],
     "host": ["Host", "open_host"],
     "positions": ["Spans", "spans"],
+    "prediction": ["RowLocal", "row_local"],
     "record": ["activations", "head_outputs", "laws", "projections", "token_mass"],
+    "signature": ["Signature", "depth_signature"],
+    "start_row": ["StartRows", "start_rows"],
     "separation": ["auc", "curve", "probe", "silhouette"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
