@@ -14,6 +14,7 @@ from ..errors import ModelError
 _HOME = {
     "activation_columns": ["with_activations"],
     "augment": ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"],
+    "beliefs": ["Beliefs", "Centres", "Separation", "believe", "centres", "separate", "table"],
     "coherence": ["Quality", "quality", "repeats"],
     "buckets": ["Buckets", "label"],
     "directions": ["Direction", "by_category", "difference", "read_direction", "states", "write_direction"],
