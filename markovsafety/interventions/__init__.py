@@ -14,7 +14,7 @@ from ..errors import ModelError
 _HOME = {
     "activation_columns": ["with_activations"],
     "augment": ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"],
-    "beliefs": ["Beliefs", "Centres", "Separation", "believe", "centres", "separate", "table"],
+    "beliefs": ["Beliefs", "Centres", "Separation", "belief_table", "believe", "centres", "separate"],
     "coherence": ["Quality", "quality", "repeats"],
     "buckets": ["Buckets", "label"],
     "directions": ["Direction", "by_category", "difference", "read_direction", "states", "write_direction"],
@@ -23,6 +23,7 @@ _HOME = {
     "heads": ["HeadDirections", "head_directions", "read_head_directions", "write_head_directions"],
     "effects": ["Effect", "LevelSweep", "choose_level", "effect"],
     "host": ["Host", "open_host"],
+    "inversion": ["Inversion", "Replies", "Task", "inversion_task", "invert", "replies"],
     "positions": ["Spans", "spans"],
     "prediction": ["RowLocal", "row_local"],
     "record": ["activations", "head_outputs", "laws", "projections", "token_mass"],

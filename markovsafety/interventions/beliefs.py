@@ -26,7 +26,7 @@ from .separation import auc, silhouette
 if TYPE_CHECKING:
     from .host import Host
 
-__all__ = ["Beliefs", "Centres", "Separation", "believe", "centres", "separate", "table"]
+__all__ = ["Beliefs", "Centres", "Separation", "belief_table", "believe", "centres", "separate"]
 
 SIDES = ("harm", "refusal")
 SAME = 1e-5
@@ -213,7 +213,7 @@ def believe(
     for rows, positions in ((np.flatnonzero(~cut), POSITIONS), (np.flatnonzero(cut), POSITIONS[:1])):
         if not len(rows):
             continue
-        group = [prompts[i] for i in rows]
+        group = [prompts[i] for i in rows.tolist()]
         read = states(host, group, positions, spans=spans, edit=edit, batch_size=batch_size)
         harm[rows] = means.scores(read[:, :, 0], "harm")
         if len(positions) > 1:
@@ -233,7 +233,9 @@ def _average(means: Centres, side: str, scores: NDArray) -> NDArray:
     return scores[:, used].mean(axis=1)
 
 
-def table(beliefs: Beliefs, buckets: Buckets, *, threshold: float = 0.0, level: float = 0.95) -> list[dict[str, Any]]:
+def belief_table(
+    beliefs: Beliefs, buckets: Buckets, *, threshold: float = 0.0, level: float = 0.95
+) -> list[dict[str, Any]]:
     """Believed harmful or not x refused or not: how many prompts, over all and by category.
 
     Parameters
