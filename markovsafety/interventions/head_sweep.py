@@ -39,6 +39,8 @@ class HeadSweep:
         Probability that the answer begins with a desired token; nan for heads without a direction.
     log_odds : float64 array, shape (layers, heads, alphas)
         Mean over prompts of the log-odds of desired against undesired, nats.
+    control : float64 array, shape (layers, heads, alphas)
+        Mean probability under a random vector of the same norm on the same head.
     base : float64 array, shape (prompts,)
         The probability without edit.
     base_log_odds : float
@@ -47,6 +49,7 @@ class HeadSweep:
     alphas: NDArray
     mass: NDArray
     log_odds: NDArray
+    control: NDArray
     base: NDArray
     base_log_odds: float
 
@@ -56,16 +59,25 @@ class HeadSweep:
         return self.mass.mean(axis=-1).max(axis=-1)
 
     @property
+    def score(self) -> NDArray:
+        """What heads are ranked by, (layers, heads): the probability beyond the random vector's, mean over alphas.
+
+        The largest probability alone would put first what any vector does if it is long enough; a head that moves
+        behaviour does so at a small alpha, and at all larger ones.
+        """
+        return (self.mass.mean(axis=-1) - self.control).mean(axis=-1)
+
+    @property
     def ranked(self) -> list[Head]:
         """Heads with a direction, the strongest first."""
-        heads = [(int(layer), int(head)) for layer, head in np.argwhere(np.isfinite(self.best))]
-        return sorted(heads, key=lambda head: -self.best[head])
+        heads = [(int(layer), int(head)) for layer, head in np.argwhere(np.isfinite(self.score))]
+        return sorted(heads, key=lambda head: -self.score[head])
 
     @property
     def lead(self) -> float:
-        """By how much the best head exceeds the second, as a probability (1 if there is no second)."""
-        best = [float(self.best[head]) for head in self.ranked[:2]]
-        return best[0] - best[1] if len(best) > 1 else 1.0
+        """Largest probability of the first head, less that of any other head (1 without another)."""
+        best = [float(self.best[head]) for head in self.ranked]
+        return best[0] - max(best[1:]) if len(best) > 1 else 1.0
 
     def alpha(self, head: Head) -> float:
         """The alpha at which a head does most."""
@@ -88,6 +100,8 @@ class HeadSweep:
                 "head": head[1],
                 "alpha": self.alpha(head),
                 "mass": self.bound(head).to_json(),
+                "score": float(self.score[head]),
+                "control": self.control[head].tolist(),
                 "log_odds": self.log_odds[head].tolist(),
             }
             for i, head in enumerate(self.ranked)
@@ -103,9 +117,10 @@ def sweep_heads(
     *,
     alphas: Sequence[float] = ALPHAS,
     heads: Sequence[Head] | None = None,
+    seed: int = 0,
     batch_size: int | None = None,
 ) -> HeadSweep:
-    """Edit every head alone and read the law of the first token: one forward pass per head, alpha and prompt.
+    """Edit every head alone and read the law of the first token: two forward passes per head, alpha and prompt.
 
     Parameters
     ----------
@@ -118,6 +133,8 @@ def sweep_heads(
     alphas : sequence of float
     heads : sequence of (layer, head), optional
         Those that have a direction by default.
+    seed : int
+        Of the random vectors that stand beside.
     batch_size : int, optional
 
     Returns
@@ -151,8 +168,10 @@ def sweep_heads(
 
     base, odds = read(None)
     mass = np.full((*directions.sigma.shape, len(sizes), len(ids)), np.nan)
-    log_odds = np.full((*directions.sigma.shape, len(sizes)), np.nan)
+    log_odds, control = (np.full((*directions.sigma.shape, len(sizes)), np.nan) for _ in range(2))
     for head, (i, alpha) in product(directions.heads if heads is None else heads, enumerate(sizes)):
         layer, place = head
-        mass[layer, place, i], log_odds[layer, place, i] = read(directions.edit([head], float(alpha)))
-    return HeadSweep(sizes, mass, log_odds, base, odds)
+        edit = directions.edit([head], float(alpha))
+        mass[layer, place, i], log_odds[layer, place, i] = read(edit)
+        control[layer, place, i] = read(edit.control(seed))[0].mean()
+    return HeadSweep(sizes, mass, log_odds, control, base, odds)

@@ -182,23 +182,17 @@ def head_directions(
     Raises
     ------
     InputError
-        Fewer than two examples in a group, an answer missing, or no head whose means differ.
+        An empty group, an answer missing, or no head whose means differ.
 
     Notes
     -----
+    One example in each group is enough for a direction; sigma is then half the distance between the two.
     Answers of one token leave no trace at the end token of a small model; give whole answers (8 tokens and more), or
     contrast prompts.
     """
     groups = [
-        _texts(host, prompts, None if answers is None else answers[i]) for i, prompts in enumerate((desired, undesired))
+        texts(host, prompts, None if answers is None else answers[i]) for i, prompts in enumerate((desired, undesired))
     ]
-    few = min(map(len, groups))
-    if few < 2:
-        raise InputError(
-            f"a group has {few} examples",
-            cause="a mean and a spread of one example say nothing",
-            next="give at least 2 desired and 2 undesired examples; the paper has 9 of each",
-        )
     plus, minus = (head_outputs(host, ids, batch_size=batch_size).astype(np.float64) for ids in groups)
     model, template = host.identity
     contrast = "prompt end" if answers is None else "completion end"
@@ -225,7 +219,7 @@ def _directions(
     return HeadDirections(theta, sigma, gap, size, (len(plus), len(minus)), contrast, sign, model, template)
 
 
-def _texts(host: Host, prompts: Sequence[Any], answers: Sequence[Any] | None) -> list[NDArray]:
+def texts(host: Host, prompts: Sequence[Any], answers: Sequence[Any] | None) -> list[NDArray]:
     """Ids of prompts, each with its answer."""
     ids = host.prompt_ids(prompts)
     if answers is None:
