@@ -90,7 +90,7 @@ def check_row_local(edit: Edit) -> None:
             raise InputError(
                 f"part {i} of the edit ({part.kind}) {what}, so that all rows of the chain move",
                 cause="the row-local prediction takes what follows a first token from the plain model",
-                next="sample under the edit (interventions.effect), or "
+                next="sample under the edit (interventions.chain_effect), or "
                 + ("give the tilt one row, shape (1, vocab)" if tilt else 'make the part with when="prompt"'),
             )
 

@@ -1,0 +1,162 @@
+"""The effect of an edit in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..bound import Bound
+from .rates import Rate
+
+if TYPE_CHECKING:
+    from .chain_effects import ChainEffect
+
+__all__ = ["page", "verdict"]
+
+BROKEN = 0.1
+"""Change of the share of finished or repeating answers from which on an edit counts as breaking the model."""
+
+
+def verdict(effect: ChainEffect) -> str:
+    """What an edit does, in one or two sentences.
+
+    Parameters
+    ----------
+    effect : ChainEffect
+
+    Returns
+    -------
+    str
+    """
+    if not effect.harm:
+        return "Nothing was measured: " + ("; ".join(effect.notes) or "no rollouts") + "."
+    rate = effect.harm[0]
+    told = f"P(harm) {_of(rate.arms['before'])} -> {_of(rate.arms['after'])}"
+    parts = [f"The edit {_moves(rate.change)} harm: {told}, change {_span(rate.change)}"]
+    if rate.beyond is None:
+        parts.append("no control was run")
+    else:
+        beside = "beyond" if _sure(rate.beyond) else "not beyond"
+        parts.append(f"{beside} a random edit of its size ({_of(rate.arms['control'])})")
+    if effect.over_refusal:
+        cost = effect.over_refusal[0]
+        parts.append(f"benign prompts refused {_of(cost.arms['before'])} -> {_of(cost.arms['after'])}")
+    if effect.quality:
+        parts.append(_health(effect))
+    if effect.signature is not None:
+        value = np.asarray(effect.signature.distance.value)
+        deep = f"D_0 = {value[0]:.2f}" + (f", later at most {value[1:].max():.2f}" if len(value) > 1 else "")
+        parts.append(f"{'only the start moves' if effect.signature.start_only else 'depth signature'} ({deep})")
+    return "; ".join(parts) + "."
+
+
+def _health(effect: ChainEffect) -> str:
+    before, after = effect.quality["before"], effect.quality["after"]
+    lost = float(before.finished.value - after.finished.value)
+    loops = float(after.repetition.value - before.repetition.value)
+    word = "the model breaks" if max(lost, loops) > BROKEN else "the model still speaks"
+    cut = float(after.truncated.value)
+    hidden = f"{100 * cut:.0f} % of the answers were cut off and may hide harm; " if cut > BROKEN else ""
+    return (
+        f"{hidden}{word} (finished {_of(before.finished)} -> {_of(after.finished)}, "
+        f"repetition {_of(before.repetition)} -> {_of(after.repetition)})"
+    )
+
+
+def page(effect: ChainEffect) -> str:
+    """The report as Markdown.
+
+    Parameters
+    ----------
+    effect : ChainEffect
+
+    Returns
+    -------
+    str
+    """
+    lines = ["# Effect of an edit", "", verdict(effect), "", f"`{effect.edit!r}`"]
+    if effect.edit.sign:
+        lines.append(f"sign: {effect.edit.sign}")
+    for title, table in (
+        ("P(harm)", effect.harm),
+        ("P(refusal)", effect.refusal),
+        ("P(refusal) of benign prompts", effect.over_refusal),
+    ):
+        if table:
+            lines += ["", f"## {title}", "", *_rates(table)]
+    if effect.quality:
+        head = ["answers", "finished", "truncated", "repetition"]
+        rows = [[n, *map(_span, (q.finished, q.truncated, q.repetition))] for n, q in effect.quality.items()]
+        lines += ["", "## Do the answers hold together?", "", *_table(head, rows)]
+    lines += _moved(effect)
+    if effect.notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in effect.notes)]
+    return "\n".join(lines)
+
+
+def _moved(effect: ChainEffect) -> list[str]:
+    lines = []
+    if effect.chain is not None:
+        lines += ["", "## What moved in the chain", "", *_chain_rows(effect)]
+    if effect.signature is not None:
+        d = effect.signature.distance
+        rows = [[str(k), _span(d[k])] for k in range(len(np.asarray(d.value)))]
+        lines += ["", "## How deep it reaches", "", *_table(["forced tokens", "total variation"], rows)]
+    if effect.predicted is not None:
+        rows = [
+            [r["group"], f"{r['predicted']:.3f} [{r['lower']:.3f}, {r['upper']:.3f}]"]
+            + ([f"{r['sampled']:.3f}", f"{r['z']:+.2f}"] if "sampled" in r else ["", ""])
+            for r in effect.predicted.table
+        ]
+        lines += ["", "## Predicted from the start row", "", *_table(["prompts", "predicted", "sampled", "z"], rows)]
+    return lines
+
+
+def _chain_rows(effect: ChainEffect) -> list[str]:
+    assert effect.chain is not None
+    rows = []
+    for row in effect.chain.rows():
+        move = f"{row['before']:.3f} -> {row['after']:.3f}" if "to" in row else ""
+        start = " -> ".join(f"{p:.3f}" for p in row.get("start", ()))
+        rows.append([str(row["state"]), f"{row['share']:+.4f}", str(row.get("to", "")), move, start])
+    where = effect.chain.positions
+    top = sorted(np.argsort(-np.abs(where), kind="stable")[:6].tolist())
+    deep = ", ".join(f"{t}: {where[t]:+.4f}" for t in top if where[t])
+    return [
+        *_table(["state", "share of the change", "next", "probability", "at the start"], rows),
+        "",
+        f"By position in the answer: {deep or 'no change'}.",
+    ]
+
+
+def _rates(table: Sequence[Rate]) -> list[str]:
+    arms = list(table[0].arms)
+    head = ["prompts", *arms, "change", *(["beyond control"] if table[0].beyond is not None else [])]
+    rows = []
+    for rate in table:
+        cells = [rate.category or "all", *(_span(rate.arms[a]) for a in arms), _span(rate.change, "+")]
+        rows.append([*cells, *([_span(rate.beyond, "+")] if rate.beyond is not None else [])])
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[c.replace("|", "\\|") for c in row] for row in rows]
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *cells)]
+
+
+def _of(b: Bound) -> str:
+    return f"{b.value:.2f} [{b.lower:.2f}, {b.upper:.2f}]"
+
+
+def _span(b: Bound, sign: str = "") -> str:
+    return f"{b.value:{sign}.3f} [{b.lower:{sign}.3f}, {b.upper:{sign}.3f}]"
+
+
+def _sure(b: Bound) -> bool:
+    return bool(b.lower > 0 or b.upper < 0)
+
+
+def _moves(b: Bound) -> str:
+    return "has no clear effect on" if not _sure(b) else "raises" if b.value > 0 else "lowers"
