@@ -163,7 +163,7 @@ class Buckets:
 def label(
     host: Host,
     prompts: Sequence[Any],
-    harmful: Sequence[bool] | None = None,
+    harmful: Sequence[bool] | np.ndarray | None = None,
     *,
     tokens: Sequence[int] | None = None,
     judge: Any = None,
@@ -248,7 +248,7 @@ def category_of(prompt: Any) -> str:
     return str((prompt.get("category") if isinstance(prompt, Mapping) else None) or "all")
 
 
-def _truth(records: Sequence[dict[str, Any]], harmful: Sequence[bool] | None) -> np.ndarray:
+def _truth(records: Sequence[dict[str, Any]], harmful: Sequence[bool] | np.ndarray | None) -> np.ndarray:
     if harmful is not None:
         return _told(harmful)
     missing = [i for i, r in enumerate(records) if "harmful" not in r]
