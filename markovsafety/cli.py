@@ -196,6 +196,7 @@ def _demo(verb: Verb) -> None:
             "check",
             "coverage",
             "ensembles",
+            "hooks",
             "masses",
             "posterior",
             "profiles",
@@ -215,7 +216,7 @@ def _demo(verb: Verb) -> None:
     v.add_argument("--case", nargs="+", metavar="NAME", action="extend", default=[], help="hitting: only these, anew")
     v.add_argument("--quick", action="store_true", help="small sizes, few repetitions: for a look")
     v.add_argument("--gpu", action="store_true", help="hitting: the cases for a GPU instead of the others")
-    v.add_argument("--turns", type=int, default=5, help="hitting: rounds of taking turns (default: 5)")
+    v.add_argument("--turns", type=int, default=5, help="hitting, hooks: rounds of taking turns (default: 5)")
     v.add_argument("--limit", type=float, default=20.0, help="hitting: seconds until a peer is stopped (default: 20)")
 
 

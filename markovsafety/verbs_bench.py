@@ -96,6 +96,13 @@ def _bench_rare(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
+def _bench_hooks(options: argparse.Namespace) -> Answer:
+    from .bench.hooks import run
+
+    result = run(options.out, quick=options.quick, turns=options.turns)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
 def _bench_sweep(options: argparse.Namespace) -> Answer:
     from .bench.sweep import run
 
@@ -110,6 +117,7 @@ _BENCHES = {
     "check": _bench_check,
     "coverage": _bench_coverage,
     "ensembles": _bench_ensembles,
+    "hooks": _bench_hooks,
     "masses": _bench_masses,
     "posterior": _bench_posterior,
     "profiles": _bench_profiles,

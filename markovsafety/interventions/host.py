@@ -184,6 +184,15 @@ class Host:
         finally:
             handle.remove()
 
+    @contextmanager
+    def mixing(self, layer: int, take: Any) -> Iterator[None]:
+        """Call ``take(heads)`` with what enters a block's output projection, (rows, columns, heads * head_dim)."""
+        handle = self.mixers[layer].register_forward_pre_hook(lambda module, args: take(args[0]))
+        try:
+            yield
+        finally:
+            handle.remove()
+
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The residual stream among a block's arguments: the first one, or the one named so."""

@@ -59,14 +59,8 @@ def activations(
     ids = host.prompt_ids(prompts)
     wanted = list(range(host.layers + 1)) if levels is None else [int(level) for level in levels]
     _check_levels(wanted, host.layers)
-    places = _places(ids, at)
-
-    def picked(hidden: torch.Tensor, rows: np.ndarray, batch: Batch) -> torch.Tensor:
-        index = torch.as_tensor(places[rows], device=hidden.device)  # right padding: prompts begin at column 0
-        return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-
     watch = {level: (lambda take, level=level: host.watching(level, take)) for level in wanted}
-    out = _recorded(host, ids, watch, picked, edit, batch_size)
+    out = _recorded(host, ids, watch, _places(ids, at), edit, batch_size)
     return np.stack([out[level] for level in wanted], axis=1)
 
 
@@ -92,22 +86,9 @@ def head_outputs(
     float32 array, shape (prompts, layers, heads, head_dim)
     """
     ids = host.prompt_ids(prompts)
-    places = _places(ids, (at,))
 
-    def picked(mixed: torch.Tensor, rows: np.ndarray, batch: Batch) -> torch.Tensor:
-        return mixed[torch.arange(len(rows)), torch.as_tensor(places[rows, 0], device=mixed.device)]
-
-    class Watch:
-        def __init__(self, layer: int):
-            self.layer = layer
-
-        def __call__(self, take: Any) -> Any:
-            stack = ExitStack()
-            handle = host.mixers[self.layer].register_forward_pre_hook(lambda module, args: take(args[0]))
-            stack.callback(handle.remove)
-            return stack
-
-    out = _recorded(host, ids, {layer: Watch(layer) for layer in range(host.layers)}, picked, edit, batch_size)
+    watch = {layer: (lambda take, layer=layer: host.mixing(layer, take)) for layer in range(host.layers)}
+    out = _recorded(host, ids, watch, _places(ids, (at,)), edit, batch_size)
     stacked = np.stack([out[layer] for layer in range(host.layers)], axis=1)
     return stacked.reshape(len(ids), host.layers, host.heads, host.head_dim)
 
@@ -240,16 +221,18 @@ def token_mass(
 
 
 def _recorded(
-    host: Host, ids: list[np.ndarray], watch: dict[int, Any], picked: Any, edit: Edit | None, batch_size: int | None
+    host: Host, ids: list[np.ndarray], watch: dict[int, Any], places: np.ndarray, edit: Edit | None, size: int | None
 ) -> dict[int, np.ndarray]:
-    """What `picked` takes from every watched place, one row per prompt."""
+    """What passes every watched place at columns `places` (prompts, positions): (prompts, positions, size) each."""
     out: dict[int, np.ndarray] = {}
-    for rows, batch in host.batches(ids, None, batch_size):
+    for rows, batch in host.batches(ids, None, size):
         seen: dict[int, torch.Tensor] = {}
+        # Padding is on the right, so that prompts begin at column 0.
+        at = torch.arange(len(rows))[:, None], torch.as_tensor(places[rows])
         with ExitStack() as stack:
             _edited(host, edit, batch, stack)
             for key, watching in watch.items():
-                stack.enter_context(watching(_taking(seen, key, picked, rows, batch)))
+                stack.enter_context(watching(_taking(seen, key, at)))
             host.forward(batch)
         for key, values in seen.items():
             table = values.float().cpu().numpy()
@@ -268,11 +251,11 @@ def _projecting(seen: dict[str, torch.Tensor], name: str, vector: np.ndarray) ->
     return take
 
 
-def _taking(seen: dict[int, torch.Tensor], key: int, picked: Any, rows: np.ndarray, batch: Batch) -> Any:
-    """Keeps under a key what `picked` takes."""
+def _taking(seen: dict[int, torch.Tensor], key: int, at: tuple[torch.Tensor, torch.Tensor]) -> Any:
+    """Keeps what stands at some rows and columns."""
 
     def take(x: torch.Tensor) -> None:
-        seen[key] = picked(x, rows, batch)
+        seen[key] = x[at]
 
     return take
 
