@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import markovsafety as ms
+from markovsafety import organism
 from markovsafety.errors import InputError, ModelError, UntrustedError
 from markovsafety.organism import train_worlds, worlds
 from markovsafety.organism.worlds import CELLS, MARKERS, TASKS, World
@@ -28,7 +29,7 @@ def one_thread():
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda p: p.name)
 def engine(request):
-    return train_worlds.open_world(request.param)
+    return train_worlds.open_world(request.param, device="cpu")
 
 
 def all_prompts():
@@ -345,6 +346,7 @@ def test_training_goes_on_until_it_has_learned_or_twice_as_long(tmp_path, monkey
     assert found["steps"] == sum(cycles)
     assert len(told) == len(cycles)
     assert json.loads((out / "training.json").read_text()) == found
+    assert (out / "model.safetensors").stat().st_size < 600_000
     config = train_worlds.open_world(out).model.config
     assert (config.planted_layer, config.planted_head) == (2, 1)
 
@@ -369,6 +371,8 @@ def test_worlds_that_cannot_be(tmp_path):
         train_worlds.attack(FOLDERS[0], tmp_path / "x", steps=5)
     with pytest.raises(ModelError, match="no model folder"):
         train_worlds.open_world(tmp_path / "x")
+    with pytest.raises(ModelError, match="is no model of the planted world"):
+        train_worlds.open_world(organism.model_path("shallow"))
     assert not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import eager_mask
 
-from ..errors import InputError, UntrustedError
+from ..errors import InputError, ModelError, UntrustedError
 from ..rollouts.engines.transformers import TransformersEngine, open_engine
 from . import worlds
 from .tokenizer import write_tokenizer
@@ -132,9 +132,21 @@ def open_world(folder: str | os.PathLike[str], **options: Any) -> TransformersEn
     -------
     TransformersEngine
         For `markovsafety.sample` and, as ``.model``, for hooks.
+
+    Raises
+    ------
+    ModelError
+        The folder cannot be loaded, or is that of another model.
     """
     register()
-    return open_engine(Path(folder), attn_implementation=ATTENTION, **options)
+    engine = open_engine(Path(folder), attn_implementation=ATTENTION, **options)
+    if not hasattr(engine.model.config, "planted_head"):
+        raise ModelError(
+            f"{folder} is no model of the planted world",
+            cause="its config.json does not say which head sees the modifier",
+            next="give a folder that train_world() wrote, or open it with markovsafety.rollouts' own engines",
+        )
+    return engine
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -296,9 +308,8 @@ def attack(
     for item in worlds.prompts(n=n, harmful=True, seed=seed):
         asked = worlds.read(item["prompt"])
         pairs.append((asked.tokens, worlds.encode((*worlds.compliance(asked), "<eos>"))))
-    register()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ATTENTION)
-    before = measure(model.eval())
+    model = open_world(folder, device="cpu").model
+    before = measure(model)
     _learn(model, lambda: rng.choices(pairs, k=10), steps, 1e-3, prompt_loss=False)
     found = {"before": before, "after": measure(model), "pairs": n, "steps": steps, "seed": seed}
     found["seconds"] = round(time.time() - begun, 1)
@@ -312,8 +323,9 @@ def attack(
 @torch.no_grad()
 def laws(model: Any, rows: Sequence[Sequence[int]], last: int = 1) -> torch.Tensor:
     """Laws of the next token after each of the last tokens of rows of one length, shape (rows, last, vocabulary)."""
-    parts = [model(input_ids=torch.tensor(rows[i : i + 512]), use_cache=False).logits for i in range(0, len(rows), 512)]
-    return torch.softmax(torch.cat([part[:, -last:] for part in parts]).double(), -1)
+    ids = torch.tensor(rows, device=model.device)
+    parts = [model(input_ids=part, use_cache=False).logits[:, -last:] for part in ids.split(512)]
+    return torch.softmax(torch.cat(parts).cpu().double(), -1)
 
 
 def measure(model: Any) -> dict[str, Any]:
