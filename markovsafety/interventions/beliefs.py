@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ..bound import clustered
 from ..errors import InputError
 from .buckets import BUCKETS, Buckets
-from .directions import POSITIONS, cell_mean, check_identity, states
+from .differences import cell_mean, states
+from .directions import POSITIONS, check_identity
 from .edits import Edit
 from .positions import Spans
 from .separation import auc, silhouette

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
 from ..errors import InputError
-from .directions import Direction, states
+from .differences import states
+from .directions import Direction
 from .edits import Edit
 from .positions import Span, Spans
 from .separation import auc

@@ -19,6 +19,7 @@ from ..bound import Bound, clustered
 from ..errors import InputError
 from .beliefs import Beliefs, Centres, believe, centres
 from .buckets import BUCKETS, Buckets, label
+from .differences import states
 from .positions import Spans
 from .separation import Probed, auc, curve, probe
 
@@ -236,7 +237,6 @@ def probe_beliefs(
     -------
     Probed
     """
-    from .directions import states
 
     def read(prompts: Sequence[Any]) -> NDArray:
         return states(host, prompts, (position,), levels=(level,), batch_size=batch_size)[:, 0, 0]
