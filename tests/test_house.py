@@ -61,6 +61,7 @@ FACES = [
     "cli",
     "verbs",
     "verbs_bench",
+    "verbs_inside",
     "verbs_sweep",
     "__main__",
 ]  # the top floor, lowest first
