@@ -16,7 +16,7 @@ _HOME = {
     "augment": ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"],
     "beliefs": ["Beliefs", "Centres", "Separation", "belief_table", "believe", "centres", "separate"],
     "blocking": ["Blocked", "guarded", "measure_blocked"],
-    "chain_change": ["ChainChange", "aligned", "chain_change", "identity_gap"],
+    "chain_changes": ["ChainChange", "aligned", "chain_change", "identity_gap"],
     "chain_effects": ["ChainEffect", "chain_effect"],
     "coherence": ["Quality", "quality", "repeats"],
     "buckets": ["Buckets", "label"],

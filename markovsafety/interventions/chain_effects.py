@@ -18,7 +18,7 @@ from ..rollouts.asked import Asked, ask
 from ..rollouts.rollouts import Rollouts
 from ..rollouts.sample import sample
 from .activation_columns import with_activations
-from .chain_change import ChainChange, chain_change
+from .chain_changes import ChainChange, chain_change
 from .coherence import Quality, quality
 from .edits import Edit, write_edit
 from .host import Host, open_host
