@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from ..errors import InputError
 from .edits import Edit, Part, When
 from .heads import Head, texts
 from .host import Host
 from .record import activations, head_outputs
+from .separation import auc
 
 __all__ = ["HeadProbes", "added_norm", "probe_heads", "whole_layer"]
 
@@ -100,8 +100,9 @@ def probe_heads(
         scores[:, test] = _logistic(x[:, ~test], y[~test], x[:, test], ridge)
     right = (scores > 0) == y
     accuracy = (right[:, y == 1].mean(axis=1) + right[:, y == 0].mean(axis=1)) / 2
+    area = np.array([auc(row[y == 1], row[y == 0]).value for row in scores])
     loss = np.logaddexp(0.0, np.where(y == 1, -scores, scores)).mean(axis=1)
-    return HeadProbes(accuracy.reshape(shape), _auc(scores, y).reshape(shape), loss.reshape(shape))
+    return HeadProbes(accuracy.reshape(shape), area.reshape(shape), loss.reshape(shape))
 
 
 def _logistic(x: NDArray, y: NDArray, new: NDArray, ridge: float) -> NDArray:
@@ -120,13 +121,6 @@ def _logistic(x: NDArray, y: NDArray, new: NDArray, ridge: float) -> NDArray:
         if np.abs(step).max() < 1e-8:
             break
     return np.einsum("hnd,hd->hn", new, w)
-
-
-def _auc(scores: NDArray, y: NDArray) -> NDArray:
-    """Area under the ROC curve of scores (rows, examples), by ranks."""
-    plus, minus = int(y.sum()), int((1 - y).sum())
-    ranks = rankdata(scores, axis=1)[:, y == 1].sum(axis=1)
-    return (ranks - plus * (plus + 1) / 2) / (plus * minus)
 
 
 def added_norm(host: Host, edit: Edit) -> float:

@@ -193,10 +193,9 @@ def head_directions(
     groups = [
         texts(host, prompts, None if answers is None else answers[i]) for i, prompts in enumerate((desired, undesired))
     ]
-    plus, minus = (head_outputs(host, ids, batch_size=batch_size).astype(np.float64) for ids in groups)
+    plus, minus = (head_outputs(host, ids, batch_size=batch_size) for ids in groups)
     model, template = host.identity
-    contrast = "prompt end" if answers is None else "completion end"
-    found = _directions(plus, minus, contrast, sign, model, template)
+    found = _directions(plus, minus, "prompt end" if answers is None else "completion end", sign, model, template)
     if not found.kept.any():
         raise InputError(
             "no head has a direction: the means of both groups are equal in all of them",
@@ -207,16 +206,21 @@ def head_directions(
 
 
 def _directions(
-    plus: NDArray, minus: NDArray, contrast: str, sign: str, model: str | None = None, template: str | None = None
+    plus: NDArray, minus: NDArray, contrast: str, sign: str, model: str | None, template: str | None
 ) -> HeadDirections:
     """Directions from head outputs (examples, layers, heads, head_dim) of both groups."""
-    both = np.concatenate([plus, minus])
-    apart = plus.mean(axis=0) - minus.mean(axis=0)
+    both = np.concatenate([plus, minus]).astype(np.float64)
+    apart = plus.mean(axis=0, dtype=np.float64) - minus.mean(axis=0, dtype=np.float64)
     gap, size = np.linalg.norm(apart, axis=-1), np.sqrt(np.sum(both**2, axis=-1).mean(axis=0))
     real = gap > FAINT * size
     theta = np.where(real[..., None], apart / np.where(real, gap, 1.0)[..., None], 0.0)
     sigma = np.einsum("nlhd,lhd->nlh", both, theta).std(axis=0)
     return HeadDirections(theta, sigma, gap, size, (len(plus), len(minus)), contrast, sign, model, template)
+
+
+def directions_from(plus: NDArray, minus: NDArray, like: HeadDirections) -> HeadDirections:
+    """Directions from recorded head outputs of other examples of the same kind, (examples, layers, heads, head_dim)."""
+    return _directions(plus, minus, like.contrast, like.sign, like.model, like.template)
 
 
 def texts(host: Host, prompts: Sequence[Any], answers: Sequence[Any] | None) -> list[NDArray]:

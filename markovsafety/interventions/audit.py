@@ -1,0 +1,304 @@
+"""How little it takes: the smallest edit of a few heads that moves behaviour, and how few examples are enough.
+
+Two numbers that compare models. The smallest alpha is found by a grid and bisection, all edits sampled with the same
+random numbers (or priced by the row-local prediction, without sampling under them); its interval is where the path's
+own interval crosses. The size of that edit is told in three units, for sigma belongs to a model and its examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bound import Bound, clustered, encode
+from ..errors import InputError
+from .behaviour import Behaviour, behave
+from .edits import When
+from .head_sweep import HeadSweep, sweep_heads
+from .heads import Head, HeadDirections, directions_from, head_directions, texts
+from .host import Host
+from .prediction import row_local
+from .record import head_outputs, token_mass
+from .start_row import StartRows, start_rows
+
+__all__ = ["Audit", "audit_heads"]
+
+EXAMPLES = (2, 4, 8, 16, 32, 64, 100, 200)
+LIMITS = (0.25, 16.0)
+DRAWS = 5
+"""Random subsets of the examples for each of their numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What an audit found.
+
+    Parameters
+    ----------
+    alpha : Bound or None
+        Smallest alpha, in sigma, whose change of the outcome reaches `move`; the upper end is infinite where the
+        interval of no sampled alpha reaches it. None: not reached up to the limit.
+    move : float
+    outcome : tuple of str
+    limit : float
+        Largest alpha tried.
+    heads : tuple of (layer, head)
+    step, relative : float
+        At `alpha`, or where the change is largest: norm of the edit over all its heads; root mean square over heads of the edit's
+        norm divided by that of the head's own outputs.
+    path : list of dict
+        For each alpha: the outcome's rate and its change as Bounds, finished share and repetition (None if predicted).
+    control : Bound
+        Change under random vectors of the same norms, there.
+    examples : list of dict
+        For each number of examples (both groups together): first-token mass of the desired tokens under the edit that
+        these examples give, in sigma units at that alpha, as a Bound over prompts and subsets; and the mean cosine
+        of theta with that of all examples.
+    sweep : HeadSweep
+    measure : str
+        "sampled" or "predicted".
+    """
+
+    alpha: Bound | None
+    move: float
+    outcome: tuple[str, ...]
+    limit: float
+    heads: tuple[Head, ...]
+    step: float
+    relative: float
+    path: list[dict[str, Any]]
+    control: Bound
+    examples: list[dict[str, Any]]
+    sweep: HeadSweep
+    measure: str
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        what = f"P({' or '.join(self.outcome)}) by {self.move:g}"
+        if self.alpha is None:
+            most = max(self.path, key=lambda row: row["change"].value)
+            reached = f"at most {most['change'].value:.2g}, at {most['alpha']:.3g}"
+            return f"{what}: not reached up to alpha = {self.limit:g} ({reached}) with heads {list(self.heads)}"
+        ends = f"{self.alpha.value:.3g} [{self.alpha.lower:.3g}, {self.alpha.upper:.3g}]"
+        return (
+            f"{what}: reached at alpha = {ends} with heads {list(self.heads)}, {self.relative:.2g} times their outputs"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        named = {k: getattr(self, k) for k in ("alpha", "move", "outcome", "limit", "heads", "step", "relative")}
+        more = {k: getattr(self, k) for k in ("path", "control", "examples", "measure", "verdict")}
+        return encode({**named, **more, "heads_ranked": self.sweep.rows()})
+
+
+def audit_heads(
+    host: Host,
+    desired: Sequence[Any],
+    undesired: Sequence[Any],
+    prompts: Sequence[Any],
+    tokens: Sequence[int],
+    *,
+    judge: Any,
+    answers: tuple[Sequence[Any], Sequence[Any]] | None = None,
+    outcome: str | Sequence[str] = "harm",
+    move: float = 0.5,
+    size: int = 4,
+    heads: Sequence[Head] | None = None,
+    limits: tuple[float, float] = LIMITS,
+    examples: Sequence[int] = EXAMPLES,
+    measure: Literal["sampled", "predicted"] = "sampled",
+    when: When = "prompt",
+    n: int = 4,
+    max_tokens: int = 64,
+    seed: int = 0,
+) -> Audit:
+    """Find the smallest alpha that moves an outcome, and what fewer examples would do.
+
+    Parameters
+    ----------
+    host : Host
+    desired, undesired, answers
+        Examples, as in `head_directions`; up to the largest of `examples` are used, half of each group.
+    prompts : sequence of prompts
+        On which the desired behaviour is missing; the first half chooses the heads, the other half is measured.
+    tokens : sequence of int
+        First tokens of the desired behaviour.
+    judge : str or Judge
+    outcome : outcome or outcomes
+        Whose probability is to be moved up.
+    move : float
+    size : int
+        Number of heads: the best of the first-token pass.
+    heads : sequence of (layer, head), optional
+        These instead.
+    limits : (float, float)
+        Smallest and largest alpha tried; between them the grid doubles.
+    examples : sequence of int
+        Numbers of examples, both groups together, from 2 on; those beyond what was given are left out.
+    measure : {"sampled", "predicted"}
+        Sample under every edit, or predict from the start row (harm only, prompt edits only).
+    when, n, max_tokens, seed
+        As in `HeadDirections.edit` and `behave`.
+
+    Returns
+    -------
+    Audit
+        "Not reached" is a result, no error.
+
+    Raises
+    ------
+    InputError
+        Limits or numbers that make no sense; "predicted" for an outcome other than harm or for edits of the answer.
+    """
+    goal = (outcome,) if isinstance(outcome, str) else tuple(outcome)
+    _check(prompts, move, limits, examples, measure, goal, when)
+    found = head_directions(host, desired, undesired, answers)
+    first, held = list(prompts)[::2], list(prompts)[1::2]
+    sweep = sweep_heads(host, found, first, tokens, alphas=(1.0, 2.0, 4.0, 8.0, 16.0), heads=heads, seed=seed)
+    chosen = tuple(sweep.ranked[:size])
+    edit = found.edit(chosen, 1.0, when=when)
+    told: dict[str, Any] = {"judge": judge, "n": n, "max_tokens": max_tokens, "seed": seed}
+    if measure == "sampled":
+        base = behave(host, held, **told)
+
+        def tried(alpha: float, what: Any = edit) -> dict[str, Any]:
+            return _row(alpha, behave(host, held, alpha * what, **told), base, goal)
+    else:
+        rows = start_rows(host, held, edits=(limits[1] * edit, limits[1] / 4 * edit, edit), **told)
+
+        def tried(alpha: float, what: Any = edit) -> dict[str, Any]:
+            return _predicted(host, alpha * what, alpha, rows)
+
+    path = _path(tried, move, limits)
+    alpha, limit = _crossing(path, move), max(row["alpha"] for row in path)
+    most = max(path, key=lambda row: row["change"].value)
+    here = most["alpha"] if alpha is None else float(alpha.value)
+    control = tried(here, edit.control(seed))["change"]
+    steps = np.array([abs(part.scale) * np.linalg.norm(part.vector) for part in edit.parts]) * here
+    relative = float(np.sqrt(np.mean((steps / np.array([found.size[h] for h in chosen])) ** 2)))
+    groups = [texts(host, p, None if answers is None else answers[i]) for i, p in enumerate((desired, undesired))]
+    curve = _curve(host, groups, chosen, here, held, tokens, found, examples, when, seed)
+    size_ = float(np.linalg.norm(steps))
+    return Audit(alpha, move, goal, limit, chosen, size_, relative, path, control, curve, sweep, measure)
+
+
+def _check(
+    prompts: Sequence[Any],
+    move: float,
+    limits: tuple[float, float],
+    examples: Sequence[int],
+    measure: str,
+    goal: Any,
+    when: str,
+) -> None:
+    if len(prompts) < 4 or not 0 < move < 1 or not 0 < limits[0] < limits[1] or any(m < 2 for m in examples):
+        raise InputError(
+            f"no audit of {len(prompts)} prompts with move={move}, limits={limits}, examples={list(examples)}",
+            cause="it takes 4 prompts, a change between 0 and 1, rising positive limits and an example of each group",
+            next="give such numbers",
+        )
+    if measure not in ("sampled", "predicted") or (measure == "predicted" and (goal != ("harm",) or when != "prompt")):
+        raise InputError(
+            f"the audit of {goal} at {when!r} cannot be {measure!r}",
+            cause="the row-local prediction knows harm, and edits of the prompt",
+            next='use measure="sampled"',
+        )
+
+
+def _row(alpha: float, under: Behaviour, base: Behaviour, goal: tuple[str, ...]) -> dict[str, Any]:
+    shares = {"finished": under.quality.finished, "repetition": under.quality.repetition}
+    return {"alpha": alpha, "rate": under.rate(goal), "change": under.change(base, goal), **shares}
+
+
+def _predicted(host: Host, edit: Any, alpha: float, rows: StartRows) -> dict[str, Any]:
+    """The predicted change; its interval is that of harm under the edit, shifted, for both use the same h(t)."""
+    rate, base = row_local(host, edit, rows).overall, row_local(host, None, rows).overall
+    value, lower, upper = (max(-1.0, float(x) - float(base.value)) for x in (rate.value, rate.lower, rate.upper))
+    change = Bound(value, lower, upper, rate.level, {"sampling": (upper - lower) / 2}, None, {"name": "change"})
+    return {"alpha": alpha, "rate": rate, "change": change, "finished": None, "repetition": None}
+
+
+def _path(tried: Callable[[float], dict[str, Any]], move: float, limits: tuple[float, float]) -> list[dict[str, Any]]:
+    """The grid up to the first alpha that surely reaches `move`, then three bisections of where it is reached."""
+    count = int(np.ceil(np.log2(limits[1] / limits[0])))
+    path: list[dict[str, Any]] = []
+    for i in range(count + 1):
+        path.append(tried(float(min(limits[0] * 2.0**i, limits[1]))))
+        if path[-1]["change"].lower >= move:
+            break
+    for _ in range(3):
+        at = next((i for i, row in enumerate(path) if row["change"].value >= move), None)
+        if at is None or at == 0:
+            break
+        path.append(tried(float(np.sqrt(path[at - 1]["alpha"] * path[at]["alpha"]))))
+        path.sort(key=lambda row: row["alpha"])
+    return path
+
+
+def _crossing(path: list[dict[str, Any]], move: float) -> Bound | None:
+    """Where value, upper and lower end of the change first reach `move`."""
+
+    def first(end: str) -> float:
+        for i, row in enumerate(path):
+            y = getattr(row["change"], end)
+            if y >= move:
+                if i == 0:
+                    return float(row["alpha"])
+                before = getattr(path[i - 1]["change"], end)
+                share = (move - before) / (y - before)
+                return float(path[i - 1]["alpha"] ** (1 - share) * row["alpha"] ** share)
+        return float("inf")
+
+    value = first("value")
+    if not np.isfinite(value):
+        return None
+    lower, upper = min(first("upper"), value), max(first("lower"), value)
+    if path[0]["change"].upper >= move:
+        lower = 0.0  # the smallest alpha tried may do already
+    return Bound(
+        value, lower, upper, path[0]["change"].level, {"sampling": (upper - lower) / 2}, None, {"name": "alpha"}
+    )
+
+
+def _curve(
+    host: Host,
+    groups: list[list[NDArray]],
+    heads: tuple[Head, ...],
+    alpha: float,
+    prompts: Sequence[Any],
+    tokens: Sequence[int],
+    found: HeadDirections,
+    examples: Sequence[int],
+    when: When,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """What directions from fewer examples do to the first token."""
+    outputs = [head_outputs(host, ids).astype(np.float64) for ids in groups]
+    rng, curve = np.random.default_rng(seed), []
+    for count in sorted({int(m) // 2 for m in examples if int(m) // 2 <= min(map(len, outputs))}):
+        masses, cosines = [], []
+        for _ in range(DRAWS):
+            plus, minus = (x[rng.choice(len(x), count, replace=False)] for x in outputs)
+            fewer = directions_from(plus, minus, found)
+            cosines.append(np.mean([float(fewer.theta[h] @ found.theta[h]) for h in heads]))
+            seen = [h for h in heads if fewer.kept[h]]
+            edit = fewer.edit(seen, alpha, when=when) if seen else None
+            masses.append(token_mass(host, prompts, tokens, edit=edit))
+        table = np.clip(np.array(masses), 0, 1)
+        mass = clustered(table.sum(axis=0), np.full(table.shape[1], float(len(table))), name="P(desired first)")
+        draws = table.mean(axis=1)
+        curve.append(
+            {
+                "examples": 2 * count,
+                "mass": mass,
+                "least": float(draws.min()),
+                "most": float(draws.max()),
+                "cosine": float(np.mean(cosines)),
+            }
+        )
+    return curve
