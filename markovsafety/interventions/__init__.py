@@ -23,6 +23,7 @@ _HOME = {
     "differences": ["by_category", "difference", "states"],
     "directions": ["Direction", "read_direction", "write_direction"],
     "edits": ["Edit", "Part", "read_edit", "write_edit"],
+    "audit": ["Audit", "audit_heads"],
     "behaviour": ["Behaviour", "behave"],
     "guard": ["Assessed", "Attacked", "Guard", "assess", "latent_guard", "probe_beliefs", "under_attack"],
     "head_baselines": ["HeadProbes", "added_norm", "probe_heads", "whole_layer"],
@@ -40,6 +41,8 @@ _HOME = {
     "start_row": ["StartRows", "start_rows"],
     "separation": ["auc", "curve", "probe", "silhouette"],
     "strength": ["AlphaPath", "alpha_path"],
+    "monitor": ["Monitor", "fit_monitor", "read_monitor", "write_monitor"],
+    "watch": ["Alarms", "Detection", "detection", "watching"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 _OPTIONAL = ("accelerate", "peft", "torch", "transformers")

@@ -48,8 +48,8 @@ class Audit:
         Largest alpha tried.
     heads : tuple of (layer, head)
     step, relative : float
-        At `alpha`, or where the change is largest: norm of the edit over all its heads; root mean square over heads of the edit's
-        norm divided by that of the head's own outputs.
+        At `alpha`, or where the change is largest: norm of the edit over all its heads; root mean square over heads of
+        its norm divided by that of the head's own outputs.
     path : list of dict
         For each alpha: the outcome's rate and its change as Bounds, finished share and repetition (None if predicted).
     control : Bound

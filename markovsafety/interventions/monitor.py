@@ -1,0 +1,264 @@
+"""Has somebody edited this model? A monitor that knows clean activations and watches for others while the model runs.
+
+An edit adds vectors to the stream. A monitor is fitted on clean activations, level by level: their mean and their
+covariance, shrunk, whose Mahalanobis distance sees any unusual direction; or projections on known directions, which
+see those directions better and no other. Its threshold is the quantile that a wished rate of false alarms asks for,
+and the rate it really has is measured on other clean texts.
+
+What it can see is limited, and reported: an edit as small as the natural spread is invisible in principle, an edit
+above the highest level that is watched is invisible altogether, and an edit by just the difference between two kinds of
+clean text makes one look like the other: it is caught less often than half of it and twice of it (`detection`).
+
+Sources: shrinkage after O. Ledoit and M. Wolf, J. Multivariate Anal. 88 (2004) 365; the distance as detector after
+K. Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples, arXiv 1807.03888 (one class here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bound import Bound, clustered
+from ..errors import InputError
+from .host import Host
+from .storage import read_tensors, write_tensors
+
+__all__ = ["Monitor", "check_monitor", "fit_monitor", "read_monitor", "write_monitor"]
+
+FOLDS = 5
+ARRAYS = ("mean", "whiten", "centre", "spread")
+
+
+@dataclass(frozen=True, eq=False)
+class Monitor:
+    """What clean activations look like.
+
+    Parameters
+    ----------
+    levels : tuple of int
+        Of the residual stream.
+    mean : float64 array, shape (levels, width)
+    whiten : float64 array, shape (levels, features, width)
+        Score of x at a level: norm of ``whiten @ (x - mean)`` divided by the root of the number of features, about 1
+        for clean activations.
+    threshold : float
+        Of the largest score over levels, after `centre` and `spread`.
+    centre, spread : float64 array, shape (levels,)
+        Median of clean scores of each level, and their upper quartile less the median: levels are compared in these.
+    rate : float
+        Wished share of false alarms.
+    kind : str
+        "mahalanobis" or "projections".
+    model, template : str or None
+        See `Edit`.
+    """
+
+    levels: tuple[int, ...]
+    mean: NDArray
+    whiten: NDArray
+    centre: NDArray
+    spread: NDArray
+    threshold: float
+    rate: float
+    kind: str
+    model: str | None = None
+    template: str | None = None
+
+    def level_scores(self, values: NDArray) -> NDArray:
+        """Scores of activations (rows, levels, width), shape (rows, levels)."""
+        x = np.asarray(values, dtype=np.float64)
+        if x.ndim != 3 or x.shape[1:] != self.mean.shape:
+            raise InputError(
+                f"activations have shape {x.shape}",
+                cause=f"the monitor watches {self.mean.shape[0]} levels of width {self.mean.shape[1]}",
+                next=f"record the levels {self.levels} at one position",
+            )
+        z = np.einsum("lfd,nld->nlf", self.whiten, x - self.mean)
+        return np.sqrt(np.mean(z**2, axis=-1))
+
+    def scores(self, values: NDArray) -> NDArray:
+        """The largest score over levels, in upper quartiles above the median of clean text, shape (rows,)."""
+        return ((self.level_scores(values) - self.centre) / self.spread).max(axis=1)
+
+    def alarms(self, values: NDArray) -> NDArray:
+        """Which activations raise an alarm, bool (rows,)."""
+        return self.scores(values) > self.threshold
+
+    def false_alarms(self, values: NDArray, level: float = 0.95) -> Bound:
+        """Rate of alarms on clean activations that the monitor was not fitted on, one per prompt (Clopper-Pearson)."""
+        raised = self.alarms(values)
+        return clustered(raised.astype(float), np.ones(len(raised)), level, "P(false alarm)")
+
+
+def fit_monitor(
+    clean: NDArray,
+    levels: Sequence[int],
+    *,
+    rate: float = 0.01,
+    directions: Mapping[str, tuple[int, NDArray]] | None = None,
+    host: Host | None = None,
+) -> Monitor:
+    """Learn what clean activations look like, and where to raise an alarm.
+
+    Parameters
+    ----------
+    clean : array, shape (texts, levels, width)
+        Of `activations` at one position: ``activations(host, prompts, levels=levels)[:, :, 0]``. The more kinds of text
+        they come from, the fewer surprises: what is unusual raises an alarm too.
+    levels : sequence of int
+        To which the second axis belongs.
+    rate : float
+        Wished share of false alarms; fitting it needs about 10 / rate texts.
+    directions : mapping of name -> (level, vector), optional
+        Watch these projections only.
+    host : Host, optional
+        Whose identity the monitor keeps.
+
+    Returns
+    -------
+    Monitor
+
+    Raises
+    ------
+    InputError
+        Too few texts, activations that do not vary at any level, a rate that cannot be reached, or a direction at a
+        level that is not among `levels`.
+
+    Notes
+    -----
+    The threshold is the (1 - rate) quantile of the scores of clean texts under monitors that were fitted on others, by
+    cross-validation over random folds, for a covariance always fits its own texts best.
+    """
+    x, known = np.asarray(clean, dtype=np.float64), tuple(int(level) for level in levels)
+    if x.ndim != 3 or x.shape[1] != len(known) or not 0 < rate < 1 or len(x) * rate < 1 or len(x) < 8:
+        raise InputError(
+            f"no monitor is fitted on activations of shape {x.shape} at {len(known)} levels for a rate of {rate}",
+            cause="it takes (texts, levels, width), at least 8 texts, and 1 / rate of them to see the threshold",
+            next="record more clean texts, or ask for a larger rate",
+        )
+    # A level where nothing varies (the template's own token at level 0) sees every edit there is, or none.
+    varies = x.std(axis=0).max(axis=1) > 1e-6 * np.abs(x).max(axis=(0, 2))
+    used = _used(known, varies, directions)
+    x, kept = x[:, used], tuple(known[i] for i in used)
+    chosen = None if directions is None else _vectors(directions, kept, x.shape[-1])
+    kind = "mahalanobis" if directions is None else "projections"
+    model, template = (None, None) if host is None else host.identity
+
+    def made(part: NDArray, threshold: float, centre: NDArray, spread: NDArray) -> Monitor:
+        mean, whiten = part.mean(axis=0), _whiten(part, chosen)
+        return Monitor(kept, mean, whiten, centre, spread, threshold, rate, kind, model, template)
+
+    plain = np.zeros(len(kept)), np.ones(len(kept))
+    fold = np.random.default_rng(0).permutation(len(x)) % FOLDS
+    crossed = np.concatenate([made(x[fold != k], 0.0, *plain).level_scores(x[fold == k]) for k in range(FOLDS)])
+    centre = np.median(crossed, axis=0)
+    spread = np.maximum(np.quantile(crossed, 0.75, axis=0) - centre, 1e-9)
+    threshold = float(np.quantile(((crossed - centre) / spread).max(axis=1), 1 - rate, method="higher"))
+    return made(x, threshold, centre, spread)
+
+
+def _used(levels: tuple[int, ...], varies: NDArray, directions: Mapping[str, tuple[int, Any]] | None) -> list[int]:
+    wanted = levels if directions is None else tuple(sorted({int(level) for level, _ in directions.values()}))
+    used = [i for i, level in enumerate(levels) if level in wanted and varies[i]]
+    if not used or not set(wanted) <= set(levels):
+        raise InputError(
+            f"nothing can be watched at the levels {wanted}",
+            cause="they were not recorded, or no activation varies there: at level 0 the last token of a template is "
+            "the same for all texts",
+            next="record higher levels",
+        )
+    return used
+
+
+def _vectors(directions: Mapping[str, tuple[int, NDArray]], levels: tuple[int, ...], width: int) -> list[NDArray]:
+    """Unit vectors of every level, (features, width)."""
+    out = []
+    for level in levels:
+        rows = np.array([np.asarray(v, dtype=np.float64) for at, v in directions.values() if at == level])
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        if rows.shape[1:] != (width,) or not norm.all():
+            raise InputError(
+                f"a direction at level {level} has shape {rows.shape[1:]}",
+                cause=f"a vector of {width} numbers that are not all zero is needed",
+                next="take the vectors of directions of this model",
+            )
+        out.append(rows / norm)
+    return out
+
+
+def _whiten(x: NDArray, chosen: list[NDArray] | None) -> NDArray:
+    """Rows that turn centred activations into features of about unit variance, (levels, features, width)."""
+    centred = x - x.mean(axis=0)
+    if chosen is None:
+        return np.stack([_root(centred[:, i]) for i in range(x.shape[1])])
+    most = max(map(len, chosen))
+    out = np.zeros((x.shape[1], most, x.shape[2]))
+    for i, rows in enumerate(chosen):
+        deviation = (centred[:, i] @ rows.T).std(axis=0) + 1e-12
+        out[i, : len(rows)] = rows / deviation[:, None] * np.sqrt(most / len(rows))
+    return out
+
+
+def _root(x: NDArray) -> NDArray:
+    """Inverse square root of the shrunk covariance of centred rows: (1 - s) S + s tr(S)/d, s of Ledoit and Wolf."""
+    n, d = x.shape
+    covariance = x.T @ x / n
+    scale = np.trace(covariance) / d
+    distance = np.sum((covariance - scale * np.eye(d)) ** 2)
+    noise = (np.sum(np.sum(x**2, axis=1) ** 2) / n - np.sum(covariance**2)) / n
+    share = 1.0 if distance <= 0 else float(np.clip(noise / distance, 1e-6, 1.0))
+    values, vectors = np.linalg.eigh((1 - share) * covariance + share * scale * np.eye(d))
+    return (vectors / np.sqrt(np.maximum(values, 1e-12 * max(scale, 1e-30)))).T
+
+
+def check_monitor(host: Host, monitor: Monitor) -> None:
+    """Raise unless a monitor belongs to a model.
+
+    Raises
+    ------
+    InputError
+        It was fitted on other weights, or watches what the model does not have.
+    """
+    model, template = host.identity
+    for name, mine, here in (("weights", monitor.model, model), ("chat template", monitor.template, template)):
+        if mine is not None and here is not None and mine != here:
+            raise InputError(
+                f"the monitor was fitted on another model: its {name} differ",
+                cause=f"it belongs to {mine[:12]}, the model here is {here[:12]}",
+                next="fit it again on clean activations of this model",
+            )
+    if max(monitor.levels) > host.layers or monitor.mean.shape[1] != host.width:
+        raise InputError(
+            f"the monitor watches levels {monitor.levels} of width {monitor.mean.shape[1]}",
+            cause=f"the model has levels 0 to {host.layers} of width {host.width}",
+            next="fit it on this model",
+        )
+
+
+def write_monitor(monitor: Monitor, path: str | Path) -> None:
+    """Write a monitor as one safetensors file, its threshold and its model's identity in the header."""
+    about = {k: getattr(monitor, k) for k in ("threshold", "rate", "kind", "model", "template")}
+    about["levels"] = list(monitor.levels)
+    write_tensors(path, "monitor", {name: getattr(monitor, name) for name in ARRAYS}, about)
+
+
+def read_monitor(path: str | Path) -> Monitor:
+    """Read what `write_monitor` wrote.
+
+    Raises
+    ------
+    InputError
+        The file is missing or holds something else.
+    """
+    arrays, about = read_tensors(path, "monitor")
+    try:
+        return Monitor(tuple(about.pop("levels")), **{name: arrays[name] for name in ARRAYS}, **about)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} holds only part of a monitor", cause=f"missing or wrong: {error}", next="write it again"
+        ) from error
