@@ -128,18 +128,25 @@ class Probed:
     Attributes
     ----------
     accuracy, auc : Bound
-    shuffled : Bound
+    shuffled : float64 array, shape (draws,)
         AUC of the same probe fitted to shuffled labels: what its flexibility alone gives.
     scores : float64 array, shape (held-out prompts,)
     """
 
     accuracy: Bound
     auc: Bound
-    shuffled: Bound
+    shuffled: NDArray
     scores: NDArray
 
+    @property
+    def p(self) -> float:
+        """Probability of so high an AUC if the labels said nothing; at least 1 / (draws + 1)."""
+        return float(1 + (self.shuffled >= self.auc.value).sum()) / (1 + len(self.shuffled))
+
     def __str__(self) -> str:
-        return f"{self.accuracy}\n{self.auc}\n{self.shuffled}"
+        return (
+            f"{self.accuracy}\n{self.auc}\nshuffled labels: AUC {self.shuffled.mean():.2f} on average, p = {self.p:.2g}"
+        )
 
 
 def probe(
@@ -149,6 +156,7 @@ def probe(
     held_labels: ArrayLike,
     *,
     ridge: float = 1e-2,
+    draws: int = 19,
     seed: int = 0,
     level: float = 0.95,
 ) -> Probed:
@@ -161,8 +169,8 @@ def probe(
     labels, held_labels : bool array, shape (n,) and (m,)
     ridge : float
         Times n, added to the kernel's diagonal.
-    seed : int
-        Of the shuffled labels.
+    draws, seed : int
+        Shuffles of the labels, and their seed.
     level : float
 
     Returns
@@ -196,16 +204,18 @@ def probe(
     width = np.median(inner[np.triu_indices(len(x), 1)]) or 1.0
     kernel, across = np.exp(-inner / width), np.exp(-outer / width)
     told = np.where(mine, 1.0, -1.0)
-    shuffled = np.random.default_rng(seed).permutation(told)
-    fitted = np.linalg.solve(kernel + ridge * len(x) * np.eye(len(x)), np.stack([told, shuffled], axis=1))
-    scores = across @ fitted
-    cut = [(float(s[told > 0].mean()) + float(s[told < 0].mean())) / 2 for s in (kernel @ fitted).T]
-    right = (scores[:, 0] > cut[0]) == theirs
+    rng = np.random.default_rng(seed)
+    targets = np.stack([told, *(rng.permutation(told) for _ in range(draws))], axis=1)
+    fitted = np.linalg.solve(kernel + ridge * len(x) * np.eye(len(x)), targets)
+    scores, own = across @ fitted, (kernel @ fitted)[:, 0]
+    cut = (own[mine].mean() + own[~mine].mean()) / 2
+    right = (scores[:, 0] > cut) == theirs
+    shuffled = [auc(s[theirs], s[~theirs]).value for s in scores.T[1:]]
     return Probed(
         clustered(right, np.ones(len(right)), level, "accuracy of the probe"),
         auc(scores[theirs, 0], scores[~theirs, 0], level, "AUC of the probe"),
-        auc(scores[theirs, 1], scores[~theirs, 1], level, "AUC of the probe, labels shuffled"),
-        scores[:, 0] - cut[0],
+        np.array(shuffled, dtype=np.float64),
+        scores[:, 0] - cut,
     )
 
 
