@@ -184,9 +184,10 @@ def probe(
 
     Notes
     -----
-    Gaussian kernel at the median distance, coordinates scaled to unit variance, classes weighted alike by centring the
-    labels on their weighted mean. It is a control: where it reads a label that the difference in means does not, the
-    belief is there but not along a line; where its AUC is high and steering does nothing, it is not used.
+    Gaussian kernel at the median distance, coordinates scaled to unit variance; it decides in the middle between the
+    mean scores of the two kinds that it was fitted to. It is a control: where it reads a label that the difference in
+    means does not, the belief is there but not along a line; where its AUC is high and steering does nothing, the
+    belief is not used.
     """
     x, held = (np.asarray(p, dtype=np.float64) for p in (points, held_points))
     mine, theirs = (np.asarray(v, dtype=bool) for v in (labels, held_labels))
