@@ -42,8 +42,8 @@ def test_logits_agree_with_transformers(family, name):
     mine = jax.jit(lambda t: jax_llama.forward(params, config, t))(tokens)
     np.testing.assert_allclose(mine, truth, atol=1e-4)
 
-    positions, _ = jax_llama._padding((3, 11), lengths, left=True)  # a rotary model hardly minds where a row begins
-    assert positions[0].tolist() == [0] * 9 + [1, 2]
+    place, _ = jax_llama._padding((3, 11), lengths, None, left=True)  # a rotary model hardly minds where a row begins
+    assert place.positions[0].tolist() == [0] * 9 + [1, 2]
     padded = np.zeros((3, 11), np.int32)
     for row, length in enumerate(lengths):
         padded[row, 11 - length :] = tokens[row, :length]

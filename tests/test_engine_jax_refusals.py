@@ -102,6 +102,7 @@ UNSUPPORTED = {
     "gpt_neox": {"model_type": "gpt_neox"},
     "LlamaForSequenceClassification": {"architectures": ["LlamaForSequenceClassification"]},
     "'gelu'": {"hidden_act": "gelu"},
+    "'planted_head'": {"attn_implementation": "planted_head"},
     "quantised": {"quantization_config": {"bits": 4}},
     "experts": {"num_experts": 8},
     "'yarn'": {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},

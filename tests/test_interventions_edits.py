@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hosts import GQA, PROMPTS, add, folders, hosts, llama, vector
 from safetensors.numpy import save_file
-from tiny import WORDS, random_model
+from tiny import WORDS, random_model, table_engine
 
 from markovsafety import Edit, InputError, UntrustedError, sample
 from markovsafety.interventions import open_host, read_edit, write_edit
@@ -108,7 +108,7 @@ def test_bad_requests_are_refused(llama, folders, tmp_path):
     with pytest.raises(InputError, match="laws were asked for"):
         laws(llama, PROMPTS, last=9)
     with pytest.raises(InputError, match="cannot edit activations"):
-        sample(folders["llama"], PROMPTS, n=1, max_tokens=2, engine="jax", edit=add(llama, 1))
+        sample(table_engine(tmp_path / "table"), PROMPTS, n=1, max_tokens=2, edit=add(llama, 1))
     with pytest.raises(InputError, match="edited already"):
         open_host(llama.engine.edited(add(llama, 1)))
     with pytest.raises(InputError, match="model is dict"):

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,7 @@ def _rows(folder: Path, quick: bool, turns: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _model(folder: Path, sizes: dict[str, int]) -> Path:
+def _model(folder: Path, sizes: dict[str, Any]) -> Path:
     """A Llama of random weights with the organism's tokenizer."""
     import shutil
 
@@ -134,7 +133,8 @@ def _generation(host: Any, batch: int, steps: int, turns: int) -> list[dict[str,
 
 
 def _turns(plain: Callable[[], Any], hooked: Callable[[], Any], turns: int) -> tuple[list[float], list[float]]:
-    plain(), hooked()  # warm up
+    plain()  # warm up
+    hooked()
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(turns):
         for place, call in enumerate((plain, hooked)):
@@ -169,6 +169,6 @@ def _page(result: dict[str, Any]) -> str:
         "# What reading and editing activations costs\n\n"
         f"`markovsafety bench hooks --out hooks.json`, {result['date'][:10]}, {result['machine']}, "
         + ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-        + f". Both sides in {result['turns']} turns on the same batches; a plain forward pass is the blocks without the "
-        "logits.\n\n" + markdown_table(head, rows) + "\n"
+        + f". Both sides in {result['turns']} turns on the same batches, the fastest of each counts; a plain forward "
+        "pass is the blocks without the logits.\n\n" + markdown_table(head, rows) + "\n"
     )

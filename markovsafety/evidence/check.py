@@ -236,7 +236,8 @@ def state_map(chain: Chain) -> Any:
     labels = [x for x, done in zip(chain.states, chain.outcome_mask) if not done]
     if not kind and labels and not isinstance(chain.states, range):
         grams = all(isinstance(x, (tuple, list)) and all(isinstance(t, int) for t in x) for x in labels)
-        if grams and len({len(x) for x in labels}) == 1:
+        # An answer begins with nothing said, -1 in a k-gram; pairs of other numbers are something else.
+        if grams and any(-1 in x for x in labels) and len({len(x) for x in labels}) == 1:
             return KGram(len(labels[0]))
         if all(isinstance(x, int) for x in labels):
             return Position()

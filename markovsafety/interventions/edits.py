@@ -193,6 +193,35 @@ class Edit:
             "sign": self.sign,
         }
 
+    def check(self, engine: Any, *, layers: int, heads: int, head_dim: int, width: int, vocab: int) -> None:
+        """Raise unless this edit was made for the model of an engine (or host), and fits its sizes.
+
+        Raises
+        ------
+        InputError
+            Other weights, another template, or a vector, layer or head that does not fit.
+        """
+        model, template = engine.identity if hasattr(engine, "identity") else identity(engine)
+        for name, mine, theirs in (("weights", self.model, model), ("chat template", self.template, template)):
+            if mine is not None and theirs is not None and mine != theirs:
+                raise InputError(
+                    f"the edit was made for another model: its {name} differ",
+                    cause=f"it belongs to {mine[:12]}, the model here is {theirs[:12]}",
+                    next="make it again with this model, or say edit.transferred() if you mean to try it here",
+                )
+        for part in self.parts:
+            size = {"head": head_dim, "tilt": vocab}.get(part.kind, width)
+            last = layers - (part.kind == "head")
+            given = part.vector.shape[-1]
+            wrong = given > size if part.kind == "tilt" else given != size
+            if wrong or not 0 <= part.layer <= last or not 0 <= part.head < heads:
+                raise InputError(
+                    f"an edit of kind {part.kind!r} at layer {part.layer}, head {part.head} with {given} numbers does "
+                    "not fit the model",
+                    cause=f"it has layers 0..{last}, heads 0..{heads - 1}, and {size} numbers there",
+                    next="make the edit with this model",
+                )
+
     def bind(self, engine: Any) -> Any:
         """This edit on the model of an engine; what ``sample(edit=...)`` calls.
 

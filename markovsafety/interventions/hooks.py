@@ -97,7 +97,9 @@ class Attached:
     edit: Edit
 
     def __post_init__(self):
-        _check(self.host, self.edit)
+        h = self.host
+        sizes = {"layers": h.layers, "heads": h.heads, "head_dim": h.head_dim, "width": h.width, "vocab": h.vocab_size}
+        self.edit.check(h, **sizes)
 
     @classmethod
     def of(cls, edit: Edit, engine: Any) -> Attached:
@@ -211,25 +213,3 @@ class _Tilt:
             bias = torch.as_tensor(table, device=logits.device)[torch.as_tensor(step, device=logits.device)]
             logits = logits + bias.to(logits.dtype)
         return logits
-
-
-def _check(host: Host, edit: Edit) -> None:
-    model, template = host.identity
-    for name, mine, theirs in (("weights", edit.model, model), ("chat template", edit.template, template)):
-        if mine is not None and theirs is not None and mine != theirs:
-            raise InputError(
-                f"the edit was made for another model: its {name} differ",
-                cause=f"it belongs to {mine[:12]}, the model here is {theirs[:12]}",
-                next="make it again with this model, or say edit.transferred() if you mean to try it here",
-            )
-    for part in edit.parts:
-        size = {"head": host.head_dim, "tilt": host.vocab_size}.get(part.kind, host.width)
-        last = host.layers - (part.kind == "head")
-        wrong = part.vector.shape[-1] > size if part.kind == "tilt" else part.vector.shape[-1] != size
-        if wrong or not 0 <= part.layer <= last or not 0 <= part.head < host.heads:
-            raise InputError(
-                f"an edit of kind {part.kind!r} at layer {part.layer}, head {part.head} with {part.vector.shape[-1]} "
-                "numbers does not fit the model",
-                cause=f"it has layers 0..{last}, heads 0..{host.heads - 1}, and {size} numbers there",
-                next="make the edit with this model",
-            )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Host:
         """Number of logits."""
         return self.engine.vocab_size
 
-    @property
+    @cached_property
     def identity(self) -> tuple[str, str | None]:
         """Identity of weights and template; see `edits.identity`."""
         return identity(self.engine)

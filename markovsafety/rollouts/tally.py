@@ -77,7 +77,7 @@ progress, system, shard_size, fine
     UntrustedError
         Logits became NaN; ``partial`` holds the sums of the shards finished before.
     """
-    _check(n, max_tokens, temperature, top_p, seed, shard_size, None)
+    _check(n, max_tokens, temperature, top_p, seed, shard_size)
     order = _order(states)
     opened = _engine(model, engine, device=device, dtype=dtype, batch_size=batch_size)
     if not callable(getattr(opened, "tally", None)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..rules import Rule
 from ..sums import Added
 from ..template import Template
 from . import Job, Output, Progress, check_job
+from .jax_edits import Signature, edited_params, signature
 from .jax_keep import Shelf
 from .jax_llama import LlamaConfig, Params, load_params
 from .jax_plan import SMALL, Plan, compile_plan, cores, make_plan, member_of, round_up
@@ -45,6 +47,8 @@ class JaxEngine:
         Rows of one step, all workers together.
     workers : int or None
         Threads that each keep batches of their own; None: one per core for a small model on a CPU, else one.
+    edit : dict, optional
+        What an edit says of itself, where one is in the parameters (`edited`); ``sign`` is its signature.
     """
 
     tokenizer: Template
@@ -55,7 +59,28 @@ class JaxEngine:
     folder: str
     batch_size: int | None = None
     workers: int | None = None
+    edit: dict[str, Any] | None = None
+    sign: Signature = ()
     name: str = field(default="jax", init=False)
+
+    def edited(self, edit: Any) -> JaxEngine:
+        """The same model under an edit of `interventions`; a tilt must be the same for all tokens of the answer.
+
+        Raises
+        ------
+        InputError
+            The edit was made for another model, does not fit this one, or is of a kind that this engine does not have.
+        """
+        if self.edit is not None:
+            raise InputError(
+                "the engine is edited already",
+                cause="edits belong to the model as it is",
+                next="add the edits: first + second",
+            )
+        c = self.config
+        edit.check(self, layers=c.layers, heads=c.heads, head_dim=c.head_dim, width=c.width, vocab=c.vocab)
+        params = edited_params(self.params, c, edit.parts, self.device)
+        return dataclasses.replace(self, params=params, edit=edit.describe(), sign=signature(edit.parts))
 
     @property
     def vocab_size(self) -> int:
@@ -74,6 +99,7 @@ class JaxEngine:
             **{f"{k}_hash": v for k, v in self.tokenizer.hashes().items()},
             "dtype": self.dtype,
             "device": f"{self.device.platform} ({self.device.device_kind})",
+            **({} if self.edit is None else {"edit": self.edit}),
             "versions": versions(),
         }
 
@@ -197,7 +223,9 @@ class JaxEngine:
         for at in range(0, len(order), size):
             part = order[at : at + size]
             tokens, lengths = pad([rows[i] for i in part], size, width)
-            picked, masses, finite = map(np.asarray, program(self.params, tokens, lengths, member))
+            prompt = np.ones(size, np.int32)
+            prompt[: len(part)] = [len(job.prompts[job.prompt_of[i]]) for i in part]
+            picked, masses, finite = map(np.asarray, program(self.params, tokens, lengths, prompt, member))
             for place, i in enumerate(part):
                 skip, end = len(rows[i]) - len(answers[i]) + len(job.forced[i]) - 1, len(rows[i]) - 1
                 if not finite[place, skip:end].all():
@@ -239,7 +267,7 @@ class JaxEngine:
     def _shape(self, job: Job, batch: int) -> Shape:
         kind = "greedy" if job.temperature == 0 else "raw" if job.raw else "tempered" if job.top_p == 1 else "nucleus"
         draw = Draw(kind, job.processed and not job.raw, len(job.classes), job.fine)
-        return Shape(self.config, self.dtype, self.device, draw, batch)
+        return Shape(self.config, self.dtype, self.device, draw, batch, self.sign)
 
 
 def open_engine(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .jax_edits import Place, shifted
 from .llama_folder import LlamaConfig, UnsupportedModel, read_config, read_weights
 
 __all__ = [
@@ -142,9 +143,10 @@ def _qkv(p: Params, c: LlamaConfig, x: jax.Array, angles: tuple[jax.Array, jax.A
     return _rotate(q, angles), _rotate(k, angles), v
 
 
-def _close(p: Params, c: LlamaConfig, x: jax.Array, attended: jax.Array) -> jax.Array:
+def _close(p: Params, c: LlamaConfig, x: jax.Array, attended: jax.Array, place: Place | None) -> jax.Array:
     """Second half of a layer: what attention found is added, then the MLP."""
-    x = x + _dot(attended.reshape(*x.shape[:-1], -1), p["out"], p.get("out_bias"))
+    heads = shifted(attended.reshape(*x.shape[:-1], -1), p.get("heads", ()), place)
+    x = x + _dot(heads, p["out"], p.get("out_bias"))
     gate, up = jnp.split(_dot(_norm(x, p["norm2"], c.eps), p["gate_up"], p.get("gate_up_bias")), 2, axis=-1)
     return x + _dot(jax.nn.silu(gate) * up, p["down"], p.get("down_bias"))
 
@@ -161,28 +163,35 @@ def _logits(params: Params, c: LlamaConfig, x: jax.Array) -> jax.Array:
     """Logits in float32, shape (..., vocab)."""
     table = params["embed"] if c.tied else params["head"]
     x = _norm(x, params["norm"], c.eps)
-    return jnp.einsum("...d,vd->...v", x, table, precision="highest", preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...d,vd->...v", x, table, precision="highest", preferred_element_type=jnp.float32)
+    return sum(params.get("tilt", ()), logits)
 
 
 def _body(
-    params: Params, c: LlamaConfig, tokens: jax.Array, positions: jax.Array, visible: jax.Array
+    params: Params, c: LlamaConfig, tokens: jax.Array, place: Place, visible: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """Every layer over whole sequences; the residual stream (batch, token, width) and the cache."""
     x = params["embed"][tokens]
-    angles = _angles(c, positions, x.dtype)
+    angles = _angles(c, place.positions, x.dtype)
     cache: list[jax.Array] = []
     for p in params["layers"]:
+        x = shifted(x, p.get("shift", ()), place)
         q, k, v = _qkv(p, c, x, angles)
         q = q.reshape(*q.shape[:2], c.kv_heads, c.heads // c.kv_heads, c.head_dim)
         scores = jnp.einsum("btgrd,bsgd->bgrts", q, k, precision="highest")
         found = _attend(c, scores, visible[:, None, None], "bgrts,bsgd->bgrtd", v)
-        x = _close(p, c, x, jnp.moveaxis(found, 3, 1))
+        x = _close(p, c, x, jnp.moveaxis(found, 3, 1), place)
         cache += [jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)]
-    return x, tuple(cache)
+    return shifted(x, params.get("shift", ()), place), tuple(cache)
 
 
 def forward(
-    params: Params, config: LlamaConfig, tokens: jax.Array, lengths: jax.Array | None = None, left: bool = False
+    params: Params,
+    config: LlamaConfig,
+    tokens: jax.Array,
+    lengths: jax.Array | None = None,
+    left: bool = False,
+    prompt: jax.Array | None = None,
 ) -> jax.Array:
     """Logits at every position of padded sequences.
 
@@ -193,28 +202,35 @@ def forward(
         True length of each sequence; all of it by default.
     left : bool
         Padding stands before the sequence instead of after it.
+    prompt : int array, shape (batch,), optional
+        Tokens of the prompt, which edits tell from the answer; everything by default.
 
     Returns
     -------
     float32 array, shape (batch, token, vocab)
         Meaningless at padding.
     """
-    positions, visible = _padding(tokens.shape, lengths, left)
-    x, _ = _body(params, config, tokens, positions, visible)
+    place, visible = _padding(tokens.shape, lengths, prompt, left)
+    x, _ = _body(params, config, tokens, place, visible)
     return _logits(params, config, x)
 
 
-def _padding(shape: tuple[int, ...], lengths: jax.Array | None, left: bool) -> tuple[jax.Array, jax.Array]:
+def _padding(
+    shape: tuple[int, ...], lengths: jax.Array | None, prompt: jax.Array | None, left: bool
+) -> tuple[Place, jax.Array]:
     batch, width = shape
     lengths = jnp.full(batch, width) if lengths is None else lengths
     index = jnp.arange(width)
     first = (width - lengths if left else jnp.zeros_like(lengths))[:, None]
     real = (index >= first) & (index < first + lengths[:, None])
     visible = real[:, None, :] & (index[None, :, None] >= index[None, None, :])
-    return jnp.maximum(index - first, 0), visible
+    positions = jnp.broadcast_to(jnp.maximum(index - first, 0), shape)
+    return Place(positions, lengths, lengths if prompt is None else prompt), visible
 
 
-def prefill(params: Params, config: LlamaConfig, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Cache]:
+def prefill(
+    params: Params, config: LlamaConfig, tokens: jax.Array, lengths: jax.Array, prompt: jax.Array | None = None
+) -> tuple[jax.Array, Cache]:
     """Run whole prompts, padded on the right.
 
     Parameters
@@ -222,6 +238,8 @@ def prefill(params: Params, config: LlamaConfig, tokens: jax.Array, lengths: jax
     tokens : int array, shape (batch, token)
     lengths : int array, shape (batch,)
         At least 1.
+    prompt : int array, shape (batch,), optional
+        As in `forward`.
 
     Returns
     -------
@@ -230,8 +248,8 @@ def prefill(params: Params, config: LlamaConfig, tokens: jax.Array, lengths: jax
     tuple of 2 x layers arrays, shape (batch, kv_heads, token, head_dim)
         Keys and values; those at padding are never looked at.
     """
-    positions, visible = _padding(tokens.shape, lengths, left=False)
-    x, cache = _body(params, config, tokens, positions, visible)
+    place, visible = _padding(tokens.shape, lengths, prompt, left=False)
+    x, cache = _body(params, config, tokens, place, visible)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return _logits(params, config, last), cache
 
@@ -262,11 +280,12 @@ def decode(
     visible = (jnp.arange(cache[0].shape[2]) <= position[:, None])[:, None, None]
     new: list[jax.Array] = []
     for i, p in enumerate(params["layers"]):
+        x = shifted(x, p.get("shift", ()), None)
         q, k, v = _qkv(p, c, x, angles)
         keys = cache[2 * i].at[rows, :, position].set(k, mode="drop", unique_indices=True)
         values = cache[2 * i + 1].at[rows, :, position].set(v, mode="drop", unique_indices=True)
         q = q.reshape(-1, c.kv_heads, c.heads // c.kv_heads, c.head_dim)
         scores = jnp.einsum("bgrd,bgsd->bgrs", q, keys, precision="highest")
-        x = _close(p, c, x, _attend(c, scores, visible, "bgrs,bgsd->bgrd", values))
+        x = _close(p, c, x, _attend(c, scores, visible, "bgrs,bgsd->bgrd", values), None)
         new += [keys, values]
-    return _logits(params, c, x), tuple(new)
+    return _logits(params, c, shifted(x, params.get("shift", ()), None)), tuple(new)

@@ -50,6 +50,8 @@ class Plan:
     rows: int
     """Contexts in a block."""
     contexts: list[np.ndarray]
+    prompts: np.ndarray
+    """Tokens of each context that are prompt; the rest is forced."""
     blocks: list[Block]
     keys: np.ndarray
     ends: np.ndarray
@@ -66,7 +68,7 @@ def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: in
     batch : int
         Largest number of rows of a worker's batch.
     """
-    contexts, context_of = _contexts(job)
+    contexts, prompts, context_of = _contexts(job)
     sizes = np.array([len(c) for c in contexts])
     n = len(job)
     workers = max(1, min(workers, n // 16))
@@ -87,6 +89,7 @@ def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: in
         lengths=lengths,
         rows=rows,
         contexts=contexts,
+        prompts=prompts,
         blocks=list(_blocks(context_of, sizes, rows, most, lengths)),
         keys=split_keys(job.keys),
         ends=ends,
@@ -94,21 +97,23 @@ def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: in
     )
 
 
-def _contexts(job: Job) -> tuple[list[np.ndarray], np.ndarray]:
-    """Distinct prompt + forced sequences, shortest first, and the one of each rollout."""
+def _contexts(job: Job) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Distinct prompt + forced sequences, shortest first, their prompts' lengths, and the one of each rollout."""
     found: dict[tuple[int, bytes], int] = {}
     context_of = np.empty(len(job), np.int64)
     contexts: list[np.ndarray] = []
+    sizes: list[int] = []
     for i, (prompt, forced) in enumerate(zip(np.asarray(job.prompt_of).tolist(), job.forced)):
         key = (prompt, np.asarray(forced, np.int32).tobytes())
         place = found.setdefault(key, len(contexts))
         if place == len(contexts):
             contexts.append(np.concatenate([job.prompts[prompt], forced]).astype(np.int32))
+            sizes.append(len(job.prompts[prompt]))
         context_of[i] = place
     order = np.argsort([len(c) for c in contexts], kind="stable")
     rank = np.empty(len(contexts), np.int64)
     rank[order] = np.arange(len(contexts))
-    return [contexts[i] for i in order], rank[context_of]
+    return [contexts[i] for i in order], np.array(sizes, np.int64)[order], rank[context_of]
 
 
 def _power(number: int) -> int:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import PARITY, ROTATIONS
+from .jax_edits import Signature, with_shapes
 from .jax_llama import Cache, LlamaConfig, Params, decode, forward, param_shapes, prefill
 
 __all__ = [
@@ -69,6 +70,7 @@ class Shape:
     device: Any
     draw: Draw
     batch: int
+    edit: Signature = ()
 
     def spec(self, *size: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(size, dtype, sharding=jax.sharding.SingleDeviceSharding(self.device))
@@ -79,7 +81,9 @@ class Shape:
         return (one,) * (2 * c.layers)
 
     def params(self) -> Params:
-        return param_shapes(self.config, jnp.dtype(self.dtype), jax.sharding.SingleDeviceSharding(self.device))
+        sharding = jax.sharding.SingleDeviceSharding(self.device)
+        plain = param_shapes(self.config, jnp.dtype(self.dtype), sharding)
+        return with_shapes(plain, self.config, self.edit, sharding) if self.edit else plain
 
     def knobs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Class membership, temperature, top_p."""
@@ -202,10 +206,10 @@ def _fill(cache: Cache, source: Cache, index: jax.Array, slots: jax.Array) -> Ca
 
 
 def _score(
-    params: Params, tokens: jax.Array, lengths: jax.Array, member: jax.Array, *, shape: Shape
+    params: Params, tokens: jax.Array, lengths: jax.Array, prompt: jax.Array, member: jax.Array, *, shape: Shape
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-probability of every next token, class masses before it, and whether all was finite."""
-    logits = forward(params, shape.config, tokens, lengths)[:, :-1]
+    logits = forward(params, shape.config, tokens, lengths, prompt=prompt)[:, :-1]
     law = jax.nn.log_softmax(logits, -1)
     picked = jnp.take_along_axis(law, tokens[:, 1:, None], -1)[..., 0]
     return picked, jnp.matmul(jnp.exp(law), member, precision="highest"), jnp.isfinite(jnp.max(law, -1))
@@ -232,15 +236,15 @@ def compiled(key: tuple[Any, ...], lower: Callable[[], Any]) -> Any:
 
 
 def prefill_program(shape: Shape, rows: int, width: int) -> Any:
-    """(params, tokens, lengths) -> logits, cache."""
+    """(params, tokens, lengths, prompt) -> logits, cache."""
 
     def lower() -> Any:
-        def run(params: Params, tokens: jax.Array, lengths: jax.Array) -> Any:
-            return prefill(params, shape.config, tokens, lengths)
+        def run(params: Params, tokens: jax.Array, lengths: jax.Array, prompt: jax.Array) -> Any:
+            return prefill(params, shape.config, tokens, lengths, prompt)
 
-        return jax.jit(run).lower(shape.params(), shape.spec(rows, width), shape.spec(rows))
+        return jax.jit(run).lower(shape.params(), shape.spec(rows, width), shape.spec(rows), shape.spec(rows))
 
-    return compiled(("prefill", shape.config, shape.dtype, shape.device, rows, width), lower)
+    return compiled(("prefill", shape.config, shape.dtype, shape.device, shape.edit, rows, width), lower)
 
 
 def first_program(shape: Shape, rows: int) -> Any:
@@ -279,11 +283,12 @@ def fill_program(shape: Shape, rows: int, width: int, length: int) -> Any:
 
 
 def score_program(shape: Shape, rows: int, width: int) -> Any:
-    """(params, tokens, lengths, member) -> log-probabilities, masses, finite."""
+    """(params, tokens, lengths, prompt, member) -> log-probabilities, masses, finite."""
 
     def lower() -> Any:
         run = jax.jit(functools.partial(_score, shape=shape))
-        return run.lower(shape.params(), shape.spec(rows, width), shape.spec(rows), shape.knobs()[0])
+        tokens, size = shape.spec(rows, width), shape.spec(rows)
+        return run.lower(shape.params(), tokens, size, size, shape.knobs()[0])
 
     return compiled(("score", shape, rows, width), lower)
 

@@ -246,7 +246,9 @@ def _begin(worker: Worker, block: Block) -> Waiting | None:
     """Run the contexts of a block and draw the first token of each of its rollouts."""
     plan, size = worker.plan, worker.plan.shape.batch
     tokens, lengths = pad([plan.contexts[c] for c in block.contexts], plan.rows, block.width)
-    logits, source = worker.programs.prefill[block.width](plan.params, tokens, lengths)
+    prompt = np.ones(plan.rows, np.int32)
+    prompt[: len(block.contexts)] = plan.prompts[block.contexts]
+    logits, source = worker.programs.prefill[block.width](plan.params, tokens, lengths, prompt)
     drawn, alive = [], []
     for at in range(0, len(block.rollouts), size):
         rollout, row = block.rollouts[at : at + size], np.zeros(size, np.int32)

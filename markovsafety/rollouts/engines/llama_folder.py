@@ -153,6 +153,9 @@ def _check_supported(path: Path, raw: Mapping[str, Any]) -> str:
         raise _unsupported(path, f"the architecture {wrong[0]}")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise _unsupported(path, f"the activation {raw['hidden_act']!r}")
+    attention = raw.get("attn_implementation")
+    if attention not in (None, "eager", "sdpa") and not str(attention).startswith("flash_attention"):
+        raise _unsupported(path, f"the attention {attention!r}")  # one of the model's own, which may hide positions
     for name in ("quantization_config", "compression_config"):
         if raw.get(name):
             raise _unsupported(path, f"quantised weights ({name})")
