@@ -20,8 +20,8 @@ from markovsafety.interventions.activation_columns import with_activations
 from markovsafety.interventions.chain_changes import aligned, chain_change, identity_gap
 from markovsafety.interventions.chain_effects import chain_effect
 from markovsafety.interventions.coherence import quality, repeats
+from markovsafety.interventions.outcome_rates import rates
 from markovsafety.interventions.prediction import row_local
-from markovsafety.interventions.rates import rates
 from markovsafety.interventions.signature import depth_signature
 from markovsafety.interventions.start_row import StartRows, check_row_local, start_rows
 from markovsafety.organism import model_path, worlds

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..bound import Bound
-from .rates import Rate
+from .outcome_rates import Rate
 
 if TYPE_CHECKING:
     from .chain_effects import ChainEffect

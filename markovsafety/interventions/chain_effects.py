@@ -22,8 +22,8 @@ from .chain_changes import ChainChange, chain_change
 from .coherence import Quality, quality
 from .edits import Edit, write_edit
 from .host import Host, open_host
+from .outcome_rates import Rate, rates
 from .prediction import RowLocal, row_local
-from .rates import Rate, rates
 from .signature import Signature, depth_signature
 from .start_row import check_row_local, start_rows
 
