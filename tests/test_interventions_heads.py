@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from markovsafety import interventions as inside
+from markovsafety import organism
 from markovsafety.errors import InputError
 from markovsafety.interventions import Host, open_host
 from markovsafety.interventions.heads import HeadDirections
@@ -64,38 +65,58 @@ def test_an_edit_adds_alpha_sigma_theta_to_its_heads_and_to_nothing_else(world, 
     assert by_gap.scale == pytest.approx(directions.gap[2, 1])
 
 
-def test_a_head_edit_is_its_slice_of_the_output_projection_added_behind_it(world):
-    delta = np.random.default_rng(0).standard_normal(world.head_dim).astype(np.float32)
-    prompts, layer, head = worlds.prompts(n=4), 1, 2
-    edit = inside.Edit((inside.Part("head", delta, layer=layer, head=head),))
-    weight = world.mixers[layer].weight[:, head * world.head_dim : (head + 1) * world.head_dim]
-    added = (weight @ torch.as_tensor(delta)).detach()
+@pytest.mark.parametrize("folder", WORLDS, ids=lambda p: p.name)
+def test_one_head_of_sixteen_steers_the_planted_world_and_it_is_the_planted_one(folder):
+    """Rows P3a to P3g: exactly one head may do it, both ways, and random vectors of its size may not."""
+    from markovsafety.bench.inside_heads import measure_heads
 
-    def behind(module, args, output):
-        output = output.clone()
-        output[:, -1] += added
-        return output
-
-    ids = [world.prompt_ids([p])[0] for p in prompts]
-    plain, edited = inside.laws(world, ids), inside.laws(world, ids, edit=edit)
-    handle = world.mixers[layer].register_forward_hook(behind)
-    by_hand = np.concatenate([inside.laws(world, [i]) for i in ids])
-    handle.remove()
-    assert np.abs(edited - by_hand).max() <= 1e-4
-    assert np.abs(edited - plain).max() >= 0.1
+    rows = measure_heads(folder, n=32)
+    assert {name: row["value"] for name, row in rows.items() if row["met"] is False} == {}
+    gated = {name[:3] for name, row in rows.items() if row["met"]}
+    assert gated == {f"P3{letter}" for letter in "abcdefg"}
+    assert rows["P3f cost"]["value"] > rows["P3f"]["least"]  # its price: benign prompts are refused as well
 
 
-def test_the_planted_head_is_found_by_what_the_model_says(world, directions):
-    sweep = inside.sweep_heads(world, directions, worlds.prompts("choice", n=48, half=1), [worlds.IDS[worlds.A]])
-    planted = world.engine.model.config.planted_layer, world.engine.model.config.planted_head
-    assert sweep.base.mean() <= 0.05
-    assert sweep.ranked[0] == planted
-    assert sweep.best[planted] >= 0.8
-    others = [sweep.best[head] for head in sweep.ranked[1:]]
-    assert max(others) <= 0.2 or sweep.lead >= 0.4
-    row = sweep.rows()[0]
-    assert (row["layer"], row["head"]) == planted
-    assert row["mass"]["lower"] > 0.5
+def test_a_sweep_tells_every_head_and_leaves_out_those_without_direction(world, directions):
+    prompts, first = worlds.prompts("choice", n=8, half=1), [worlds.IDS[worlds.A]]
+    sweep = inside.sweep_heads(world, directions, prompts, first, alphas=(0.0, 2.0), heads=[(0, 1), (2, 3)])
+    assert sorted(sweep.ranked) == [(0, 1), (2, 3)]
+    assert np.isnan(sweep.best).sum() == 14
+    np.testing.assert_allclose(sweep.mass[2, 3, 0], sweep.base, rtol=1e-6)  # at alpha = 0 nothing changes
+    np.testing.assert_allclose(sweep.log_odds[2, 3, 0], sweep.base_log_odds, rtol=1e-6)
+    by_hand = inside.token_mass(world, prompts, first, edit=directions.edit([(0, 1)], 2.0))
+    np.testing.assert_allclose(sweep.mass[0, 1, 1], by_hand, rtol=1e-6)
+    odds = np.log(by_hand / (1 - by_hand)).mean()
+    assert sweep.log_odds[0, 1, 1] == pytest.approx(odds, rel=1e-5)
+    score = np.mean(sweep.mass[0, 1].mean(axis=-1) - sweep.control[0, 1])
+    assert sweep.score[0, 1] == pytest.approx(score)
+    assert [row["rank"] for row in sweep.rows()] == [1, 2]
+    for bad in ({"alphas": ()}, {"desired": []}, {"desired": [10**6]}):
+        with pytest.raises(InputError, match="makes no sense"):
+            inside.sweep_heads(world, directions, prompts, **{"desired": first, **bad})
+
+
+def test_the_contrast_at_the_completions_end_reads_the_answers_last_token(world):
+    asked = worlds.prompts(n=4, half=0)
+    answers = [worlds.encode(("sure", "here", "is", "fact01", "done", "<eos>"))] * 4
+    refusals = [worlds.encode(("sorry", "cannot", "help", "<eos>"))] * 4
+    found = inside.head_directions(world, asked, asked, (answers, refusals))
+    whole = [[*world.prompt_ids([p])[0], *a] for p, a in zip(asked, answers)]
+    other = [[*world.prompt_ids([p])[0], *a] for p, a in zip(asked, refusals)]
+    apart = inside.head_outputs(world, whole).mean(0) - inside.head_outputs(world, other).mean(0)
+    assert found.contrast == "completion end"
+    np.testing.assert_allclose(found.theta * found.gap[..., None], apart, atol=1e-5)
+
+
+def test_a_few_heads_of_the_organism_do_what_the_whole_layer_does():
+    """Alpha counts differences of the means here; sigma is a smaller step in this model."""
+    from markovsafety.bench.inside_heads import measure_organism_heads
+
+    rows = measure_organism_heads(organism.model_path("shallow"), n=64, examples=60)
+    assert {name: row["value"] for name, row in rows.items() if row["met"] is False} == {}
+    assert {name for name, row in rows.items() if row["met"]} == {"gap best", "gap beyond layer", "gap random"}
+    assert rows["none"]["value"] >= 0.8
+    assert rows["idle"]["value"] >= 1  # a probe that reads everything and a head that moves nothing
 
 
 def test_a_head_that_does_not_see_the_condition_has_no_direction(world):

@@ -75,9 +75,14 @@ class HeadSweep:
 
     @property
     def lead(self) -> float:
-        """Largest probability of the first head, less that of any other head (1 without another)."""
-        best = [float(self.best[head]) for head in self.ranked]
-        return best[0] - max(best[1:]) if len(best) > 1 else 1.0
+        """At the alpha at which the first head does most: its mean probability, less the largest of any other head.
+
+        Over all alphas other heads may catch up, at many times the natural size of their outputs. 1 without another.
+        """
+        first, *others = self.ranked
+        at = int(np.argmax(self.mass[first].mean(axis=-1)))
+        means = self.mass[:, :, at].mean(axis=-1)
+        return float(means[first] - max(means[head] for head in others)) if others else 1.0
 
     def alpha(self, head: Head) -> float:
         """The alpha at which a head does most."""
