@@ -20,7 +20,7 @@ from ..rollouts.sample import sample
 from .activation_columns import with_activations
 from .chain_changes import ChainChange, chain_change
 from .coherence import Quality, quality
-from .edits import Edit, write_edit
+from .edits import Edit, read_edit, write_edit
 from .host import Host, open_host
 from .outcome_rates import Rate, rates
 from .prediction import RowLocal, row_local
@@ -189,7 +189,7 @@ def chain_effect(
     asked = ask(prompts, host.engine.tokenizer, system=system)
     folder = None if out is None else Path(out)
     if folder is not None:
-        write_edit(edit, folder / "edit.safetensors")
+        _keep(edit, folder / "edit.safetensors")
     sets = {"": _records(asked)}
     notes = [*asked.warnings]
     if benign is not None:
@@ -310,6 +310,17 @@ def _predicted(run: _Run, arms: Mapping[str, Rollouts]) -> RowLocal:
     how: dict[str, Any] = {"n": run.n, "max_tokens": run.max_tokens, "judge": run.judge, "seed": run.seed}
     rows = start_rows(run.host, _records(run.asked), edits=[run.edit], free=arms["before"], **how)
     return row_local(run.host, run.edit, rows, sampled=arms["after"], level=run.level)
+
+
+def _keep(edit: Edit, path: Path) -> None:
+    """Write the edit, unless another one is there."""
+    if path.exists() and read_edit(path).describe()["sha256"] != edit.describe()["sha256"]:
+        raise InputError(
+            f"{path.parent} holds the effect of another edit",
+            cause="a run goes on with the edit that it was begun with",
+            next="give another folder, or remove this one",
+        )
+    write_edit(edit, path)
 
 
 def _write(found: ChainEffect, folder: Path) -> None:
