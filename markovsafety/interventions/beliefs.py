@@ -100,6 +100,23 @@ class Centres:
         cosines = np.einsum("nlw,klw->knl", h / norms[..., None], unit)
         return np.where(self.used(side), cosines[0] - cosines[1], 0.0)
 
+    def average(self, scores: NDArray, side: str) -> NDArray:
+        """Mean of `scores` over the used levels, float64 (prompts,): the Delta score.
+
+        Raises
+        ------
+        InputError
+            The centres are one point at every level.
+        """
+        used = self.used(side)
+        if not used.any():
+            raise InputError(
+                f"the centres of {side} are one point at every level",
+                cause="both buckets have the same means: the position does not depend on the prompt",
+                next="check the spans (a question or system prompt given?) and the buckets",
+            )
+        return scores[:, used].mean(axis=1)
+
     def transferred(self) -> Centres:
         """The same centres for any model of the same shape, for example a fine-tuned copy."""
         return dataclasses.replace(self, model=None, template=None)
@@ -219,19 +236,8 @@ def believe(
         harm[rows] = means.scores(read[:, :, 0], "harm")
         if len(positions) > 1:
             refusal[rows] = means.scores(read[:, :, 1], "refusal")
-    averages = [_average(means, side, scores) for side, scores in (("harm", harm), ("refusal", refusal))]
+    averages = [means.average(scores, side) for side, scores in (("harm", harm), ("refusal", refusal))]
     return Beliefs(tuple(prompts), averages[0], averages[1], harm, refusal)
-
-
-def _average(means: Centres, side: str, scores: NDArray) -> NDArray:
-    used = means.used(side)
-    if not used.any():
-        raise InputError(
-            f"the centres of {side} are one point at every level",
-            cause="both buckets have the same means: the position does not depend on the prompt",
-            next="check the spans (a question or system prompt given?) and the buckets",
-        )
-    return scores[:, used].mean(axis=1)
 
 
 def belief_table(

@@ -17,10 +17,11 @@ from ..errors import InputError
 from ..outcomes import CODES
 
 if TYPE_CHECKING:
+    from ..rollouts import Rollouts
     from .edits import Edit
     from .host import Host
 
-__all__ = ["BUCKETS", "Buckets", "label"]
+__all__ = ["BUCKETS", "Buckets", "label", "refusal_shares"]
 
 BUCKETS = ("refused_harmful", "accepted_harmful", "refused_harmless", "accepted_harmless")
 WANTED = {
@@ -108,18 +109,22 @@ class Buckets:
 
     @property
     def refused_harmful(self) -> list[Any]:
+        """The prompts of this bucket; an error says what is needed where there is none (`get`)."""
         return self.get("refused_harmful")
 
     @property
     def accepted_harmful(self) -> list[Any]:
+        """The prompts of this bucket; an error says what is needed where there is none (`get`)."""
         return self.get("accepted_harmful")
 
     @property
     def refused_harmless(self) -> list[Any]:
+        """The prompts of this bucket; an error says what is needed where there is none (`get`)."""
         return self.get("refused_harmless")
 
     @property
     def accepted_harmless(self) -> list[Any]:
+        """The prompts of this bucket; an error says what is needed where there is none (`get`)."""
         return self.get("accepted_harmless")
 
     @property
@@ -237,10 +242,26 @@ def _sampled(
     rolls = sample(
         host.engine, asked, n=n, max_tokens=max_tokens, judge=judge, seed=seed, edit=edit, progress=False
     )  # fmt: skip
+    return refusal_shares(rolls, len(records))
+
+
+def refusal_shares(rolls: Rollouts, prompts: int) -> np.ndarray:
+    """Share of refusals among the answers that ended, by prompt_id 0 .. prompts - 1; nan where none did.
+
+    Parameters
+    ----------
+    rolls : Rollouts
+        Judged.
+    prompts : int
+
+    Returns
+    -------
+    float64 array, shape (prompts,)
+    """
     decided = rolls.outcome != CODES["truncated"]
-    total = np.bincount(rolls.prompt_id[decided], minlength=len(records))
-    refusals = np.bincount(rolls.prompt_id[rolls.outcome == CODES["refusal"]], minlength=len(records))
-    return np.divide(refusals, total, out=np.full(len(records), np.nan), where=total > 0)
+    total = np.bincount(rolls.prompt_id[decided], minlength=prompts)
+    refusals = np.bincount(rolls.prompt_id[rolls.outcome == CODES["refusal"]], minlength=prompts)
+    return np.divide(refusals, total, out=np.full(prompts, np.nan), where=total > 0)
 
 
 def category_of(prompt: Any) -> str:

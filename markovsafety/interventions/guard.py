@@ -20,6 +20,7 @@ from ..errors import InputError
 from .beliefs import Beliefs, Centres, believe, centres
 from .buckets import BUCKETS, Buckets, label
 from .differences import states
+from .directions import check_identity
 from .positions import Spans
 from .separation import Probed, auc, curve, probe
 
@@ -152,12 +153,12 @@ def assess(
             cause="it needs prompts of both kinds, and at least one random guard beside it",
             next="add prompts of the other kind; controls >= 1",
         )
-    options: dict[str, Any] = {"spans": spans, "batch_size": batch_size}
-    scores = guard.scores(host, buckets.prompts, **options)
-    moved = [
-        Guard(guard.means.control(seed + i), guard.threshold).scores(host, buckets.prompts, **options)
-        for i in range(controls)
-    ]
+    check_identity(guard.means.model, guard.means.template, host, "the guard")
+    points = states(host, buckets.prompts, ("t_inst",), spans=spans, batch_size=batch_size)[:, :, 0]
+    scores, *moved = (
+        means.average(means.scores(points, "harm"), "harm")
+        for means in (guard.means, *(guard.means.control(seed + i) for i in range(controls)))
+    )
     kinds, blocked = buckets.categories, scores > guard.threshold
     table = {}
     for name in sorted(set(kinds[harmful])):
