@@ -72,8 +72,8 @@ def test_one_head_of_sixteen_steers_the_planted_world_and_it_is_the_planted_one(
 
     rows = measure_heads(folder, n=32)
     assert {name: row["value"] for name, row in rows.items() if row["met"] is False} == {}
-    gated = {name[:3] for name, row in rows.items() if row["met"]}
-    assert gated == {f"P3{letter}" for letter in "abcdefg"}
+    gated = {name.split()[0] for name, row in rows.items() if row["met"]}
+    assert gated == {"H4", *(f"P3{letter}" for letter in "abcdefg")}
     assert rows["P3f cost"]["value"] > rows["P3f"]["least"]  # its price: benign prompts are refused as well
 
 

@@ -125,6 +125,12 @@ def test_a_watcher_raises_alarms_while_the_model_answers(host, monitor, refusal)
     np.testing.assert_allclose(np.sort(loud.scores), np.sort(monitor.scores(recorded)), rtol=2e-3, atol=2e-3)
     assert quiet.raised <= 6
     assert loud.raised == 24
+    clean = inside.activations(host, texts("train", 48, 0), levels=(2,))[:, :, 0]
+    own = inside.fit_monitor(clean, (2,), rate=0.05, host=host)  # the level of the edit, which is attached later
+    with inside.watching(host, own) as alarms:
+        inside.behave(host, prompts, 3 * refusal, judge=judge, n=1, max_tokens=2)
+    at_level = own.scores(recorded[:, [LEVELS.index(2)]])
+    np.testing.assert_allclose(np.sort(alarms.scores), np.sort(at_level), rtol=2e-3, atol=2e-3)
     every = answered(None, prompts_only=False)
     assert len(every.passes) > 1
     hooks = [*host.decoder._forward_pre_hooks, *(h for b in host.blocks for h in b._forward_hooks)]

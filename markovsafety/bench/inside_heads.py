@@ -21,6 +21,7 @@ from ..interventions import (
     Host,
     Part,
     behave,
+    depth_signature,
     head_directions,
     laws,
     open_host,
@@ -44,7 +45,7 @@ DRAWS = 8
 
 
 def measure_heads(folder: str | os.PathLike[str], seed: int = 0, *, n: int = 48) -> dict[str, dict[str, Any]]:
-    """The acceptance rows P3a to P3g of one world.
+    """The acceptance rows P3a to P3g of one world, and H4 for edits of its planted head.
 
     Parameters
     ----------
@@ -99,6 +100,7 @@ def measure_heads(folder: str | os.PathLike[str], seed: int = 0, *, n: int = 48)
     def refused(prompts: Sequence[Any], alpha: float) -> float:
         return _said(host, prompts, found.edit([best], alpha)).rate("refusal").value
 
+    rows |= _depths(host, found, best, asked["plain"])
     return rows | {
         "P3f": _row(refused(jailbroken, -2.0), "jailbroken prompts refused at -2 sigma", least=0.8),
         "P3f cost": _row(refused(benign, -2.0), "benign prompts refused at -2 sigma"),
@@ -128,6 +130,21 @@ def _said(host: Host, prompts: Sequence[Any], edit: Edit | None) -> Behaviour:
 def _complies(behaviour: Behaviour) -> float:
     """Share of answers that neither refuse nor are cut off."""
     return behaviour.rate(("harm", "benign")).value
+
+
+def _depths(host: Host, found: HeadDirections, head: tuple[int, int], prompts: Sequence[Any]) -> dict[str, Any]:
+    """H4: an edit of the prompt is seen in the first token's law, one at every step in the later ones too."""
+    paths = [prompt["prefix"] for prompt in prompts]
+    once, always = (
+        depth_signature(host, found.edit([head], 2.0, when=when), prompts, paths).distance.value
+        for when in ("prompt", "every")
+    )
+    return {
+        "H4 start": _row(once[0], "total variation of the first token, 2 sigma at the prompt", least=0.5),
+        "H4 later": _row((once[1:] <= 0.05).sum(), "depths 1 to 6 with at most .05", least=5),
+        "H4 every": _row(max(always[1:]), "largest at depths 1 to 6, 2 sigma at every step", least=0.5),
+        "H4 every 1": _row(always[1], "total variation after one token, 2 sigma at every step"),
+    }
 
 
 def _random(host: Host, prompts: Sequence[Any], tokens: Sequence[int], edit: Edit, seed: int) -> dict[str, Any]:
