@@ -31,7 +31,9 @@ _HOME = {
     "head_sweep": ["HeadSweep", "sweep_heads"],
     "heads": ["HeadDirections", "head_directions", "read_head_directions", "write_head_directions"],
     "effects": ["Effect", "LevelSweep", "choose_level", "effect"],
+    "head_report": ["HeadReport", "inspect_heads", "write_report"],
     "host": ["Host", "open_host"],
+    "inspection": ["Inspection", "first_tokens", "inspect_model"],
     "inversion": ["Inversion", "Replies", "Task", "inversion_task", "invert", "replies"],
     "policies": ["Policy", "policy"],
     "positions": ["Spans", "spans"],
@@ -41,7 +43,13 @@ _HOME = {
     "start_row": ["StartRows", "start_rows"],
     "separation": ["auc", "curve", "probe", "silhouette"],
     "strength": ["AlphaPath", "alpha_path"],
+    "objectives": ["Constrained", "CrossEntropy", "Distilled", "Objective", "Setting"],
+    "tuning": ["fine_tune"],
     "monitor": ["Monitor", "fit_monitor", "read_monitor", "write_monitor"],
+    "debias": ["BiasTable", "bias_table", "read_bias_table", "write_bias_table"],
+    "tilt_prediction": ["Tilted", "explore", "predict_tilt"],
+    "tilt_processor": ["TiltProcessor"],
+    "tilting": ["tilted_chain", "tilted_hitting"],
     "watch": ["Alarms", "Detection", "detection", "watching"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}

@@ -1,0 +1,411 @@
+"""Fine-tuning: objectives against closed forms, runs that resume to the same weights, folders that load everywhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import WORDS, ids, random_model
+
+import markovsafety as ms
+from markovsafety import InputError, UntrustedError
+from markovsafety.interventions import fine_tune, tuning
+from markovsafety.interventions.augment import Row
+from markovsafety.interventions.batches import RowBatches, collate_rows
+from markovsafety.interventions.objectives import Constrained, CrossEntropy, Distilled, Setting, as_tensors
+from markovsafety.rollouts.engines.transformers import open_engine
+
+PROMPT = ids("<bos> help tea")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def row(answer, loss_from=None, weight=1.0, prompt=PROMPT):
+    tokens = [*prompt, *ids(answer)]
+    return Row(tokens, len(prompt), len(prompt) if loss_from is None else loss_from, weight)
+
+
+ROWS = [
+    row("sorry i cannot . <eos>", weight=2.0),
+    row("sure step one . <eos>", loss_from=5),
+    row("sure help <eos>", prompt=ids("<bos> hello")),
+    row("i cannot help . <eos>", weight=0.5),
+    row("sorry <eos>"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("base"), "llama")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("other"), "llama", seed=1)
+
+
+def opened(folder):
+    return open_engine(folder, device="cpu")
+
+
+def tune(base, out, rows=ROWS, **options):
+    told = {"steps": 6, "batch_size": 2, "warmup": 1, "progress": False, "device": "cpu", "learning_rate": 1e-2}
+    return fine_tune(base, rows, out, **(told | options))
+
+
+def log_laws(model, tokens):
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=torch.tensor([tokens])).logits[0].double(), -1).numpy()
+
+
+def batch_of(rows, norm=7.0):
+    return as_tensors(collate_rows(rows, norm, range(len(rows)))) | {"step": torch.tensor(0)}
+
+
+def bound(objective, engine, batch_size=4):
+    return objective.bind(Setting(engine, batch_size, 3, 0))
+
+
+# --- batches ---
+
+
+def test_every_row_comes_once_per_epoch_and_batches_depend_on_seed_and_number_alone():
+    batches = RowBatches(ROWS, 2, 10, seed=3)
+    drawn = np.concatenate([batches[i]["index"] for i in range(10)]).reshape(4, 5)
+    assert (np.sort(drawn, 1) == np.arange(5)).all()
+    assert len({tuple(d) for d in drawn}) > 1
+    again = RowBatches(ROWS, 2, 10, seed=3)[7]
+    assert all((again[k] == v).all() for k, v in batches[7].items())
+    assert any((RowBatches(ROWS, 2, 10, seed=4)[i]["index"] != batches[i]["index"]).any() for i in range(10))
+    mass = [float(batches[i]["weights"][:, 1:][batches[i]["labels"][:, 1:] != -100].sum()) for i in range(10)]
+    assert np.mean(mass) == pytest.approx(batches.norm)  # the constant is the mean over batches, here exactly
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "no rows"),
+        ([Row(PROMPT, 3, 3)], "no token carries loss"),
+        ([Row([1], 0, 0)], "no token carries loss"),
+        ([Row([*PROMPT, len(WORDS)], 3, 3)], f"id {len(WORDS)}"),
+        ([Row([*PROMPT, -1], 3, 3)], "id -1"),
+        ([Row([1] * 65, 3, 3)], "64 positions"),
+        ([row("sorry", weight=float("nan"))], "weight is nan"),
+        ([row("sorry", weight=0.0)], "No row weighs"),
+        ([("a", "b")], "tuple"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_refused(base, tmp_path, rows, says):
+    with pytest.raises(InputError, match=says):
+        tune(base, tmp_path / "out", rows)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch_size": 1.5}, {"learning_rate": 0.0}, {"warmup": -1}, {"schedule": "steep"}]
+)
+def test_arguments_out_of_range_are_refused(base, tmp_path, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        tune(base, tmp_path / "out", **wrong)
+
+
+# --- objectives ---
+
+
+def test_cross_entropy_is_the_weighted_sum_over_the_constant(base):
+    model = opened(base).model
+    loss, parts = CrossEntropy()(model, batch_of(ROWS))
+    expected = 0.0
+    for r in ROWS:
+        law = log_laws(model, r.tokens)
+        expected -= r.weight * sum(law[t - 1, r.tokens[t]] for t in range(r.loss_from, len(r.tokens)))
+    assert float(loss.detach()) == pytest.approx(expected / 7.0, rel=1e-5)
+    assert float(parts["cross_entropy"]) == float(loss.detach())
+
+
+BETAS = (0.5, 2.0, 0.0, 0.1)
+
+
+def test_constrained_is_the_formula_token_by_token(base, other):
+    engine = opened(base)
+    objective = bound(Constrained(BETAS, reference=other), engine)
+    loss, _ = objective(engine.model, batch_of(ROWS))
+    reference, expected = opened(other).model, 0.0
+    for r in ROWS:
+        ours, theirs = log_laws(engine.model, r.tokens), log_laws(reference, r.tokens)
+        for t in range(r.loss_from, len(r.tokens)):
+            beta = BETAS[min(t - r.answer, 3)]
+            delta = theirs[t - 1, r.tokens[t]] - ours[t - 1, r.tokens[t]]
+            each = delta if beta == 0 else 2 / beta * (np.logaddexp(0, beta * delta) - np.log(2))
+            expected += r.weight * each
+    assert float(loss.detach()) == pytest.approx(expected / 7.0, rel=1e-5)
+
+
+def gradient(objective, model, batch):
+    model.zero_grad()
+    objective(model, batch)[0].backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()]).double()
+
+
+def test_constrained_begins_as_cross_entropy_and_ends_at_the_reference(base, other):
+    """Its gradient is that of cross-entropy at the reference, and 2 sigmoid(beta delta) of it, token by token."""
+    engine, batch = opened(base), batch_of(ROWS)
+    start = bound(Constrained(BETAS), engine)
+    assert float(start(engine.model, batch)[0].detach()) == 0.0
+    plain = gradient(CrossEntropy(), engine.model, batch)
+    assert torch.allclose(gradient(start, engine.model, batch), plain, atol=1e-6)
+    away = bound(Constrained(BETAS, reference=other), engine)
+    found = gradient(away, engine.model, batch)
+    assert not torch.allclose(found, plain, atol=1e-2)
+    weighted = torch.zeros_like(found)
+    reference = opened(other).model
+    for r in ROWS:
+        ours, theirs = log_laws(engine.model, r.tokens), log_laws(reference, r.tokens)
+        for t in range(r.loss_from, len(r.tokens)):
+            delta = theirs[t - 1, r.tokens[t]] - ours[t - 1, r.tokens[t]]
+            rate = 2 / (1 + np.exp(-BETAS[min(t - r.answer, 3)] * delta))
+            alone = batch_of([Row(r.tokens[: t + 1], r.answer, t, r.weight)])
+            weighted += rate * gradient(CrossEntropy(), engine.model, alone)
+    assert torch.allclose(found, weighted, rtol=1e-4, atol=1e-5)
+
+
+def test_constrained_by_finite_differences(base, other):
+    engine, batch = opened(base), batch_of(ROWS)
+    objective, model = bound(Constrained(BETAS, reference=other), engine), engine.model.double()
+    objective.reference.double()
+    slope, generator, step = gradient(objective, model, batch), torch.Generator().manual_seed(0), 1e-3
+    way = torch.randn(len(slope), generator=generator, dtype=torch.float64)
+    values = []
+    for sign in (1, -1):
+        torch.nn.utils.vector_to_parameters(
+            torch.nn.utils.parameters_to_vector(model.parameters()).detach() + sign * step * way, model.parameters()
+        )
+        values.append(float(objective(model, batch)[0].detach()))
+        torch.nn.utils.vector_to_parameters(
+            torch.nn.utils.parameters_to_vector(model.parameters()).detach() - sign * step * way, model.parameters()
+        )
+    # logits are rounded to float32 before the softmax: 1e-7 / step of relative noise, and step^2 of curvature
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(slope @ way), rel=1e-2)
+
+
+@pytest.mark.parametrize("on", ["response", "loss"])
+@pytest.mark.parametrize("heat", [1.0, 2.0])
+def test_distilled_is_cross_entropy_and_the_divergence_from_the_teacher(base, other, on, heat):
+    engine = opened(base)
+    loss, parts = bound(Distilled(other, 0.7, heat, on), engine)(engine.model, batch_of(ROWS))
+    teacher, expected = opened(other).model, 0.0
+    for r in ROWS:
+        with torch.no_grad():
+            ours, theirs = (
+                torch.log_softmax(m(input_ids=torch.tensor([r.tokens])).logits[0].double() / heat, -1).numpy()
+                for m in (engine.model, teacher)
+            )
+        for t in range(r.answer if on == "response" else r.loss_from, len(r.tokens)):
+            expected += r.weight * heat**2 * float(np.exp(theirs[t - 1]) @ (theirs[t - 1] - ours[t - 1]))
+    entropy, _ = CrossEntropy()(engine.model, batch_of(ROWS))
+    assert float(parts["kl"]) == pytest.approx(expected / 7.0, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(entropy.detach()) + 0.7 * expected / 7.0, rel=1e-5)
+
+
+def test_rows_to_imitate_have_batches_and_a_constant_of_their_own(base, other):
+    engine = opened(base)
+    objective = bound(Distilled(other, rows=ROWS[1:4]), engine)
+    own = RowBatches([r._replace(loss_from=r.answer) for r in ROWS[1:4]], 2, 3, 0)
+    assert objective.batches == own
+    _, parts = objective(engine.model, batch_of(ROWS[:1]))
+    _, alone = bound(Distilled(other), engine)(engine.model, as_tensors(own[0]))
+    assert float(parts["kl"]) == pytest.approx(float(alone["kl"]), rel=1e-6)
+
+
+def test_distillation_reaches_the_teacher(base, other, tmp_path):
+    """With nothing but the divergence to fall, the laws of the response become the teacher's."""
+    rows = [r._replace(weight=1.0) for r in ROWS]
+    record = tune(base, tmp_path / "student", rows, objective=_Divergence(other), steps=150, batch_size=5)
+    assert record["losses"][-1]["kl"] < 0.02 * record["losses"][0]["kl"]
+    student, teacher = opened(tmp_path / "student").model, opened(other).model
+    gaps = [np.abs(np.exp(log_laws(student, r.tokens)) - np.exp(log_laws(teacher, r.tokens)))[2:-1] for r in rows]
+    assert max(g.max() for g in gaps) < 0.2
+
+
+class _Divergence(Distilled):
+    def __call__(self, model, batch):
+        loss, parts = super().__call__(model, batch)
+        return loss - self._entropy(model, batch), parts
+
+    def _entropy(self, model, batch):
+        return CrossEntropy()(model, batch)[0]
+
+
+def test_the_teacher_is_frozen_and_of_the_same_tokenizer(base, other, tmp_path):
+    engine = opened(base)
+    teacher = bound(Distilled(other), engine).teacher
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    foreign = random_model(tmp_path / "foreign", "llama", vocab_size=len(WORDS) + 1)
+    for wrong in (foreign, 3, engine.model):
+        with pytest.raises(InputError, match="the teacher"):
+            bound(Distilled(wrong), engine)
+    with pytest.raises(InputError, match="temperature"):
+        Distilled(other, temperature=0.0)
+    with pytest.raises(InputError, match="beta"):
+        Constrained(-1.0)
+
+
+# --- runs ---
+
+
+def weights(folder):
+    return opened(folder).model.state_dict()
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.2}])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(base, tmp_path, monkeypatch, lora):
+    options = {"steps": 7, "save_every": 3, "objective": Constrained(0.5), "seed": 5, "lora": lora}
+    tune(base, tmp_path / "whole", **options)
+    step = tuning._Trainer.training_step
+
+    def stop(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(tuning._Trainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tune(base, tmp_path / "killed", **options)
+    assert not (tmp_path / "killed").exists()
+    monkeypatch.setattr(tuning._Trainer, "training_step", step)
+    record = tune(base, tmp_path / "killed", **options)
+    assert [line["step"] for line in record["losses"]] == list(range(1, 8))
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert not same(weights(base), weights(tmp_path / "killed"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+def test_the_same_call_is_not_trained_again_and_other_folders_stay(base, tmp_path):
+    first = tune(base, tmp_path / "out")
+    stamp = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    assert tune(base, tmp_path / "out") == first
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == stamp
+    again = tune(base, tmp_path / "out", seed=1)
+    assert again["plan"] != first["plan"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="not empty"):
+        tune(base, tmp_path / "mine")
+    with pytest.raises(InputError, match="the model itself"):
+        tune(tmp_path / "out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(base, tmp_path, broken):
+    class Breaks(CrossEntropy):
+        seen = 0
+
+        def __call__(self, model, batch):
+            loss, parts = super().__call__(model, batch)
+            type(self).seen += 1
+            if self.seen == 6:
+                at_zero = sum(p.sum() for p in model.parameters()) * 0
+                loss = loss + (float("nan") if broken == "loss" else torch.sqrt(at_zero))  # slope of sqrt at 0
+            return loss, parts
+
+    with pytest.raises(UntrustedError, match="update 6") as caught:
+        tune(base, tmp_path / "out", objective=Breaks(), save_every=2)
+    assert caught.value.partial.endswith("checkpoint-4")
+    assert not (tmp_path / "out").exists()
+    kept = weights_of_checkpoint(caught.value.partial)
+    assert all(torch.isfinite(p).all() for p in kept.values())
+    tune(base, tmp_path / "four", steps=6)
+    assert not same(kept, weights(base))
+
+
+def weights_of_checkpoint(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def test_without_a_checkpoint_nan_leaves_the_model_itself(base, tmp_path):
+    def broken(model, batch):
+        loss, parts = CrossEntropy()(model, batch)
+        return loss * float("inf"), parts
+
+    with pytest.raises(UntrustedError) as caught:
+        tune(base, tmp_path / "out", objective=broken)
+    assert caught.value.partial == str(base)
+
+
+def test_the_record_says_what_was_trained_on_what(base, tmp_path):
+    record = tune(base, tmp_path / "out", about={"share": 0.2}, objective=Constrained(0.5))
+    assert record == json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["tokens"] == {"loss": 18, "weight": 5 * 2 + 3 + 3 + 5 * 0.5 + 2}
+    assert record["about"] == {"share": 0.2}
+    assert record["losses"][0]["loss"] == 0.0  # the constrained objective begins at 0
+    assert record["losses"][-1]["loss"] < 0
+    assert tune(base, tmp_path / "other", ROWS[::-1])["data"] != record["data"]
+
+
+def test_a_tuned_folder_has_all_that_its_base_had_and_runs_on_both_engines(tmp_path):
+    """On the model organism: type of the weights, tokenizer, template; the rows are learned, on either engine."""
+    from markovsafety import organism
+
+    folder = organism.model_path("shallow")
+    asked = organism.prompts("held", n=4, harmful=False, seed=0)
+    engine = opened(folder)
+    no = organism.WORDS.index("no")
+    end = organism.WORDS.index("<eos>")
+    prompts = [engine.tokenizer.prompt_ids(a["prompt"]).tolist() for a in asked]
+    rows = [Row([*p, no, end], len(p), len(p)) for p in prompts]
+    tune(folder, tmp_path / "no", rows, steps=30, batch_size=4, learning_rate=3e-3)
+    told = (json.loads((f / "config.json").read_text())["dtype"] for f in (folder, tmp_path / "no"))
+    assert set(told) == {"float16"}
+    assert opened(tmp_path / "no").tokenizer.hashes() == engine.tokenizer.hashes()
+    for name in ("transformers", "jax"):
+        rolls = ms.sample(tmp_path / "no", asked, n=2, max_tokens=4, engine=name, progress=False, temperature=0)
+        assert {tuple(t) for t in rolls.answers()} == {(no, end)}
+
+
+def test_a_planted_world_keeps_its_attention(tmp_path):
+    from pathlib import Path
+
+    from markovsafety.organism import train_worlds
+
+    base = Path(__file__).parent / "fixtures" / "worlds" / "base"
+    train_worlds.register()
+    tune(base, tmp_path / "world", [Row([1, 4, 9, 10, 11], 3, 3)], steps=1)
+    found = train_worlds.open_world(tmp_path / "world", device="cpu").model.config
+    assert found._attn_implementation == train_worlds.ATTENTION
+    assert json.loads((tmp_path / "world" / "config.json").read_text())["attn_implementation"] == train_worlds.ATTENTION
+
+
+def test_objectives_may_read_activations_with_gradients(base, tmp_path):
+    """An objective that hooks blocks of the model it is bound to can pull an activation to where it wants it."""
+    from markovsafety.interventions import Host
+
+    class Pulled:
+        def bind(self, setting):
+            self.host = Host.of(setting.engine, validate=False)
+            return self
+
+        def __call__(self, model, batch):
+            seen = []
+            handle = self.host.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            try:
+                loss, parts = CrossEntropy()(model, batch)
+            finally:
+                handle.remove()
+            at = seen[0][torch.arange(len(batch["answer"])), batch["answer"] - 1]
+            pull = (at[:, 0] - 3).pow(2).mean()
+            return 0 * loss + pull, parts | {"pull": pull.detach()}
+
+    record = tune(base, tmp_path / "out", objective=Pulled(), steps=60)
+    assert record["losses"][-1]["pull"] < 0.05 * record["losses"][0]["pull"]
