@@ -199,7 +199,7 @@ def choose_level(
     *,
     name: str = "behaviour",
     scales: Sequence[float] = (1.0, 2.0),
-    share: float = 0.75,
+    share: float = 0.8,
     least: float = 0.5,
     where: Span | None = None,
     held: tuple[Sequence[Any], Sequence[Any]] | None = None,
