@@ -17,6 +17,7 @@ __all__ = [
     "model_of",
     "named",
     "numbers_of",
+    "organism_count",
     "phrases_of",
     "prices_of",
     "prompts_of",
@@ -36,19 +37,28 @@ def model_of(name: str) -> str:
     return name
 
 
-def prompts_of(source: str, seed: int) -> Any:
+def organism_count(source: str) -> int | None:
+    """N of ``organism[:N]`` (48 by default); None for the path of a file."""
     if source.split(":")[0] != "organism":
-        return source
-    from .organism import prompts
-
+        return None
     count = source.partition(":")[2] or "48"
-    if not count.isdigit():
+    if not count.isdigit() or not int(count):
         raise InputError(
             f"{source!r} names no prompts.",
             cause="what follows 'organism:' must be a number of prompts",
             next="Write organism or organism:N, or give a CSV or JSONL file.",
         )
-    return prompts(n=int(count), seed=seed)
+    return int(count)
+
+
+def prompts_of(source: str, seed: int) -> Any:
+    """The organism's own prompts where they are named, else the path as it is."""
+    count = organism_count(source)
+    if count is None:
+        return source
+    from .organism import prompts
+
+    return prompts(n=count, seed=seed)
 
 
 def rollouts_of(path: str, warnings: list[str]) -> Any:

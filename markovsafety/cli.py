@@ -307,42 +307,11 @@ def _numbers(verb: Verb) -> None:
     arguments(v)
 
 
-INSIDE = (
-    "\n\nEdits of a model's activations exist to measure it and to defend it: how far a model is from harm, which "
-    "transitions\nan attack moves, what a defence costs. Report P(harm) with the random control and the cost beside it."
-)
-
-
 def _inside(verb: Verb) -> None:
-    v = verb(
-        "steer",
-        "what an edit of activations does: harm, transitions, depth and cost, beside a random edit of its size",
-        "steer organism:shallow --edit refusal.safetensors --prompts organism:48 --benign organism:48\n"
-        "         --judge organism --out results/steer" + INSIDE,
-        "steer",
-        "verbs_inside",
-    )
-    v.add_argument("model", help="model folder, hub id, or organism:NAME for a shipped one")
-    v.add_argument("--edit", required=True, metavar="FILE", help="edit (.safetensors), as write_edit writes it")
-    v.add_argument("--scale", type=float, default=1.0, help="multiplies the edit (default: 1)")
-    v.add_argument("--transferred", action="store_true", help="use the edit though it was made for another model")
-    v.add_argument("--prompts", required=True, help="CSV or JSONL with prompt, category[, prefix], or organism[:N]")
-    v.add_argument("--benign", help="harmless prompts, to see how many are refused; likewise")
-    v.add_argument("--judge", default="lexicon", help="lexicon or organism (default: lexicon)")
-    v.add_argument("--harm", nargs="+", metavar="PHRASE", help="phrases (or a file of them) that are harm (lexicon)")
-    v.add_argument(
-        "--refusal", nargs="+", metavar="PHRASE", help="phrases that refuse (lexicon; default: English ones)"
-    )
-    v.add_argument("--refusal-at", choices=["first", "end"], default="end", help="where a refusal hits (lexicon)")
-    v.add_argument("--n", type=int, default=8, help="answers per prompt and arm (default: 8)")
-    v.add_argument("--max-tokens", type=int, default=64)
-    v.add_argument("--states", default="kgram:2", help="of the chains: kgram:K or position (default: kgram:2)")
-    v.add_argument("--depth", type=int, default=6, help="of the depth signature, where prompts have a prefix")
-    v.add_argument("--no-control", action="store_true", help="leave the random edit of the same size out")
-    v.add_argument("--no-prediction", action="store_true", help="do not predict harm from the start row")
-    v.add_argument("--system", help="system prompt for the chat template")
-    v.add_argument("--seed", type=int, default=0)
-    v.add_argument("--out", required=True, help="folder: rollouts, effect.json, effect.md; goes on where it stopped")
+    from . import cli_inside
+
+    for name, words in cli_inside.VERBS.items():
+        words.arguments(verb(name, words.what, words.example, name, "verbs_inside"))
 
 
 ORGANISM = (
@@ -354,7 +323,7 @@ def _organism(verb: Verb) -> None:
     v = verb("organism", "the synthetic models: list, prompts, train, grid", ORGANISM, "organism")
     v.add_argument("what", choices=["list", "prompts", "train", "grid"], help="grid: train many widths and depths")
     v.add_argument(
-        "variant", nargs="?", help="variant to train: base, shallow, deep4, deep20, cyclic, gap, over, deepK"
+        "variant", nargs="?", help="variant to train: base, shallow, gap, over, ... (organism list), deepK"
     )
     v.add_argument("--out", help="folder (train, grid) or JSONL file (prompts) to write")
     v.add_argument("--base", help="train: base model folder to start from (default: the shipped base)")

@@ -57,6 +57,7 @@ FACES = [
     "bench",
     "arguments",
     "tables",
+    "cli_inside",
     "cli_sweep",
     "cli",
     "verbs",

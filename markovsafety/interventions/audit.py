@@ -21,6 +21,7 @@ from .edits import When
 from .head_sweep import HeadSweep, sweep_heads
 from .heads import Head, HeadDirections, directions_from, head_directions, texts
 from .host import Host
+from .pages import spanned, table
 from .prediction import row_local
 from .record import head_outputs, token_mass
 from .start_row import StartRows, start_rows
@@ -88,6 +89,19 @@ class Audit:
         return (
             f"{what}: reached at alpha = {ends} with heads {list(self.heads)}, {self.relative:.2g} times their outputs"
         )
+
+    def markdown(self) -> str:
+        """The audit as a page."""
+        rows = [
+            [f"{r['alpha']:.3g}", spanned(r["rate"]), spanned(r["change"])]
+            + ["" if r[k] is None else spanned(r[k]) for k in ("finished", "repetition")]
+            for r in self.path
+        ]
+        head = ["alpha", f"P({' or '.join(self.outcome)})", "change", "finished", "repetition"]
+        few = [[str(r["examples"]), spanned(r["mass"]), f"{r['cosine']:.3f}"] for r in self.examples]
+        lines = ["# How little it takes to steer", "", f"{self.verdict}.", "", *table(head, rows)]
+        lines += ["", f"Random vectors of the same norms: {spanned(self.control)}.", "", "## How few examples", ""]
+        return "\n".join([*lines, *table(["examples", "P(begins as desired)", "mean cosine with all"], few)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

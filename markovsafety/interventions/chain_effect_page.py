@@ -9,6 +9,7 @@ import numpy as np
 
 from ..bound import Bound
 from .outcome_rates import Rate
+from .pages import spanned, table
 
 if TYPE_CHECKING:
     from .chain_effects import ChainEffect
@@ -34,7 +35,7 @@ def verdict(effect: ChainEffect) -> str:
         return "Nothing was measured: " + ("; ".join(effect.notes) or "no rollouts") + "."
     rate = effect.harm[0]
     told = f"P(harm) {_of(rate.arms['before'])} -> {_of(rate.arms['after'])}"
-    parts = [f"The edit {_moves(rate.change)} harm: {told}, change {_span(rate.change, '+')}"]
+    parts = [f"The edit {_moves(rate.change)} harm: {told}, change {spanned(rate.change, '+')}"]
     if rate.beyond is None:
         parts.append("no control was run")
     else:
@@ -77,17 +78,17 @@ def page(effect: ChainEffect) -> str:
     lines = ["# Effect of an edit", "", verdict(effect), "", f"`{effect.edit!r}`"]
     if effect.edit.sign:
         lines.append(f"sign: {effect.edit.sign}")
-    for title, table in (
+    for title, measured in (
         ("P(harm)", effect.harm),
         ("P(refusal)", effect.refusal),
         ("P(refusal) of benign prompts", effect.over_refusal),
     ):
-        if table:
-            lines += ["", f"## {title}", "", *_rates(table)]
+        if measured:
+            lines += ["", f"## {title}", "", *_rates(measured)]
     if effect.quality:
         head = ["answers", "finished", "truncated", "repetition"]
-        rows = [[n, *map(_span, (q.finished, q.truncated, q.repetition))] for n, q in effect.quality.items()]
-        lines += ["", "## Do the answers hold together?", "", *_table(head, rows)]
+        rows = [[n, *map(spanned, (q.finished, q.truncated, q.repetition))] for n, q in effect.quality.items()]
+        lines += ["", "## Do the answers hold together?", "", *table(head, rows)]
     lines += _moved(effect)
     if effect.notes:
         lines += ["", "## Notes", "", *(f"- {note}" for note in effect.notes)]
@@ -100,15 +101,15 @@ def _moved(effect: ChainEffect) -> list[str]:
         lines += ["", "## What moved in the chain", "", *_chain_rows(effect)]
     if effect.signature is not None:
         d = effect.signature.distance
-        rows = [[str(k), _span(d[k])] for k in range(len(np.asarray(d.value)))]
-        lines += ["", "## How deep it reaches", "", *_table(["forced tokens", "total variation"], rows)]
+        rows = [[str(k), spanned(d[k])] for k in range(len(np.asarray(d.value)))]
+        lines += ["", "## How deep it reaches", "", *table(["forced tokens", "total variation"], rows)]
     if effect.predicted is not None:
         rows = [
             [r["group"], f"{r['predicted']:.3f} [{r['lower']:.3f}, {r['upper']:.3f}]"]
             + ([f"{r['sampled']:.3f}", f"{r['z']:+.2f}"] if "sampled" in r else ["", ""])
             for r in effect.predicted.table
         ]
-        lines += ["", "## Predicted from the start row", "", *_table(["prompts", "predicted", "sampled", "z"], rows)]
+        lines += ["", "## Predicted from the start row", "", *table(["prompts", "predicted", "sampled", "z"], rows)]
     return lines
 
 
@@ -123,33 +124,24 @@ def _chain_rows(effect: ChainEffect) -> list[str]:
     top = sorted(np.argsort(-np.abs(where), kind="stable")[:6].tolist())
     deep = ", ".join(f"{t}: {where[t]:+.4f}" for t in top if where[t])
     return [
-        *_table(["state", "share of the change", "next", "probability", "at the start"], rows),
+        *table(["state", "share of the change", "next", "probability", "at the start"], rows),
         "",
         f"By position in the answer: {deep or 'no change'}.",
     ]
 
 
-def _rates(table: Sequence[Rate]) -> list[str]:
-    arms = list(table[0].arms)
-    head = ["prompts", *arms, "change", *(["beyond control"] if table[0].beyond is not None else [])]
+def _rates(measured: Sequence[Rate]) -> list[str]:
+    arms = list(measured[0].arms)
+    head = ["prompts", *arms, "change", *(["beyond control"] if measured[0].beyond is not None else [])]
     rows = []
-    for rate in table:
-        cells = [rate.category or "all", *(_span(rate.arms[a]) for a in arms), _span(rate.change, "+")]
-        rows.append([*cells, *([_span(rate.beyond, "+")] if rate.beyond is not None else [])])
-    return _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[c.replace("|", "\\|") for c in row] for row in rows]
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *cells)]
+    for rate in measured:
+        cells = [rate.category or "all", *(spanned(rate.arms[a]) for a in arms), spanned(rate.change, "+")]
+        rows.append([*cells, *([spanned(rate.beyond, "+")] if rate.beyond is not None else [])])
+    return table(head, rows)
 
 
 def _of(b: Bound) -> str:
     return f"{b.value:.2f} [{b.lower:.2f}, {b.upper:.2f}]"
-
-
-def _span(b: Bound, sign: str = "") -> str:
-    return f"{b.value:{sign}.3f} [{b.lower:{sign}.3f}, {b.upper:{sign}.3f}]"
 
 
 def _sure(b: Bound) -> bool:

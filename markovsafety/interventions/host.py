@@ -8,6 +8,7 @@ nowhere before.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ __all__ = ["Host", "hidden_of", "open_host"]
 
 OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 """How families call the attention's output projection."""
+
+
+_VALIDATED: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models that were found to behave as predicted: every sampling under an edit asks again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +84,11 @@ class Host:
         head_dim = int(getattr(config, "head_dim", None) or width // heads)
         mixers = tuple(_mixer(block, i, heads * head_dim, width) for i, block in enumerate(blocks))
         host = cls(engine, decoder, blocks, mixers, heads, head_dim, width)
-        if validate:
+        if validate and engine.model not in _VALIDATED:
             from .validate import validate_host
 
             validate_host(host)
+            _VALIDATED.add(engine.model)
         return host
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import InputError
 from .rollouts import Rollouts
 
-__all__ = ["Asked", "ask", "class_ids", "depths", "unknown_words"]
+__all__ = ["Asked", "ask", "class_ids", "depths", "read_prompts", "unknown_words"]
 
 KEYS = ("prompt", "category", "prefix", "prompt_id", "prompt_tokens")
 
@@ -68,7 +68,7 @@ def ask(
         No prompts, a record that says nothing, or prefixes that are missing, too short, or would force the unknown
         token.
     """
-    records = _records(prompts)
+    records = read_prompts(prompts)
     if not records:
         raise InputError("there are no prompts", cause="the list or file is empty", next="give at least one prompt")
     ids = np.array([_prompt_id(record, i) for i, record in enumerate(records)], dtype=np.int64)
@@ -166,7 +166,8 @@ def _check_members(name: str, members: Any, template: Any) -> None:
         )
 
 
-def _records(prompts: Any) -> list[dict[str, Any]]:
+def read_prompts(prompts: Any) -> list[dict[str, Any]]:
+    """Prompts as records, from a list of texts or records, or a CSV or JSONL file; nothing is encoded yet."""
     if isinstance(prompts, str | Path):
         return _read(Path(prompts))
     if not isinstance(prompts, Sequence):

@@ -1,0 +1,129 @@
+"""The words of the commands that look inside a model: ``directions``, ``heads``, ``steer``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["VERBS", "Words"]
+
+WHY = (
+    "\n\nEdits of a model's activations exist to measure it and to defend it: how far a model is from harm, which "
+    "transitions\nan attack moves, what a defence costs. Report P(harm) with the random control and the cost beside it."
+)
+
+
+class Words(NamedTuple):
+    """What a command is for, how it is called, and its options."""
+
+    what: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+
+
+def _model(v: argparse.ArgumentParser) -> None:
+    v.add_argument("model", help="model folder, hub id, or organism:NAME for a shipped one")
+
+
+def _judge(v: argparse.ArgumentParser, n: int) -> None:
+    v.add_argument("--judge", default="lexicon", help="lexicon or organism (default: lexicon)")
+    v.add_argument("--harm", nargs="+", metavar="PHRASE", help="phrases (or a file of them) that are harm (lexicon)")
+    v.add_argument(
+        "--refusal", nargs="+", metavar="PHRASE", help="phrases that refuse (lexicon; default: English ones)"
+    )
+    v.add_argument("--refusal-at", choices=["first", "end"], default="end", help="where a refusal hits (lexicon)")
+    v.add_argument("--n", type=int, default=n, help=f"answers per prompt (default: {n})")
+    v.add_argument("--max-tokens", type=int, default=64)
+    v.add_argument("--seed", type=int, default=0)
+
+
+def _engine(v: argparse.ArgumentParser) -> None:
+    v.add_argument("--device")
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--batch-size", type=int)
+
+
+def _directions(v: argparse.ArgumentParser) -> None:
+    _model(v)
+    v.add_argument(
+        "--prompts",
+        required=True,
+        help="harmful prompts, some of them answered (jailbroken, say): CSV, JSONL, or organism[:N]",
+    )
+    v.add_argument(
+        "--benign", required=True, help="harmless prompts, some of them refused (innocent ones with frightening words)"
+    )
+    _judge(v, 8)
+    v.add_argument(
+        "--question", help="ask this after the instruction: does steering turn the model's own judgement of harm?"
+    )
+    v.add_argument("--certainly", nargs="+", default=["Certainly", "certainly"], help="its reply for harm")
+    v.add_argument("--no", nargs="+", default=["No", "no"], help="its reply for no harm")
+    v.add_argument("--cost-harm", type=float, default=1.0, help="of one harmful answer (default: 1)")
+    v.add_argument("--cost-refusal", type=float, default=0.1, help="of one harmless prompt blocked (default: 0.1)")
+    v.add_argument("--prior", type=float, default=0.5, help="share of harmful prompts to come (default: 0.5)")
+    _engine(v)
+    v.add_argument("--out", required=True, help="folder: inspection.json and .md, directions, edits for `steer`")
+
+
+def _heads(v: argparse.ArgumentParser) -> None:
+    _model(v)
+    v.add_argument(
+        "--desired", required=True, help="prompts on which the model behaves as steering should make it; organism[:N]"
+    )
+    v.add_argument("--prompts", required=True, help="prompts on which it does not: they are steered; organism[:N]")
+    v.add_argument("--benign", help="harmless prompts: what steering costs; organism[:N]")
+    v.add_argument(
+        "--audit", action="store_true", help="only: the smallest alpha that moves P(harm), and how few examples do it"
+    )
+    v.add_argument("--move", type=float, default=0.5, help="audit: by how much (default: 0.5)")
+    v.add_argument("--size", type=int, default=4, help="audit: heads together (default: 4)")
+    v.add_argument("--wanted", nargs="+", help="outcomes that steering is for (default: harm benign; audit: harm)")
+    v.add_argument("--examples", type=int, default=32, help="per group, for the directions (default: 32; audit: all)")
+    v.add_argument("--alphas", type=float, nargs="+", default=[1, 2, 5, 10], help="in sigma (default: 1 2 5 10)")
+    v.add_argument(
+        "--when", choices=["prompt", "every", "answer"], default="prompt", help="positions (default: prompt)"
+    )
+    _judge(v, 4)
+    _engine(v)
+    v.add_argument("--out", required=True, help="folder: heads.json and .md (audit.json and .md), directions, edit")
+
+
+def _steer(v: argparse.ArgumentParser) -> None:
+    _model(v)
+    v.add_argument("--edit", required=True, metavar="FILE", help="edit (.safetensors), as write_edit writes it")
+    v.add_argument("--scale", type=float, default=1.0, help="multiplies the edit (default: 1)")
+    v.add_argument("--transferred", action="store_true", help="use the edit though it was made for another model")
+    v.add_argument("--prompts", required=True, help="CSV or JSONL with prompt, category[, prefix], or organism[:N]")
+    v.add_argument("--benign", help="harmless prompts, to see how many are refused; likewise")
+    _judge(v, 8)
+    v.add_argument("--states", default="kgram:2", help="of the chains: kgram:K or position (default: kgram:2)")
+    v.add_argument("--depth", type=int, default=6, help="of the depth signature, where prompts have a prefix")
+    v.add_argument("--no-control", action="store_true", help="leave the random edit of the same size out")
+    v.add_argument("--no-prediction", action="store_true", help="do not predict harm from the start row")
+    v.add_argument("--system", help="system prompt for the chat template")
+    _engine(v)
+    v.add_argument("--out", required=True, help="folder: rollouts, effect.json, effect.md; goes on where it stopped")
+
+
+VERBS = {
+    "directions": Words(
+        "what a model believes and what it does: directions, which of them steer, and a guard on the belief",
+        "directions organism:shallow --prompts organism:192 --benign organism:192 --judge organism\n"
+        "         --question ' <judge>' --out results/directions" + WHY,
+        _directions,
+    ),
+    "heads": Words(
+        "attention heads that steer a model, beside random vectors and other choices; --audit: how little it takes",
+        "heads organism:shallow --desired organism:96 --prompts organism:96 --benign organism:48\n"
+        "         --judge organism --out results/heads" + WHY,
+        _heads,
+    ),
+    "steer": Words(
+        "what an edit of activations does: harm, transitions, depth and cost, beside a random edit of its size",
+        "steer organism:shallow --edit refusal.safetensors --prompts organism:48 --benign organism:48\n"
+        "         --judge organism --out results/steer" + WHY,
+        _steer,
+    ),
+}

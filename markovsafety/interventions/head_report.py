@@ -1,0 +1,287 @@
+"""A few heads that steer a model: found by behaviour, beside what other choices of heads and layers do.
+
+Head-specific intervention (arXiv 2502.05945) in one call: directions of all heads from contrasting examples, the
+first-token pass over every head, sampled answers for the best, the path of alpha with its price on benign prompts, the
+reversed direction as a defence, and the two baselines, heads by probe and the whole residual stream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..bound import encode
+from ..errors import MarkovsafetyError
+from ..files import atomic
+from ..rollouts import sample
+from ..rollouts.asked import read_prompts
+from .behaviour import Behaviour, behave
+from .edits import Edit, write_edit
+from .head_baselines import added_norm, probe_heads, whole_layer
+from .head_choice import HeadChoice, choose_heads
+from .head_sweep import HeadSweep, sweep_heads
+from .heads import HeadDirections, head_directions, write_head_directions
+from .host import Host, open_host
+from .inspection import first_tokens
+from .pages import spanned, table
+from .strength import AlphaPath, alpha_path
+
+__all__ = ["HeadReport", "desired_tokens", "inspect_heads", "write_report"]
+
+WANTED = ("harm", "benign")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadReport:
+    """What steering of heads does; a part that could not be made is None, and `notes` says why.
+
+    Attributes
+    ----------
+    model : str
+    examples : (int, int)
+        Desired and undesired ones behind the directions.
+    tokens : list of int
+        That the desired answers begin with.
+    directions : HeadDirections
+    sweep : HeadSweep
+    choice : HeadChoice
+    path, defence : AlphaPath or None
+        Of the chosen heads: forwards on the undesired prompts, backwards on the desired ones; benign ones beside both.
+    baselines : dict of name -> Behaviour
+        On the prompts of the path, at the size of the chosen edit: heads by probe, the whole residual stream.
+    notes : list of str
+    """
+
+    model: str
+    examples: tuple[int, int]
+    tokens: list[int]
+    directions: HeadDirections
+    sweep: HeadSweep
+    choice: HeadChoice
+    path: AlphaPath | None = None
+    defence: AlphaPath | None = None
+    baselines: dict[str, Behaviour] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        c = self.choice
+        heads = ", ".join(f"({layer}, {head})" for layer, head in c.heads)
+        return (
+            f"heads {heads} at alpha {c.alpha:g}: {' or '.join(c.wanted)} {spanned(c.edited.rate(c.wanted))}, before "
+            f"{spanned(c.base.rate(c.wanted))}; {c.verdict}"
+        )
+
+    def markdown(self) -> str:
+        """The report as a page."""
+        lines = ["# Heads that steer", "", f"{self.verdict}.", "", f"Model: `{self.model}`"]
+        lines += ["", "## Every head alone: P(the answer begins as desired)", ""]
+        rows = [
+            (r["rank"], f"({r['layer']}, {r['head']})", f"{r['alpha']:g}", *map("{:.3f}".format, _numbers(r)))
+            for r in self.sweep.rows()[:12]
+        ]
+        lines += table(["rank", "(layer, head)", "best alpha", "P", "random vector", "score"], rows)
+        shown = {"no edit": self.choice.base, "chosen heads": self.choice.edited, "random vectors": self.choice.control}
+        shown |= {} if self.choice.others is None else {"other heads of the layers": self.choice.others}
+        lines += ["", "## Sampled answers", "", *_behaviours(shown | self.baselines)]
+        for title, path in (("The path of alpha", self.path), ("The reversed direction as a defence", self.defence)):
+            if path is not None:
+                lines += ["", f"## {title}", "", *_path(path)]
+        if self.notes:
+            lines += ["", "## What could not be measured", "", *(f"- {note}" for note in self.notes)]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return encode(
+            {
+                "model": self.model,
+                "verdict": self.verdict,
+                "examples": self.examples,
+                "tokens": self.tokens,
+                "heads": self.sweep.rows(),
+                "choice": self.choice.to_json(),
+                "path": None if self.path is None else self.path.to_json(),
+                "defence": None if self.defence is None else self.defence.to_json(),
+                "baselines": {k: b.to_json() for k, b in self.baselines.items()},
+                "notes": self.notes,
+            }
+        )
+
+
+def inspect_heads(
+    model: Any,
+    desired: Any,
+    undesired: Any,
+    benign: Any = None,
+    *,
+    judge: Any,
+    wanted: str | Sequence[str] = WANTED,
+    examples: int = 32,
+    alphas: Sequence[float] = (1.0, 2.0, 5.0, 10.0),
+    top: int = 4,
+    when: Any = "prompt",
+    n: int = 4,
+    max_tokens: int = 64,
+    seed: int = 0,
+    out: str | Path | None = None,
+    **options: Any,
+) -> HeadReport:
+    """Find heads that steer a model, and show what steering does.
+
+    Parameters
+    ----------
+    model : str, Path, engine or Host
+    desired, undesired : prompts, or a CSV or JSONL file
+        Prompts on which the model does and does not behave as desired; the first `examples` of each make the
+        directions, the others (all, where there are no others) are steered.
+    benign : prompts, optional
+        What steering costs is measured on them.
+    judge : str or Judge
+    wanted : outcome or outcomes
+        What counts as the desired behaviour.
+    examples : int
+        Per group.
+    alphas : sequence of float
+        Positive, in units of sigma.
+    top : int
+        Heads of the first-token pass that are sampled.
+    when, n, max_tokens, seed
+        As in `HeadDirections.edit` and `behave`.
+    out : path, optional
+        Folder: heads.json, heads.md, directions.safetensors, edit_heads.safetensors.
+    **options
+        Of the engine.
+
+    Returns
+    -------
+    HeadReport
+
+    Raises
+    ------
+    InputError
+        Too few prompts; no desired answer among those sampled.
+    """
+    host = model if isinstance(model, Host) else open_host(model, **options)
+    groups = [read_prompts(desired), read_prompts(undesired)]
+    goal = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    told: dict[str, Any] = {"judge": judge, "n": n, "max_tokens": max_tokens, "seed": seed}
+    tokens = desired_tokens(host, groups[0], goal, **told)
+    made = [g[:examples] for g in groups]
+    rest = [g[examples:] or g for g in groups]
+    found = head_directions(host, made[0], made[1])
+    sweep = sweep_heads(host, found, rest[1], tokens, alphas=alphas, seed=seed)
+    choice = choose_heads(host, found, sweep, rest[1], wanted=goal, top=top, alphas=alphas, when=when, **told)
+    notes: list[str] = []
+
+    def part(name: str, make: Any) -> Any:
+        try:
+            return make()
+        except MarkovsafetyError as error:
+            notes.append(f"{name}: {error.fact} ({error.cause})")
+            return None
+
+    held = rest[1][1::2] or rest[1]  # not those that the heads were chosen on
+    asked: dict[str, Any] = {"benign": None if benign is None else read_prompts(benign), **told}
+    one = found.edit(choice.heads, 1.0, when=when)
+    path = part("path of alpha", lambda: alpha_path(host, one, (0.0, *alphas), held, **asked))
+    back = tuple(-a for a in alphas)
+    defence = part("defence", lambda: alpha_path(host, one, (*back, 0.0), rest[0], **asked))
+    baselines = part("baselines", lambda: _baselines(host, found, made, choice, held, when, told)) or {}
+    report = HeadReport(
+        str(host.engine.path),
+        (len(made[0]), len(made[1])),
+        tokens,
+        found,
+        sweep,
+        choice,
+        path,
+        defence,
+        baselines,
+        notes,
+    )
+    if out is not None:
+        write_head_directions(found, Path(out) / "directions.safetensors")
+        write_edit(choice.edit, Path(out) / "edit_heads.safetensors")
+        write_report(report, Path(out), "heads")
+    return report
+
+
+def desired_tokens(host: Host, prompts: Sequence[Any], wanted: Sequence[str], **told: Any) -> list[int]:
+    """Tokens that the desired answers to some prompts begin with, as the model says them.
+
+    Parameters
+    ----------
+    host : Host
+    prompts : sequence of records
+    wanted : sequence of outcomes
+    **told
+        judge, n, max_tokens, seed.
+
+    Returns
+    -------
+    list of int
+
+    Raises
+    ------
+    InputError
+        No answer has such an outcome.
+    """
+    rolls = sample(host.engine, list(prompts), progress=False, **told)
+    found: set[int] = set()
+    failed: MarkovsafetyError | None = None
+    for outcome in wanted:
+        try:
+            found |= set(first_tokens(rolls, outcome))
+        except MarkovsafetyError as error:
+            failed = error
+    if not found and failed is not None:
+        raise failed
+    return sorted(found)
+
+
+def write_report(report: Any, folder: Path, name: str) -> None:
+    """Write NAME.json and NAME.md of something with `to_json` and `markdown`."""
+    for suffix, text in (("json", json.dumps(report.to_json(), indent=1)), ("md", report.markdown())):
+        with atomic(folder / f"{name}.{suffix}") as part:
+            part.write_text(text + "\n", encoding="utf-8")
+
+
+def _numbers(row: dict[str, Any]) -> tuple[float, float, float]:
+    return row["mass"]["value"], max(row["control"]), row["score"]
+
+
+def _baselines(
+    host: Host, found: HeadDirections, made: list[Any], choice: HeadChoice, held: Any, when: Any, told: dict[str, Any]
+) -> dict[str, Behaviour]:
+    """As many heads by probe, and the residual stream behind the chosen heads' first layer at the size of the edit."""
+    probes = probe_heads(host, *made)
+    by_probe = found.edit(probes.ranked[: len(choice.heads)], choice.alpha, when=when)
+    level = min(layer for layer, _ in choice.heads) + 1
+    edits: dict[str, Edit] = {"heads by probe": by_probe}
+    norm = added_norm(host, choice.edit)
+    edits[f"whole stream at level {level}, same norm"] = whole_layer(
+        host, made[0], made[1], level, norm=norm, when=when
+    )
+    edits[f"whole stream at level {level}, difference of means"] = whole_layer(host, made[0], made[1], level, when=when)
+    return {name: behave(host, held, edit, **told) for name, edit in edits.items()}
+
+
+def _behaviours(shown: dict[str, Behaviour]) -> list[str]:
+    head = ["answers under", "harm", "refusal", "finished", "truncated", "repetition"]
+    rows = []
+    for name, b in shown.items():
+        q = b.quality
+        rows.append([name, *map(spanned, (b.rate("harm"), b.rate("refusal"), q.finished, q.truncated, q.repetition))])
+    return table(head, rows)
+
+
+def _path(path: AlphaPath) -> list[str]:
+    keys = ("harm", "refusal", "finished", "truncated", "repetition", "control_harm", "control_refusal", "over_refusal")
+    head = ["alpha", *(k.replace("_", " ") for k in keys[:-1]), "refusal of benign prompts"]
+    rows = [[f"{r['alpha']:g}", *("" if r[k] is None else spanned(r[k]) for k in keys)] for r in path.rows()]
+    return table(head, rows)
