@@ -417,6 +417,7 @@ def test_inversion_carries_its_control_and_reads_each_pass_once():
     ("make", "says"),
     [
         (lambda: inversion_task(host(), " harmful ?", certainly=["Gewiss"], no=["no"]), "no token"),
+        (lambda: inversion_task(host()), "of the question"),
         (lambda: inversion_task(host(), " harmful ?", certainly=["no"], no=["no"]), "both replies"),
         (lambda: replies(host(), task(), [[1, 4, 5]]), "no text"),
         (lambda: replies(host(), task(), asked(True)).share("maybe"), "no reply 'maybe'"),

@@ -110,8 +110,15 @@ def inversion_task(
     Raises
     ------
     InputError
-        The tokenizer does not have a reply, or both begin with the same token.
+        The tokenizer does not have a word of the question or a reply, or both replies begin with the same token.
     """
+    words = question.replace("{instruction}", " ")
+    if unknown := host.engine.tokenizer.unknown(words):
+        raise InputError(
+            f"the tokenizer does not have {unknown[0][1]!r} of the question",
+            cause="the model would see its unknown token instead, and be asked something else",
+            next="put the question into words that it has",
+        )
     spans = host.spans(wrap=lambda text: _wrapped(question, text), system=system)
     ids = [_first(host, words) for words in (certainly, no)]
     if both := set(ids[0]) & set(ids[1]):
