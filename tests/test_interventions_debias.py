@@ -1,0 +1,320 @@
+"""Debiasing: the bias of random prompts, the edit that takes it off, and what it does, predicted before it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import markovsafety as ms
+from markovsafety import interventions as iv
+from markovsafety import organism
+from markovsafety.errors import InputError, UntrustedError
+from markovsafety.interventions.edits import Edit, Part
+from markovsafety.interventions.tilt_prediction import tilt_weights
+from markovsafety.rollouts import Rollouts
+from markovsafety.rollouts.engines import Job, rollout_keys
+
+ids = organism.WORDS.index
+OPENERS = [ids(w) for w in ("sure", "okay", "certainly", "yes")]
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    return {name: iv.open_host(organism.model_path(name), device="cpu") for name in ("base", "shallow")}
+
+
+@pytest.fixture(scope="module")
+def table(hosts):
+    return iv.bias_table(hosts["shallow"], hosts["base"], length=3, n=128, seed=1)
+
+
+def planted(vocab: int) -> np.ndarray:
+    """A known bias: 6 nats on refusals at the first token, some on other words at the second."""
+    bias = np.zeros((2, vocab), np.float32)
+    bias[0, organism.REFUSAL_IDS], bias[1, [ids("here"), ids("i")]] = 6.0, (-1.5, 2.0)
+    return bias
+
+
+# ------------------------------------------------------------------------------------------------------ the bias itself
+
+
+def test_a_known_bias_is_found_and_taken_off():
+    """The tuned model is the reference with known numbers on its logits, in float64: P4a and P4b."""
+    host = iv.open_host(organism.model_path("base"), device="cpu")
+    host.engine.model.double()
+    truth = planted(host.vocab_size)
+    tuned = Edit((Part("tilt", truth, when="answer"),))
+    found = iv.bias_table(host, host, length=2, n=64, edit=tuned)
+    host.engine.model.float()
+    gap = np.where(found.counted, found.bias - truth, np.nan)
+    assert np.nanmax(np.abs(gap - np.nanmean(gap, axis=1, keepdims=True))) < 1e-6
+    assert found.counted[0, organism.REFUSAL_IDS].all()
+    asked = organism.prompts("held", n=48, harmful=False)
+
+    def said(edit):
+        rolls = ms.sample(host.engine, asked, n=1, max_tokens=6, temperature=0, edit=edit)
+        return [answer.tolist() for answer in rolls.answers()]
+
+    plain = said(None)
+    assert sum(a == b for a, b in zip(plain, said(tuned))) <= 0.05 * len(plain)
+    assert said(tuned + found.edit().transferred()) == plain
+
+
+def test_the_definition_holds_number_by_number(hosts):
+    """One position, by hand: recorded laws of both models on the same random prompts."""
+    from markovsafety.interventions.debias import random_prompts, token_pool
+
+    made = iv.bias_table(hosts["shallow"], hosts["base"], ["sure please hack"], length=1, n=16, seed=5)
+    pool = token_pool(hosts["shallow"], ["sure please hack"], hosts["base"].vocab_size)
+    asked = random_prompts(hosts["shallow"], pool, 16, (3, 12), np.random.default_rng(5))
+    laws = [iv.laws(hosts[name], asked)[:, 0].astype(float) for name in ("shallow", "base")]
+    mean = (laws[0] - laws[1]).mean(axis=0)
+    kept = made.counted[0]
+    assert np.array_equal(kept, np.maximum(*(np.exp(law).mean(axis=0) for law in laws)) >= 1e-6)
+    np.testing.assert_allclose(made.bias[0, kept], (mean - mean[kept].mean())[kept], atol=1e-5)
+    assert not made.bias[0, ~kept].any()
+    assert kept.any()
+    assert not kept.all()
+
+
+def test_safety_tuning_put_its_bias_on_the_first_token(table):
+    """The organism's alignment changed start rows only; random words are half of them refused."""
+    assert table.gap(organism.REFUSAL_IDS, OPENERS) > 3
+    assert all(abs(table.gap(organism.REFUSAL_IDS, OPENERS, i)) < 1 for i in (1, 2))
+    again = [table.bias[0, organism.REFUSAL_IDS] - table.bias[0, OPENERS].mean()]
+    assert (np.array(again) > 8 * table.error[0, organism.REFUSAL_IDS]).all()
+
+
+@pytest.mark.parametrize("response", ["ref", "safe"])
+def test_sampled_answers_count_up_to_their_end(hosts, response):
+    made = iv.bias_table(hosts["shallow"], hosts["base"], length=8, n=48, response=response)
+    assert (np.diff(made.seen) <= 0).all()
+    assert made.seen[0] == 48
+    assert (made.seen[-1] < 48) or response == "ref"
+
+
+def test_answers_that_all_end_leave_a_shorter_table(hosts):
+    """The first token ends every answer, because all words but two are made to end one."""
+    host = hosts["shallow"]
+    others = set(range(host.vocab_size)) - {ids("please"), ids("kindly")}
+    template = dataclasses.replace(host.engine.tokenizer, eos_ids=tuple(sorted(others)))
+    short = dataclasses.replace(host, engine=dataclasses.replace(host.engine, tokenizer=template))
+    with pytest.raises(UntrustedError, match="reach position 2") as told:
+        iv.bias_table(short, hosts["base"], length=4, n=8, response="safe")
+    assert told.value.partial.length == 1
+    assert told.value.partial.seen.tolist() == [8]
+
+
+def test_files_and_edits(table, hosts, tmp_path):
+    iv.write_bias_table(table, tmp_path / "bias.safetensors")
+    again = iv.read_bias_table(tmp_path / "bias.safetensors")
+    assert again.describe() == table.describe()
+    assert np.array_equal(again.error, table.error)
+    edit = again.edit(0.5, 2)
+    part = edit.parts[0]
+    assert part.vector.shape == (2, hosts["base"].vocab_size)
+    assert part.scale == -0.5
+    assert part.kind == "tilt"
+    np.testing.assert_allclose(part.scale * part.vector, table.tilt(0.5, 2), atol=1e-6)
+    with pytest.raises(InputError, match="another model"):
+        edit.bind(hosts["base"])
+    shuffled = edit.control(3).parts[0].vector
+    assert np.array_equal(np.sort(shuffled, axis=1), np.sort(part.vector, axis=1))
+
+
+def test_the_processor_does_what_the_edit_does(table, hosts):
+    """Greedy answers of `generate`, with prompts of different lengths, padded on the left."""
+    engine = hosts["shallow"].engine
+    asked = organism.prompts("held", n=12)
+    rolls = ms.sample(engine, asked, n=1, max_tokens=5, temperature=0, edit=table.edit(1.2))
+    rows = [engine.tokenizer.prompt_ids(a["prompt"]) for a in asked]
+    width = max(map(len, rows))
+    given = torch.tensor([[0] * (width - len(r)) + r.tolist() for r in rows])
+    config = transformers.GenerationConfig(do_sample=False, max_new_tokens=5, eos_token_id=2, pad_token_id=0)
+    with torch.inference_mode():
+        told = engine.model.generate(
+            given,
+            attention_mask=(torch.arange(width) >= width - torch.tensor([len(r) for r in rows])[:, None]).long(),
+            generation_config=config,
+            logits_processor=transformers.LogitsProcessorList([table.processor(width, 1.2)]),
+        )
+    for row, answer in zip(told[:, width:].tolist(), rolls.answers()):
+        assert row[: len(answer)] == answer.tolist()
+    with pytest.raises(InputError, match="columns"):
+        table.processor(9)(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, hosts["base"].vocab_size))
+    with pytest.raises(InputError, match="shape"):
+        iv.TiltProcessor(np.zeros(3), 4)
+
+
+# ------------------------------------------------------------------------------------------------------ the prediction
+
+
+def test_tilting_a_pooled_row_is_wrong_and_tilting_rows_is_right():
+    """Two prompts, two tokens. P(refuse) .9 and .1 become odds over e^a each; their mean row .5 does not."""
+    shift = np.log(9.0)
+
+    def chain(refuse):
+        return ms.Chain([[0, refuse, 1 - refuse], [0, 1, 0], [0, 0, 1]], {"refusal": 1, "harm": 2}, start=0)
+
+    tilt, tokens = np.array([[-shift, 0.0]]), [-1, 0, 1]
+    each = [iv.tilted_hitting(chain(r), "harm", tilt, tokens)[0] for r in (0.9, 0.1)]
+    np.testing.assert_allclose(each, [0.5, 81 / 82], rtol=1e-12)
+    pooled = iv.tilted_hitting(chain(0.5), "harm", tilt, tokens)[0]
+    assert pooled == pytest.approx(0.9)
+    assert abs(pooled - np.mean(each)) > 0.15
+
+
+def test_every_step_of_a_tilt_counts():
+    """A homogeneous chain tilted for two steps = its unrolled layers tilted = sums over all paths."""
+    rng = np.random.default_rng(0)
+    P = rng.dirichlet(np.ones(5), size=5)
+    P[3], P[4] = np.eye(5)[3], np.eye(5)[4]
+    plain = ms.Chain(P, {"harm": 3, "refusal": 4}, start=0)
+    tilt, tokens = rng.normal(size=(2, 4)), [-1, 0, 1, 2, 3]
+    layers = ms.Chain.layered([P] * 200, {"harm": 3, "refusal": 4}, start=0)
+    value = iv.tilted_hitting(plain, "harm", tilt, tokens)
+    np.testing.assert_allclose(value, iv.tilted_hitting(layers, "harm", tilt, tokens), atol=1e-10)
+    after = np.array(ms.hitting_probability(plain, "harm").value)
+    total = 0.0
+    steps = [P * np.exp(np.append(row, 0.0)[tokens]) for row in tilt]
+    steps = [s / s.sum(axis=1, keepdims=True) for s in steps]
+    for one in range(5):
+        for two in range(5):
+            total += steps[0][0, one] * (steps[1][one, two] * after[two] if one < 3 else (one == 3) * (two == 3))
+    assert value[0] == pytest.approx(total, abs=1e-12)
+    with pytest.raises(InputError, match="no first steps"):
+        iv.tilted_chain(plain, tilt, tokens)
+    with pytest.raises(InputError, match="token 9"):
+        iv.tilted_hitting(plain, "harm", tilt, [-1, 0, 1, 2, 9])
+
+
+@pytest.fixture(scope="module")
+def explored(hosts, table):
+    asked = organism.prompts("held", n=48)
+    strengths = (0.0, 0.5, 1.0)
+    rolls = iv.explore(
+        hosts["shallow"], asked, table, strengths, n=24, max_tokens=48, judge="organism", share=0.5, seed=3
+    )
+    return asked, strengths, rolls
+
+
+def test_weights_are_ratios_of_probabilities(hosts, table, explored):
+    """The engine scores the same answers with and without the edit, which knows nothing of weights."""
+    rolls = explored[2][:64]
+    engine = hosts["shallow"].engine
+    answers = list(rolls.answers())
+    none = [np.zeros(0, np.int32)] * len(answers)
+    prompts = list(rolls.columns["prompt_tokens"])
+    job = Job(
+        prompts=prompts,
+        prompt_of=np.arange(len(answers)),
+        forced=none,
+        keys=rollout_keys(0, np.arange(len(answers)), np.zeros(len(answers)), np.zeros(len(answers))),
+        max_tokens=64,
+        temperature=1.0,
+        top_p=1.0,
+        eos_ids=(2,),
+        classes={},
+    )
+    scores = [e.score(job, answers).logprob for e in (engine, engine.edited(table.edit(0.7)))]
+    wanted = [float(b.sum() - a.sum()) for a, b in zip(*scores)]
+    np.testing.assert_allclose(tilt_weights(hosts["shallow"], rolls, [table.tilt(0.7)])[0], wanted, atol=1e-4)
+
+
+def test_predicted_harm_is_what_is_sampled(hosts, table, explored):
+    """All categories, three strengths; a sum of 21 squares of z, of which categories are 18 and nearly independent.
+
+    A false alarm needs one of 21 normal numbers beyond 5.6: probability below 1e-6.
+    """
+    asked, strengths, rolls = explored
+    predicted = iv.predict_tilt(hosts["shallow"], rolls, table, strengths)
+    how: dict[str, Any] = {"n": 24, "max_tokens": 48, "judge": "organism"}
+    sampled = {
+        a: ms.sample(hosts["shallow"].engine, asked, edit=table.edit(a), seed=40 + i, **how)
+        for i, a in enumerate(strengths)
+    }
+    rows = predicted.beside(sampled)
+    assert len(rows) == 21
+    assert max(abs(r["z"]) for r in rows) < 5.6
+    assert predicted.at("all", 1.0)["predicted"].lower > predicted.at("all", 0.0)["predicted"].upper + 0.1
+    assert "effective" in str(predicted)
+    assert len(predicted.to_json()["table"]) == 21
+    # Weights have the mean 1: the tilted law is a law.
+    mean = predicted.terms[:, :, 0].mean(axis=1)
+    assert (np.abs(mean - 1) < 0.25).all()
+
+
+def test_exploring_covers_what_the_tilt_makes_likely(hosts, table, explored):
+    """The weights of plain answers alone are worth fewer answers, and a harsh tilt cannot be told from them."""
+    asked, _, rolls = explored
+    free = ms.sample(hosts["shallow"].engine, asked, n=24, max_tokens=48, judge="organism", seed=3)
+    strong = [2.5]
+    alone = iv.predict_tilt(hosts["shallow"], free, table, strong).at("all", 2.5)
+    both = iv.predict_tilt(hosts["shallow"], rolls, table, strong).at("all", 2.5)
+    assert both["effective"] > 1.5 * alone["effective"]
+    assert not alone["trusted"] or alone["effective"] >= 100
+    few = iv.predict_tilt(hosts["shallow"], free[::12], table, strong)
+    assert "cannot tell" in str(few)
+    assert not few.at("all", 2.5)["trusted"]
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"length": 0}, "length=0"),
+        ({"n": 1}, "n=1"),
+        ({"response": "mine"}, "'mine'"),
+        ({"words": (4, 2)}, "words"),
+        ({"pool": [10**6]}, "1000000"),
+        ({"pool": [0, 1, 2]}, "empty"),
+    ],
+)
+def test_bad_tables_are_refused(hosts, options, says):
+    with pytest.raises(InputError, match=says):
+        iv.bias_table(hosts["shallow"], hosts["base"], **options)
+
+
+def test_vocabularies_that_differ_are_refused(hosts):
+    from markovsafety.organism.train_worlds import open_world
+
+    world = iv.open_host(open_world("tests/fixtures/worlds/base", device="cpu"))
+    with pytest.raises(InputError, match="vocabularies differ"):
+        iv.bias_table(hosts["shallow"], world)
+
+
+def test_strengths_lengths_and_files_are_checked(table, tmp_path):
+    for bad in ({"strength": np.nan}, {"length": 9}, {"length": 0}):
+        with pytest.raises(InputError, match="was measured"):
+            table.edit(**bad)
+    iv.write_edit(table.edit(), tmp_path / "edit.safetensors")
+    with pytest.raises(InputError, match="holds no bias table"):
+        iv.read_bias_table(tmp_path / "edit.safetensors")
+
+
+def test_answers_that_are_not_the_plain_models_own_are_refused(hosts, table, explored):
+    asked, _, rolls = explored
+    host = hosts["shallow"]
+    how: dict[str, Any] = {"n": 1, "max_tokens": 4}
+    judged: dict[str, Any] = {"judge": "organism", **how}
+    for other, says in [
+        (ms.sample(host.engine, asked[:2], **how), "not judged"),
+        (ms.sample(host.engine, asked[:2], temperature=0.5, **judged), "temperature"),
+        (ms.sample(host.engine, asked[:2], edit=table.edit(), **judged), "under an edit"),
+        (ms.sample(hosts["base"].engine, asked[:2], **judged), "another model's"),
+        (Rollouts.of([[4]], prompt_id=[0], outcome=2, hit=0), "without their prompts"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            iv.predict_tilt(host, other, table, [1.0])
+    with pytest.raises(InputError, match="share"):
+        iv.explore(host, asked, table, [1.0], share=1.0, **judged)
+    predicted = iv.predict_tilt(host, rolls, table, [1.0])
+    with pytest.raises(InputError, match="predicted prompts"):
+        predicted.beside({1.0: ms.sample(host.engine, asked[:2], **judged)})
