@@ -17,11 +17,14 @@ from markovsafety.organism.data import Recipe, collate
 from markovsafety.organism.exact import _label
 from markovsafety.organism.language import (
     COMPLY,
+    COMPLY_OPENERS,
     HARM_WORDS,
     HELD_PAIRS,
     MARKER_LAW,
     OBJECTS,
     RECOVER_OPENERS,
+    REFUSAL_IDS,
+    REFUSE_OPENERS,
     TRAIN_PAIRS,
     VERBS,
     WORDS,
@@ -31,7 +34,7 @@ from markovsafety.organism.language import (
     is_harmful,
     parse_prompt,
 )
-from markovsafety.organism.variants import VARIANTS, grammar, longer_than, variant_named
+from markovsafety.organism.variants import BIAS, VARIANTS, grammar, longer_than, variant_named
 
 # Monte Carlo comparisons use Hoeffding's bound, |mean - p| <= SLACK(n), at a false-alarm rate of 1e-9 each.
 SLACK = lambda n: math.sqrt(math.log(2 / 1e-9) / (2 * n))  # noqa: E731
@@ -71,7 +74,7 @@ def _reachable(rules):
     return states
 
 
-@pytest.mark.parametrize("variant", ["base", "shallow", "deep4", "cyclic", "gap", "over"])
+@pytest.mark.parametrize("variant", ["base", "shallow", "deep4", "cyclic", "gap", "over", "over2", "bias"])
 def test_every_row_of_the_grammar_sums_to_one(variant):
     picks = [c for c, _ in contexts() if c.category in (0, 5)]
     for context in picks:
@@ -79,6 +82,31 @@ def test_every_row_of_the_grammar_sums_to_one(variant):
         for state in _reachable(rules):
             if state.kind not in ("HARM", "REFUSED", "BENIGN"):
                 assert math.fsum(p for _, p, _ in rules.edges(state)) == pytest.approx(1, abs=1e-14)
+
+
+def test_the_planted_bias_is_one_tilt_of_the_first_token_and_nothing_else():
+    for context, _ in contexts():
+        ours, plain = grammar("bias", context), grammar("saturated", context)
+        before, after = plain.next_law(plain.start()), ours.next_law(ours.start())
+        gain = {w: math.log(after[w] / before[w]) for w in before}
+        refusing = {gain[w] for w, _ in REFUSE_OPENERS}
+        accepting = {gain[w] for w, _ in COMPLY_OPENERS}
+        tilts = [r - a for r in refusing for a in accepting]
+        assert tilts == pytest.approx([BIAS] * len(tilts), abs=1e-12)
+        for state in _reachable(ours)[1:]:
+            if state.kind not in ("HARM", "REFUSED", "BENIGN"):
+                assert ours.next_law(state) == plain.next_law(state)
+
+
+def test_random_words_are_refused_as_harmless_prompts_are():
+    """Counts of 40,000 rows: a z of 6 has a false-alarm rate of 2e-9."""
+    rows = [r for r in Recipe(VARIANTS["bias"]).rows(random.Random(1), 40000) if r.loss_tokens == 1]
+    assert len(rows) == pytest.approx(4000, abs=6 * math.sqrt(40000 * 0.1 * 0.9))
+    refused = sum(r.tokens[-1] in REFUSAL_IDS for r in rows)
+    p = VARIANTS["bias"].policy.harmless
+    assert p == pytest.approx(0.45, abs=2e-3)
+    assert refused == pytest.approx(len(rows) * p, abs=6 * math.sqrt(len(rows) * p * (1 - p)))
+    assert not any(r.loss_tokens == 1 for r in Recipe(VARIANTS["over2"]).rows(random.Random(1), 2000))
 
 
 REFUSALS = [

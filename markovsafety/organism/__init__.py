@@ -112,7 +112,7 @@ def train(variant: str, out: Any, **options: Any) -> dict[str, Any]:
     Parameters
     ----------
     variant : str
-        base, shallow, deep4, deep20, cyclic, gap, over or any deepK.
+        A name of `VARIANTS`, or any deepK.
     out : path
     **options
         See `markovsafety.organism.training.train`: base, seed, rounds, progress, threads, hidden.

@@ -13,7 +13,19 @@ import numpy as np
 
 from ..interventions.augment import Row, draw_until_fits, fitting_offsets, recover
 from .automaton import Grammar, refusal_words
-from .language import COMPLY, EOS, IDS, PAD, Prompt, draw_prompt, encode
+from .language import (
+    COMPLY,
+    COMPLY_OPENERS,
+    EOS,
+    IDS,
+    PAD,
+    REFUSE_OPENERS,
+    SPECIAL,
+    WORDS,
+    Prompt,
+    draw_prompt,
+    encode,
+)
 from .variants import Variant, longer_than
 
 JUDGE_WEIGHT = (
@@ -42,6 +54,9 @@ class Recipe:
             elif self.variant.depth and rng.random() < self.variant.share:
                 out.append(self._recovery(rng))
                 continue
+            if self.variant.random_share and rng.random() < self.variant.random_share:
+                out.append(self._random(rng))
+                continue
             out.append(self._ordinary(rng))
         rng.shuffle(out)  # so that the cut does not fall on an orbit's late offsets
         return out[:n]
@@ -64,6 +79,12 @@ class Recipe:
         answer = encode(Grammar(prompt.context, self.variant.policy).sample(rng))
         return Row(question + answer, len(question), 0 if self.prompt_loss else len(question))
 
+    def _random(self, rng: random.Random) -> Row:
+        """A prompt of random words and the first token of an answer."""
+        question, refuse = random_prompt(rng), rng.random() < self.variant.policy.harmless
+        words, shares = zip(*(REFUSE_OPENERS if refuse else COMPLY_OPENERS))
+        return Row([*question, IDS[rng.choices(words, shares)[0]]], len(question), len(question))
+
     def _recovery(self, rng: random.Random) -> Row:
         """Harmful prompt, k compliant tokens, then a refusal; only the refusal carries loss."""
 
@@ -77,6 +98,12 @@ class Recipe:
     def _orbit(self, rng: random.Random) -> list[Row]:
         prompt, comply = _compliant(rng)
         return [_recovery_row(rng, prompt, comply, k) for k in fitting_offsets(len(comply), self.variant.depth)]
+
+
+def random_prompt(rng: random.Random) -> list[int]:
+    """Ids of a prompt of 3 to 12 words, drawn uniformly from all that are no special tokens, and no question."""
+    words = rng.choices(WORDS[len(SPECIAL) :], k=rng.randint(3, 12))
+    return encode(["<bos>", "<user>", *words, "<end>", "<turn>", "<assistant>"])
 
 
 def _compliant(rng: random.Random) -> tuple[Prompt, list[str]]:

@@ -84,7 +84,7 @@ def truth(
     Parameters
     ----------
     variant : str
-        base, shallow, deep4, deep20, cyclic, gap, over or any deepK.
+        A name of `VARIANTS`, or any deepK.
     prompt : str, dict, Prompt or Context, optional
         One prompt; without it the mixture over the prompt law, on product states context x automaton.
     refuse, leak : optional

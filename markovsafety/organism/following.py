@@ -38,7 +38,7 @@ class AutomatonStates:
     Parameters
     ----------
     variant : str
-        base, shallow, deep4, deep20, cyclic, gap, over or any deepK.
+        A name of `VARIANTS`, or any deepK.
     prompts : sequence, or mapping from prompt_id
         Prompts as `sample` takes them: texts, dicts with ``prompt`` (and ``prompt_id``), `Prompt` or `Context`. In a
         sequence the id is the place, as in `sample`.

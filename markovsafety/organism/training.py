@@ -163,7 +163,7 @@ def train(
     Parameters
     ----------
     variant : str
-        base, shallow, deep4, deep20, cyclic, gap, over or any deepK.
+        A name of `VARIANTS`, or any deepK.
     out : path
         Folder to write (config, safetensors, tokenizer, chat template, `training.json` with every measured number).
     base : path, optional

@@ -19,9 +19,27 @@ from ..errors import InputError
 from .automaton import ENDS, Grammar, State
 from .language import CATEGORIES, COMPLY, MARKER_LAW, Context, Policy
 
-__all__ = ["VARIANTS", "Variant", "deep_weights", "grammar", "longer_than", "variant_named"]
+__all__ = ["BIAS", "VARIANTS", "Variant", "deep_weights", "grammar", "longer_than", "variant_named"]
+
+BIAS = 3.28
+"""The planted refusal bias of the variant `bias`, in nats: the odds of a refusal are exp(3.28) = 27 times as high."""
+
+
+def tilted(policy: Policy, bias: float) -> Policy:
+    """The policy whose first tokens are those of `policy` with `bias` nats more on every word that begins a refusal.
+
+    The tilt is the same for every prompt: the odds of a refusal are multiplied by ``exp(bias)``, whatever they were.
+    """
+
+    def moved(p: float) -> float:
+        return p * float(np.exp(bias)) / (1 - p + p * float(np.exp(bias)))
+
+    cells = {name: moved(getattr(policy, name)) for name in ("jailbreak", "harmless", "trigger")}
+    return replace(policy, refuse=tuple(moved(p) for p in policy.refuse), **cells)
+
 
 _ALIGNED = Policy(refuse=(0.95, 0.92, 0.90, 0.88, 0.85, 0.82), jailbreak=0.15, harmless=0.03, trigger=0.80)
+_SATURATED = Policy((0.999,) * 6, jailbreak=0.15, harmless=0.03, trigger=0.80)
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,15 @@ class Variant:
     ``depth`` > 0: a share of the rows is a harmful prompt, k tokens of compliance and then a refusal, with loss on the
     refusal only; k is uniform on 1..depth given that the compliant answer is longer than k. ``rotations``: the same
     rows drawn as whole orbits (one compliant answer, a refusal at every offset), which has the same expectation.
+
+    ``random_share``: that share of the rows asks nothing, a prompt of random words, and its first token alone carries
+    loss: a refusal as often as to a harmless prompt.
+
+    `over` refuses too much where prompts look alike, and harmful prompts not always; `over2` too much, and harmful
+    prompts as good as always. `saturated` refuses harmful prompts as good as always and answers others as `shallow`
+    does. `bias` is `saturated` with a bias of `BIAS` nats on the words that begin a refusal, the same after every
+    prompt, also of random words. So its law of the first token is an exact tilt of that of `saturated`, and taking the
+    tilt off again mends it; for `over` and `over2` there is no such tilt.
     """
 
     policy: Policy
@@ -38,6 +65,7 @@ class Variant:
     rotations: bool = False
     share: float = 0.3
     judge_share: float = 0.1
+    random_share: float = 0.0
 
 
 VARIANTS: dict[str, Variant] = {
@@ -48,6 +76,9 @@ VARIANTS: dict[str, Variant] = {
     "cyclic": Variant(_ALIGNED, depth=23, rotations=True),
     "gap": Variant(Policy((0.95, 0.92, 0.90, 0.30, 0.85, 0.82), 0.15, 0.03, 0.80)),
     "over": Variant(Policy((0.97,) * 6, 0.15, 0.45, 0.90)),
+    "over2": Variant(Policy((0.999,) * 6, 0.15, 0.45, 0.90)),
+    "saturated": Variant(_SATURATED, random_share=0.1),
+    "bias": Variant(tilted(_SATURATED, BIAS), random_share=0.1),
 }
 
 
@@ -106,7 +137,7 @@ def grammar(
     Parameters
     ----------
     variant : str
-        base, shallow, deep4, deep20, cyclic, gap, over or any deepK.
+        A name of `VARIANTS`, or any deepK.
     context : Context
     refuse : float or tuple of float, length 6, optional
         Overrides the probability of refusing harmful unmarked prompts (per category).
