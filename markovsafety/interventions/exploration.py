@@ -17,7 +17,7 @@ from ..rollouts.asked import ask
 from ..rollouts.judges import judge as judge_rollouts
 from ..rollouts.rollouts import Rollouts
 from ..rollouts.sample import sample
-from .debias import BiasTable
+from .bias_tables import BiasTable
 from .host import Host
 from .start_row import first_laws
 

@@ -27,7 +27,8 @@ from ..clusters import effective_size, freedom, kish
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
-from .debias import LOGITS, BiasTable, double_laws
+from .bias_tables import BiasTable
+from .debias import LOGITS, double_laws
 from .host import Host
 
 __all__ = ["FEWEST", "Tilted", "predict_tilt", "tilt_weights"]

@@ -1,0 +1,160 @@
+"""A bias table: what safety tuning adds to every token whatever the prompt, kept as data; without torch.
+
+`debias.py` measures it; here it becomes the edit that takes it off, and a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .edits import Edit, Part
+from .storage import read_tensors, write_tensors
+
+__all__ = ["RESPONSES", "BiasTable", "read_bias_table", "write_bias_table"]
+
+RESPONSES = ("random", "ref", "safe")
+"""Where partial answers come from: drawn like the prompts, or sampled from one of the models."""
+
+
+@dataclass(frozen=True, eq=False)
+class BiasTable:
+    """What safety tuning adds to every token whatever the prompt; see `bias_table`.
+
+    Parameters
+    ----------
+    bias : float64 array, shape (length, vocab)
+        Nats. A constant per position means nothing to a softmax; the mean over the tokens that count is 0.
+    error : float64 array, shape (length, vocab)
+        Standard errors over random prompts, of the difference to the sample's own mean under both laws.
+    counted : bool array, shape (length, vocab)
+        Tokens to which one of the models gives enough probability for a difference to be more than noise.
+    seen : int64 array, shape (length,)
+        Random prompts whose partial answer had not ended before the position.
+    safe, ref : str
+        Identities of the two models.
+    pool : str
+        SHA-256 of the token pool.
+    n : int
+        Random prompts.
+    response : str
+        One of `RESPONSES`.
+    template : str or None
+        Of the chat template that the prompts were wrapped in.
+    about : dict
+        JSON-able: seed, words, floor.
+    """
+
+    bias: NDArray
+    error: NDArray
+    counted: NDArray
+    seen: NDArray
+    safe: str
+    ref: str
+    pool: str
+    n: int
+    response: str
+    template: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, dtype in (("bias", float), ("error", float), ("counted", bool), ("seen", np.int64)):
+            array = np.array(getattr(self, name), dtype=dtype)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    def __repr__(self) -> str:
+        return (
+            f"<BiasTable: {self.length} positions x {self.bias.shape[1]} tokens from {self.n} random prompts "
+            f"({self.response} answers), largest error {self.error[self.counted].max(initial=0.0):.2g} nats>"
+        )
+
+    @property
+    def length(self) -> int:
+        """Answer positions."""
+        return len(self.bias)
+
+    def tilt(self, strength: float = 1.0, length: int | None = None) -> NDArray[np.float64]:
+        """What is added to the logits of the first positions, float64 (length, vocab).
+
+        Raises
+        ------
+        InputError
+            More positions than were measured, or a strength that is no number.
+        """
+        size = self.length if length is None else length
+        if not 1 <= size <= self.length or not np.isfinite(strength):
+            raise InputError(
+                f"strength is {strength}, length is {size}",
+                cause=f"the bias of {self.length} positions was measured",
+                next=f"give a finite strength and a length from 1 to {self.length}",
+            )
+        return -float(strength) * self.bias[:size]
+
+    def edit(self, strength: float = 1.0, length: int | None = None) -> Edit:
+        """The debiased model: ``pi(v) * exp(-strength * b_i(v))`` at the first `length` positions of an answer.
+
+        Parameters
+        ----------
+        strength : float
+            Share of the bias that is taken off; 1 in the paper, 0 changes nothing.
+        length : int, optional
+            All measured positions by default.
+
+        Returns
+        -------
+        Edit
+            It acts on logits before temperature and top-p: at a temperature T it takes ``strength / T`` of the bias
+            off the log-odds that are sampled from.
+        """
+        self.tilt(strength, length)
+        part = Part("tilt", self.bias[:length].astype(np.float32), scale=-float(strength), when="answer")
+        sign = "negative of the bias: positive bias towards safety-tuned tokens is taken off"
+        return Edit((part,), self.safe, self.template, sign, {"bias_table": self.describe()})
+
+    def processor(self, prompt_length: int, strength: float = 1.0, length: int | None = None) -> Any:
+        """The same for ``transformers`` `generate`: see `tilt_processor.TiltProcessor`."""
+        from .tilt_processor import TiltProcessor
+
+        return TiltProcessor(self.tilt(strength, length), prompt_length)
+
+    def gap(self, tokens: Sequence[int], others: Sequence[int], position: int = 0) -> float:
+        """Mean bias of some tokens minus that of others at a position, nats: the log-odds that safety tuning adds."""
+        row = self.bias[position]
+        return float(row[np.asarray(tokens)].mean() - row[np.asarray(others)].mean())
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: everything but the numbers."""
+        named = {name: getattr(self, name) for name in ("safe", "ref", "pool", "n", "response", "template", "about")}
+        return {**named, "shape": list(self.bias.shape), "sha256": hashlib.sha256(self.bias.tobytes()).hexdigest()}
+
+
+def write_bias_table(table: BiasTable, path: str | Path) -> None:
+    """Write a table as one safetensors file, hashes and all in its header."""
+    arrays = {name: getattr(table, name) for name in ("bias", "error", "counted", "seen")}
+    write_tensors(path, "bias table", arrays, table.describe())
+
+
+def read_bias_table(path: str | Path) -> BiasTable:
+    """Read what `write_bias_table` wrote.
+
+    Raises
+    ------
+    InputError
+        The file is missing or holds no bias table.
+    """
+    arrays, about = read_tensors(path, "bias table")
+    try:
+        arrays = {name: arrays[name] for name in ("bias", "error", "counted", "seen")}
+        return BiasTable(**arrays, **{k: v for k, v in about.items() if k not in ("shape", "sha256")})
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} holds only part of a bias table", cause=f"missing or wrong: {error}", next="write it again"
+        ) from error
