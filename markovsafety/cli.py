@@ -198,6 +198,7 @@ def _demo(verb: Verb) -> None:
             "coverage",
             "ensembles",
             "hooks",
+            "inside",
             "masses",
             "posterior",
             "profiles",
@@ -209,7 +210,7 @@ def _demo(verb: Verb) -> None:
     v.add_argument(
         "--models",
         metavar="DIR",
-        help="folder of model folders (capacity: the missing are trained into it; profiles: measured as well)",
+        help="folder of model folders (capacity, inside: the missing are trained into it; profiles: measured as well)",
     )
     v.add_argument(
         "--out", help="also write the JSON here, and the table beside it; hitting: case by case, and goes on with it"
@@ -322,9 +323,7 @@ ORGANISM = (
 def _organism(verb: Verb) -> None:
     v = verb("organism", "the synthetic models: list, prompts, train, grid", ORGANISM, "organism")
     v.add_argument("what", choices=["list", "prompts", "train", "grid"], help="grid: train many widths and depths")
-    v.add_argument(
-        "variant", nargs="?", help="variant to train: base, shallow, gap, over, ... (organism list), deepK"
-    )
+    v.add_argument("variant", nargs="?", help="variant to train: base, shallow, gap, over, ... (organism list), deepK")
     v.add_argument("--out", help="folder (train, grid) or JSONL file (prompts) to write")
     v.add_argument("--base", help="train: base model folder to start from (default: the shipped base)")
     v.add_argument("--seed", type=int, help="prompts, train: seed (default: 0)")

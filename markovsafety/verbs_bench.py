@@ -9,6 +9,7 @@ from typing import Any
 
 from .arguments import model_of
 from .cli import Answer
+from .errors import InputError
 
 
 def bench(options: argparse.Namespace) -> Answer:
@@ -103,6 +104,20 @@ def _bench_hooks(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
+def _bench_inside(options: argparse.Namespace) -> Answer:
+    from .bench.inside_seeds import PAPERS, run
+
+    if options.models is None:
+        raise InputError(
+            "bench inside has no models.",
+            cause="it measures planted worlds; those that are missing are trained, some minutes each",
+            next="Give --models DIR, a folder for them.",
+        )
+    result = run(options.models, options.out, quick=options.quick)
+    files = [] if options.out is None else [str(Path(options.out) / p / "seeds.json") for p in PAPERS]
+    return Answer(result.pop("line"), result, files=files)
+
+
 def _bench_sweep(options: argparse.Namespace) -> Answer:
     from .bench.sweep import run
 
@@ -118,6 +133,7 @@ _BENCHES = {
     "coverage": _bench_coverage,
     "ensembles": _bench_ensembles,
     "hooks": _bench_hooks,
+    "inside": _bench_inside,
     "masses": _bench_masses,
     "posterior": _bench_posterior,
     "profiles": _bench_profiles,
