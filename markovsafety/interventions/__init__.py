@@ -44,6 +44,9 @@ _HOME = {
     "separation": ["auc", "curve", "probe", "silhouette"],
     "strength": ["AlphaPath", "alpha_path"],
     "objectives": ["Constrained", "CrossEntropy", "Distilled", "Objective", "Setting"],
+    "alignment": ["Alignment", "align", "safety_rows"],
+    "phrases": ["critical_phrases", "permutations", "permuted", "within_budget"],
+    "triplets": ["Triplets", "read_triplets", "triplets_of"],
     "tuning": ["fine_tune"],
     "monitor": ["Monitor", "fit_monitor", "read_monitor", "write_monitor"],
     "bias_tables": ["BiasTable", "read_bias_table", "write_bias_table"],
@@ -51,6 +54,8 @@ _HOME = {
     "exploration": ["explore"],
     "tilt_prediction": ["Tilted", "predict_tilt"],
     "tilt_processor": ["TiltProcessor"],
+    "fronts": ["TradeOffs", "trade_offs", "win_rates"],
+    "vulnerable": ["Vulnerabilities", "vulnerabilities"],
     "tilting": ["tilted_chain", "tilted_hitting"],
     "watch": ["Alarms", "Detection", "detection", "watching"],
 }
