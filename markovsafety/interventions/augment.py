@@ -160,9 +160,9 @@ def recovery(
     -----
     arXiv 2406.05946, section 3.1, has C = 100 and plain = 1/2, and does not say what happens to short answers.
     """
-    rows = _checked(triplets, depth)
-    _choice("short", short, SHORT)
-    _choice("weight", weight, WEIGHTS[:2])
+    rows = checked_triplets(triplets, depth)
+    check_choice("short", short, SHORT)
+    check_choice("weight", weight, WEIGHTS[:2])
     _count("n", n)
     if not 0 <= plain <= 1:
         raise InputError(f"plain is {plain}.", cause="It is a probability.", next="Pass 0 <= plain <= 1.")
@@ -182,7 +182,7 @@ def recovery(
         else:
             t = rows[i] if n is None else rng.choice(rows)
             k = draw_offset(rng, min(depth, len(t.answer) - 1), plain)
-        out.append(recover(*t, k, _weight(weight, t, 1)))
+        out.append(recover(*t, k, row_weight(weight, t)))
     return out
 
 
@@ -213,8 +213,8 @@ def rotations(
     InputError
         If a triplet is empty, or an answer is too short for any offset.
     """
-    rows = _checked(triplets, depth)
-    _choice("weight", weight, WEIGHTS)
+    rows = checked_triplets(triplets, depth)
+    check_choice("weight", weight, WEIGHTS)
     out = []
     for i, t in enumerate(rows):
         offsets = [*([0] if plain else []), *fitting_offsets(len(t.answer), depth)]
@@ -224,7 +224,7 @@ def rotations(
                 cause="A refusal begins after at least one token and before the answer is over.",
                 next="Leave this triplet out, or pass plain=True.",
             )
-        out += [recover(*t, k, _weight(weight, t, len(offsets))) for k in offsets]
+        out += [recover(*t, k, row_weight(weight, t, len(offsets))) for k in offsets]
     if seed is not None:
         random.Random(seed).shuffle(out)
     return out
@@ -283,11 +283,13 @@ def mixed(safety: Sequence[Row], anchors: Sequence[Row], alpha: float = 0.2) -> 
     return [r._replace(weight=r.weight * s) for rows, s in zip((safety, anchors), scales) for r in rows]
 
 
-def _weight(kind: str, t: Triplet, size: int) -> float:
+def row_weight(kind: str, t: Triplet, size: int = 1) -> float:
+    """Weight of every token of a refusal: 1, or such that the row, or its orbit of so many rows, weighs 1 in total."""
     return 1.0 if kind == "token" else 1.0 / (len(t.refusal) * (size if kind == "orbit" else 1))
 
 
-def _checked(triplets: Iterable[Any], depth: Any) -> list[Triplet]:
+def checked_triplets(triplets: Iterable[Any], depth: Any) -> list[Triplet]:
+    """Triplets of ids, none of them with an empty part, and a depth that is one."""
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
         raise InputError(f"depth is {depth!r}.", cause="It is the largest offset.", next="Pass a whole number >= 1.")
     rows = []
@@ -312,7 +314,8 @@ def _checked(triplets: Iterable[Any], depth: Any) -> list[Triplet]:
     return rows
 
 
-def _choice(name: str, value: str, known: Sequence[str]) -> None:
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is none of the known ones."""
     if value not in known:
         raise InputError(
             f"{name} is {value!r}.", cause=f"Known are {', '.join(map(repr, known))}.", next="Use one of these."
