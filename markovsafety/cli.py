@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     _evidence(verb)
     _numbers(verb)
     _inside(verb)
+    _repair(verb)
     _organism(verb)
     return parser
 
@@ -313,6 +314,13 @@ def _inside(verb: Verb) -> None:
 
     for name, words in cli_inside.VERBS.items():
         words.arguments(verb(name, words.what, words.example, name, "verbs_inside"))
+
+
+def _repair(verb: Verb) -> None:
+    from . import cli_repair
+
+    for name, words in cli_repair.VERBS.items():
+        words.arguments(verb(name, words.what, words.example, name, "verbs_repair"))
 
 
 ORGANISM = (

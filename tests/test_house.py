@@ -58,11 +58,13 @@ FACES = [
     "arguments",
     "tables",
     "cli_inside",
+    "cli_repair",
     "cli_sweep",
     "cli",
     "verbs",
     "verbs_bench",
     "verbs_inside",
+    "verbs_repair",
     "verbs_sweep",
     "__main__",
 ]  # the top floor, lowest first

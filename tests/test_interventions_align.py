@@ -15,6 +15,7 @@ from tiny import ids, random_model
 
 import markovsafety as ms
 from markovsafety import InputError, organism
+from markovsafety.cli import main
 from markovsafety.interventions import (
     Triplets,
     align,
@@ -291,3 +292,46 @@ def test_without_harmless_prompts_the_report_says_what_is_missing(log, tmp_path)
         align(organism.model_path("shallow"), given, tmp_path / "y", hold_out=["tea"])
     with pytest.raises(InputError, match="Nothing is left"):
         align(organism.model_path("shallow"), given, tmp_path / "y", hold_out=["all"])
+
+
+# --- the command ---
+
+
+def run(capsys, *words):
+    code = main([str(w) for w in words] + ["--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+SHORT = ["--steps", 2, "--batch-size", 8, "--device", "cpu"]
+
+
+def test_the_command_makes_rows_of_the_models_own_answers(tmp_path, capsys):
+    out = tmp_path / "deep"
+    words = ["align", "organism:shallow", "--data", "organism:30", "--benign", "organism:10", "--out", out, *SHORT]
+    code, told = run(capsys, *words, "--method", "permutation", "--hold-out", "bio", "--constrained", "0.5")
+    assert code == 0, told
+    assert told["result"]["method"] == "permutation"
+    assert told["result"]["refusals"]["bio"]["trained"] is False
+    assert told["result"]["record"]["objective"]["beta"] == [0.5]
+    assert told["result"]["kl"]["value"] > 0
+    assert json.loads((out / "alignment.json").read_text()) == told["result"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep"]
+
+
+def test_the_command_reads_triplets_and_judged_rollouts(log, tmp_path, capsys):
+    lines = [{"prompt_tokens": list(t.prompt), "answer": t.answer, "refusal": t.refusal} for t in triplets_of(log)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines[:8])))
+    code, told = run(
+        capsys, "align", "organism:shallow", "--data", tmp_path / "t.jsonl", "--out", tmp_path / "a", *SHORT
+    )
+    assert code == 0, told
+    assert "no harmless prompts" in told["warnings"][0]
+    ms.write_rollouts(log, tmp_path / "log.parquet")
+    words = ["align", "organism:shallow", "--data", tmp_path / "log.parquet", "--out", tmp_path / "b", *SHORT]
+    code, told = run(capsys, *words, "--method", "cyclic", "--lora", 2)
+    assert code == 0, told
+    assert told["result"]["record"]["lora"]["r"] == 2
+    words = ["align", "organism:shallow", "--data", tmp_path / "t.jsonl", "--out", tmp_path / "c", *SHORT]
+    code, told = run(capsys, *words, "--method", "permutation")
+    assert code == 2
+    assert "--log" in told["error"]["next"]

@@ -1,0 +1,58 @@
+"""The words of the commands that repair a model: ``align``."""
+
+from __future__ import annotations
+
+import argparse
+
+from .cli_inside import Words
+
+__all__ = ["VERBS"]
+
+
+def _align(v: argparse.ArgumentParser) -> None:
+    v.add_argument("model", help="model folder, hub id, or organism:NAME for a shipped one")
+    v.add_argument(
+        "--data",
+        required=True,
+        help="JSONL with prompt, answer, refusal[, category]; or judged rollouts of harmful prompts, some of them with "
+        "forced tokens; or organism[:N]: rollouts of the model itself",
+    )
+    v.add_argument("--benign", help="harmless prompts, to keep the model as it is: CSV, JSONL, or organism[:N]")
+    v.add_argument(
+        "--method",
+        default="recovery",
+        choices=["recovery", "cyclic", "permutation"],
+        help="refuse after a random number of tokens; after every number; behind critical phrases that changed places "
+        "(default: recovery)",
+    )
+    v.add_argument("--depth", type=int, default=20, help="most compliant tokens before a refusal (default: 20)")
+    v.add_argument("--alpha", type=float, default=0.2, help="share of the loss for refusals (default: 0.2)")
+    v.add_argument("--plain", type=float, default=0.5, help="share of refusals at once (default: 0.5)")
+    v.add_argument("--budget", type=int, help="tokens with loss in all refusals (default: that of the harmless)")
+    v.add_argument("--hold-out", nargs="+", default=[], metavar="CATEGORY", help="categories only measured")
+    v.add_argument("--log", metavar="ROLLOUTS", help="permutation: judged rollouts of the phrases (default: the data)")
+    v.add_argument("--phrases", type=int, default=8, help="permutation: how many (default: 8)")
+    v.add_argument(
+        "--constrained", type=float, nargs="*", metavar="BETA", help="hold every token near the model, by these betas"
+    )
+    v.add_argument("--answers", type=int, default=4, help="of the model to every harmless prompt (default: 4)")
+    v.add_argument("--max-tokens", type=int, default=64, help="of these (default: 64)")
+    v.add_argument("--steps", type=int, default=500, help="updates (default: 500)")
+    v.add_argument("--batch-size", type=int, default=32)
+    v.add_argument("--learning-rate", type=float, default=1e-3, help="the largest (default: 1e-3)")
+    v.add_argument("--warmup", type=int, default=20)
+    v.add_argument("--lora", type=int, metavar="RANK", help="train adapters on all linear maps, and merge them")
+    v.add_argument("--save-every", type=int, default=250, help="updates between checkpoints (default: 250)")
+    v.add_argument("--device")
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--out", required=True, help="model folder to write; a run that was stopped goes on")
+
+
+VERBS = {
+    "align": Words(
+        "fine-tune a model to refuse also in the middle of an answer, and measure what that costs",
+        "align organism:shallow --data organism:240 --benign organism:240 --method cyclic --out deep",
+        _align,
+    ),
+}
