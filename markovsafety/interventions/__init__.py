@@ -35,6 +35,7 @@ _HOME = {
     "host": ["Host", "open_host"],
     "inspection": ["Inspection", "first_tokens", "inspect_model"],
     "inversion": ["Inversion", "Replies", "Task", "inversion_task", "invert", "replies"],
+    "plane_axes": ["answer_axes", "running_means"],
     "policies": ["Policy", "policy"],
     "positions": ["Spans", "spans"],
     "prediction": ["RowLocal", "row_local"],
@@ -58,6 +59,19 @@ _HOME = {
     "vulnerable": ["Vulnerabilities", "vulnerabilities"],
     "tilting": ["tilted_chain", "tilted_hitting"],
     "watch": ["Alarms", "Detection", "detection", "watching"],
+    "data_drift": [
+        "BatchDrift",
+        "DataMonitor",
+        "fit_data_monitor",
+        "read_data_monitor",
+        "watch_data",
+        "write_data_monitor",
+    ],
+    "data_filter": ["RefusalFilter", "choose_threshold", "fit_filter", "read_filter", "write_filter"],
+    "pairs": ["Pair", "read_pairs"],
+    "refusal_features": ["RefusalGuided", "cosine_penalty", "feature_cosines"],
+    "sifting": ["Sifted", "read_review", "reviewed", "sift", "write_review", "write_sifted"],
+    "teacher": ["Taught", "train_student", "train_teacher"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 _OPTIONAL = ("accelerate", "peft", "torch", "transformers")

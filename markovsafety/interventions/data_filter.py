@@ -1,0 +1,301 @@
+"""The filter that a teacher is for: its feature, a threshold that was fixed before any test, what it keeps and drops.
+
+A row of fine-tuning data is dropped if the cosine of its prompt with the refusal feature is above the threshold. The
+threshold is fixed on validation prompts for a wished recall, and the share of harmless prompts that it costs stands
+beside it: an AUC of 1 says that some threshold is right, not that this one is.
+
+Source: arXiv 2506.07356 for the rule; its reviews ask for the false drops that are reported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bound import Bound, clustered
+from ..errors import InputError, UntrustedError
+from .differences import difference, states
+from .directions import Direction, Position, check_identity
+from .host import Host
+from .refusal_features import cosines, feature_cosines
+from .separation import auc, curve
+from .storage import read_tensors, write_tensors
+
+__all__ = ["RefusalFilter", "choose_threshold", "fit_filter", "read_filter", "write_filter"]
+
+CURVE = ("threshold", "tpr", "fpr")
+
+
+@dataclass(frozen=True, eq=False)
+class RefusalFilter:
+    """A refusal feature and the cosine above which a prompt is dropped.
+
+    Parameters
+    ----------
+    feature : Direction
+        With its level; ``feature.model`` is the hash of the teacher's weights, ``feature.template`` that of its chat
+        template.
+    threshold : float
+    wished : float
+        Recall that was asked for.
+    recall, false_drops, auc : Bound
+        On the validation prompts: harmful ones dropped, harmless ones dropped, and both at every threshold.
+    curve : dict of float64 array, shape (k,)
+        "threshold", "tpr" and "fpr" on the validation prompts (`separation.curve`).
+    about : dict
+        JSON-able: how the level was chosen, prompts on either side.
+    """
+
+    feature: Direction
+    threshold: float
+    wished: float
+    recall: Bound
+    false_drops: Bound
+    auc: Bound
+    curve: dict[str, NDArray]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        f = self.feature
+        return (
+            f"drop above cosine {self.threshold:.3f} at {f.position}, level {f.level}: recall {_span(self.recall)} "
+            f"(wished {self.wished:g}), harmless dropped {_span(self.false_drops)}, AUC {_span(self.auc)}"
+        )
+
+    def scores(self, host: Host, prompts: Sequence[Any], *, batch_size: int | None = None) -> NDArray:
+        """Cosines of prompts, float64 (prompts,).
+
+        Raises
+        ------
+        InputError
+            The host is not the teacher, has another template, or a prompt does not end as its template says.
+        """
+        check_identity(self.feature.model, self.feature.template, host, "the filter")
+        return feature_cosines(host, self.feature, prompts, batch_size=batch_size)
+
+    def drops(self, scores: NDArray) -> NDArray:
+        """Which scores are above the threshold, bool (prompts,)."""
+        return np.asarray(scores) > self.threshold
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without the feature's vectors and the curve."""
+        f = self.feature
+        told: dict[str, Any] = {"position": f.position, "level": f.level, "teacher": f.model, "template": f.template}
+        told |= {"threshold": self.threshold, "wished": self.wished, **self.about}
+        return told | {name: getattr(self, name).to_json() for name in ("recall", "false_drops", "auc")}
+
+
+def fit_filter(
+    host: Host,
+    harmful: Sequence[Any],
+    harmless: Sequence[Any],
+    *,
+    validation: tuple[Sequence[Any], Sequence[Any]] | None = None,
+    level: int | None = None,
+    position: Position = "t_post",
+    recall: float = 0.95,
+    threshold: float | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> RefusalFilter:
+    """The refusal feature of a teacher, and the threshold on its cosine.
+
+    Parameters
+    ----------
+    host : Host
+        The teacher.
+    harmful, harmless : sequence of records, texts or ids
+        The feature is the difference of their means.
+    validation : (harmful, harmless), optional
+        Other prompts, on which the threshold is fixed. By default a random half of each kind is kept for it.
+    level : int, optional
+        By default that with the largest validation AUC, among equals that with the largest margin between the means.
+    position : "t_post", "t_inst" or int
+        The paper reads the last prompt token, t_post. At t_inst an aligned model, too, tells harm, not refusal.
+    recall : float
+        Share of harmful validation prompts that must be dropped.
+    threshold : float, optional
+        Instead of the one that `choose_threshold` finds; it must lie within the validation scores.
+    confidence : float
+        Level of the intervals.
+    seed : int
+        Of the halves.
+
+    Returns
+    -------
+    RefusalFilter
+
+    Raises
+    ------
+    InputError
+        A kind without prompts, a recall that is no share, or a threshold outside the observed range.
+    UntrustedError
+        No threshold reaches the recall but one that drops everything; ``partial`` is the curve.
+    """
+    if not 0 < recall <= 1:
+        raise InputError(f"recall is {recall}", cause="it is a share of harmful prompts", next="give one in (0, 1]")
+    if validation is None:
+        (harmful, held_harmful), (harmless, held_harmless) = (
+            _halves(side, name, seed) for side, name in ((harmful, "harmful"), (harmless, "harmless"))
+        )
+    else:
+        held_harmful, held_harmless = validation
+    for side, name in ((held_harmful, "harmful"), (held_harmless, "harmless")):
+        if not len(side):
+            raise InputError(
+                f"there is no {name} prompt to fix the threshold on",
+                cause="recall and false drops are shares of two kinds of validation prompts",
+                next="give some of both kinds",
+            )
+    feature = difference(host, harmful, harmless, position=position, names=("harmful", "harmless"))
+    levels = [level] if level is not None else [i for i in range(host.layers + 1) if feature.norms[i] > 1e-6]
+    up, down = (states(host, side, (position,), levels=levels)[:, :, 0] for side in (held_harmful, held_harmless))
+    tried = []
+    for i, each in enumerate(levels):
+        x, y = cosines(up[:, i], feature.vectors[each], each), cosines(down[:, i], feature.vectors[each], each)
+        tried.append((auc(x, y, confidence, "AUC on validation"), float(x.mean() - y.mean()), each, x, y))
+    best = max(tried, key=lambda t: (t[0].value, t[1]))
+    table = [{"level": t[2], "auc": t[0].value, "margin": t[1]} for t in tried]
+    about = {
+        "levels": table,
+        "level chosen": "given" if level is not None else "by AUC and margin on validation",
+        "harmful": len(harmful),
+        "harmless": len(harmless),
+        "mean cosine": {"harmful": float(best[3].mean()), "harmless": float(best[4].mean())},
+    }
+    return _fixed(feature.at(best[2]), best[3], best[4], best[0], recall, threshold, confidence, about)
+
+
+def choose_threshold(harmful: NDArray, harmless: NDArray, recall: float) -> float:
+    """The cosine above which prompts are dropped, for a wished recall.
+
+    Parameters
+    ----------
+    harmful, harmless : array, shape (m,) and (n,)
+        Validation scores.
+    recall : float
+
+    Returns
+    -------
+    float
+        Of all thresholds (between neighbouring scores) with the recall, that with the fewest false drops; among these
+        that with the largest recall. So where the kinds are apart it is the middle of the gap between them.
+
+    Raises
+    ------
+    UntrustedError
+        Only dropping everything reaches the recall; ``partial`` is the curve.
+    """
+    found = curve(harmful, harmless)
+    at, tpr, fpr = (found[name] for name in CURVE)
+    fit = np.flatnonzero(tpr >= recall - 1e-12)
+    best = fit[np.lexsort((-tpr[fit], fpr[fit]))[0]]
+    if not np.isfinite(at[best]):
+        raise UntrustedError(
+            f"no threshold drops {recall:g} of the harmful prompts but one that drops everything",
+            cause="the cosine with the feature does not tell these kinds apart",
+            next="read the feature at another level or position, train the teacher longer, or wish a smaller recall",
+            partial={name: values.tolist() for name, values in found.items()},
+        )
+    return float(at[best])
+
+
+def _fixed(
+    feature: Direction,
+    x: NDArray,
+    y: NDArray,
+    area: Bound,
+    recall: float,
+    threshold: float | None,
+    confidence: float,
+    about: dict[str, Any],
+) -> RefusalFilter:
+    """The filter with its threshold, chosen or given, and what it does on validation."""
+    seen = min(x.min(), y.min()), max(x.max(), y.max())
+    if threshold is not None and not seen[0] <= threshold <= seen[1]:
+        raise InputError(
+            f"the threshold {threshold:g} is outside the observed range",
+            cause=f"the cosines of the validation prompts lie in [{seen[0]:.3f}, {seen[1]:.3f}]: it would keep or drop "
+            "all of them",
+            next="give one inside, or let it be chosen",
+        )
+    at = choose_threshold(x, y, recall) if threshold is None else float(threshold)
+    caught, lost = (
+        clustered((side > at).astype(float), np.ones(len(side)), confidence, name)
+        for side, name in ((x, "recall on validation"), (y, "harmless dropped on validation"))
+    )
+    about |= {"threshold chosen": "for the recall" if threshold is None else "given"}
+    about |= {"validation": {"harmful": len(x), "harmless": len(y)}}
+    return RefusalFilter(feature, at, recall, caught, lost, area, curve(x, y), about)
+
+
+def _halves(side: Sequence[Any], name: str, seed: int) -> tuple[list[Any], list[Any]]:
+    if len(side) < 2:
+        raise InputError(
+            f"there are {len(side)} {name} prompts",
+            cause="half of them make the feature, half of them fix the threshold",
+            next="give at least 2, better hundreds",
+        )
+    order = np.random.default_rng(seed).permutation(len(side))
+    half = len(side) // 2
+    return [side[i] for i in order[half:]], [side[i] for i in order[:half]]
+
+
+def _span(b: Bound) -> str:
+    return f"{b.value:.3f} [{b.lower:.3f}, {b.upper:.3f}]"
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+BOUNDS = ("recall", "false_drops", "auc")
+DIRECTION = ("position", "names", "counts", "where", "level", "model", "template", "about")
+
+
+def write_filter(filter: RefusalFilter, path: str | Path) -> None:
+    """Write a filter as one safetensors file: feature and curve as arrays, all else in the header."""
+    f = filter.feature
+    about = {name: getattr(filter, name) for name in ("threshold", "wished", "about")}
+    about["feature"] = {name: getattr(f, name) for name in DIRECTION}
+    about |= {name: {**getattr(filter, name).to_json(), "name": getattr(filter, name).info["name"]} for name in BOUNDS}
+    curve_of = {f"curve {name}": filter.curve[name] for name in CURVE}
+    write_tensors(path, "filter", {"feature": f.vectors, **curve_of}, about)
+
+
+def read_filter(path: str | Path, host: Host | None = None) -> RefusalFilter:
+    """Read what `write_filter` wrote.
+
+    Parameters
+    ----------
+    path : path
+    host : Host, optional
+        The teacher that it is used with.
+
+    Raises
+    ------
+    InputError
+        The file is missing or holds no filter, or it belongs to another teacher or template than the host's.
+    """
+    arrays, about = read_tensors(path, "filter")
+    try:
+        feature = Direction(arrays["feature"], **{name: about["feature"][name] for name in DIRECTION})
+        bounds = {name: _bound(about[name]) for name in BOUNDS}
+        found = {name: arrays[f"curve {name}"] for name in CURVE}
+        made = RefusalFilter(feature, about["threshold"], about["wished"], curve=found, about=about["about"], **bounds)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} holds only part of a filter", cause=f"missing or wrong: {error}", next="write it again"
+        ) from error
+    if host is not None:
+        check_identity(feature.model, feature.template, host, f"the filter in {path}")
+    return made
+
+
+def _bound(told: dict[str, Any]) -> Bound:
+    value, lower, upper, level = (float(told[name]) for name in ("value", "lower", "upper", "level"))
+    reasons = {name: width for name, width in told["reasons"].items() if width is not None}
+    return Bound(value, lower, upper, level, reasons, None, {"name": told["name"]})
