@@ -16,13 +16,16 @@ from ..interventions import (
     Part,
     activations,
     chain_change,
+    choose_level,
     depth_signature,
+    difference,
     guarded,
     latent_guard,
     laws,
     measure_blocked,
     row_local,
     start_rows,
+    token_mass,
 )
 from ..organism import worlds
 from ..rollouts import Rollouts, sample
@@ -31,8 +34,8 @@ from .inside import acceptance_row, buckets_of_world, host_of_world
 __all__ = ["measure_chain"]
 
 SCALES = (-1.5, -0.75, -0.6, -0.5, -0.4, -0.25, 1.0)
-"""Of the difference between plain and jailbroken prompts; harm goes from almost never to almost always."""
-LEVEL = 2
+"""Of the difference between plain and jailbroken prompts, at the level that moves most: from almost no harm to almost
+nothing else."""
 
 
 def measure_chain(folder: str | os.PathLike[str], seed: int = 0, *, n: int = 16) -> dict[str, dict[str, Any]]:
@@ -54,14 +57,18 @@ def measure_chain(folder: str | os.PathLike[str], seed: int = 0, *, n: int = 16)
     """
     host = host_of_world(folder)
     plain, jailbroken = (worlds.prompts(n=96, half=0, marker=m, seed=seed) for m in (None, "jailbreak"))
-    read = [activations(host, p, (-1,), levels=(LEVEL,)).mean(axis=(0, 1, 2)) for p in (plain, jailbroken)]
-    vector = read[0] - read[1]
     held = worlds.prompts(n=48, half=1, seed=seed)
+    found = difference(host, plain, jailbroken, position="t_post", names=("plain", "jailbroken"))
+
+    def complies(edit: Edit | None) -> np.ndarray:
+        return token_mass(host, held, [worlds.encode(worlds.COMPLY)[0]], edit=edit)
+
+    chosen = choose_level(host, found, complies, name="P(comply)", scales=(-1.0,), seed=seed).direction
     told: dict[str, Any] = {"n": n, "max_tokens": 16, "judge": worlds.world_judge(), "progress": False}
     before = sample(host.engine, held, seed=seed, **told)
 
     def edit(scale: float, when: Any = "prompt") -> Edit:
-        return Edit((Part("add", vector, layer=LEVEL, scale=scale, when=when),))
+        return chosen.edit(scale, when=when)
 
     rows = _predicted(host, held, before, edit, told, seed) | _reach(host, held, edit)
     return rows | _categories(host, seed) | _blocked(host, before, held, seed)
