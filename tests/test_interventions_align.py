@@ -230,7 +230,7 @@ def test_recovery_rows_deepen_a_shallow_model_also_in_a_category_that_was_left_o
         depth=12,
         benign=BENIGN,
         hold_out=["privacy"],
-        steps=120,
+        steps=90,
         progress=False,
         device="cpu",
     )
