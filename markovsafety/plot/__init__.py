@@ -12,32 +12,42 @@ from __future__ import annotations
 from .bars import attribution, categories, outcomes, strikes
 from .checks import check
 from .curves import lines, pareto, traces
+from .inside import beliefs, compared, detected, predicted, roc, separated
 from .plane import plane
 from .profiles import branch, depth, depth_signature, width
 from .roads import chain
 from .sizes import capacity
+from .steering import alphas, head_map
 from .style import OUTCOME_COLOURS, figure, palette, panels, save, state_text
 from .surfaces import contour
 
 __all__ = [
     "OUTCOME_COLOURS",
+    "alphas",
     "attribution",
+    "beliefs",
     "branch",
     "capacity",
     "categories",
     "chain",
     "check",
+    "compared",
     "contour",
     "depth",
     "depth_signature",
+    "detected",
     "figure",
+    "head_map",
     "lines",
     "outcomes",
     "palette",
     "panels",
     "pareto",
     "plane",
+    "predicted",
+    "roc",
     "save",
+    "separated",
     "state_text",
     "strikes",
     "traces",

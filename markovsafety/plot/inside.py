@@ -1,0 +1,288 @@
+"""Inside a model: beliefs, where they are encoded, guards, monitors, and predictions beside samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .style import (
+    INK,
+    KEY_ABOVE,
+    OUTCOME_COLOURS,
+    PROBABILITY,
+    SOFT,
+    axes_or_new,
+    errorbars,
+    palette,
+    plain,
+    points,
+    styled,
+    whole_ticks,
+)
+
+__all__ = ["beliefs", "compared", "detected", "predicted", "roc", "separated"]
+
+LOOKS = {
+    "refused_harmful": ("refusal", "o", True),
+    "accepted_harmful": ("harm", "^", True),
+    "refused_harmless": ("refusal", "o", False),
+    "accepted_harmless": ("harm", "^", False),
+}
+"""Colour by what the model does, filled where the prompt is harmful."""
+
+
+@styled
+def beliefs(found: Any, buckets: Any, ax: Any = None, *, threshold: float = 0.0) -> Any:
+    """Every prompt by what the model believes of it (to the right: harmful) and is about to do (up: refuse).
+
+    Parameters
+    ----------
+    found : Beliefs
+        Of `markovsafety.interventions.believe`.
+    buckets : Buckets
+        Of the same prompts.
+    ax : Axes, optional
+    threshold : float
+        Of the guard, a dashed line.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    InputError
+        Beliefs of other prompts.
+    """
+    if len(found.harm) != len(buckets.prompts):
+        raise InputError(
+            f"{len(found.harm)} beliefs stand beside {len(buckets.prompts)} prompts.",
+            cause="Each prompt has one.",
+            next="Pass believe(host, centres, buckets.prompts).",
+        )
+    ax = axes_or_new(ax, (5.4, 4.2))
+    for name, (outcome, marker, filled) in LOOKS.items():
+        at = buckets.rows(name)
+        colour = OUTCOME_COLOURS[outcome]
+        style = {"markersize": 5.5, "markeredgewidth": 1.2, "markeredgecolor": colour, "alpha": 0.85}
+        label = f"{name.replace('_', ' ')} ({len(at)})"
+        face = colour if filled else "none"
+        ax.plot(found.harm[at], found.refusal[at], marker, label=label, markerfacecolor=face, **style)
+    ax.axvline(threshold, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    ax.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
+    ax.set_xlabel(r"believed harmful  $\Delta_{\mathrm{harm}}$ →")
+    ax.set_ylabel(r"about to refuse  $\Delta_{\mathrm{refuse}}$ →")
+    ax.legend(**KEY_ABOVE, ncols=2, handlelength=1.2)
+    return ax
+
+
+@styled
+def separated(found: Any, ax: Any = None) -> Any:
+    """Where harmfulness is encoded and where refusal, by level: AUC of the prompts in which the two disagree.
+
+    Parameters
+    ----------
+    found : Separation or its rows
+        Of `markovsafety.interventions.separate`.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    rows = list(getattr(found, "rows", found))
+    ax = axes_or_new(ax, (5.4, 3.4))
+    names = {"t_inst": "at the instruction's end", "t_post": "at the prompt's end"}
+    looks = dict(zip(names, (("#8C510A", "s"), ("#1B84C7", "o"))))
+    for (position, name), move in zip(names.items(), (-0.06, 0.06)):
+        mine = [r for r in rows if r["position"] == position]
+        level = np.array([r["level"] for r in mine], dtype=float) + move
+        colour, marker = looks[position]
+        at = points(r["mismatch"] for r in mine)
+        ax.plot(level, at[:, 0], color=colour, linewidth=1.2, alpha=0.6, zorder=2)
+        errorbars(ax, level, at, color=colour, marker=marker, markersize=5.5, label=name, zorder=3, clip_on=False)
+    ax.axhline(0.5, color=SOFT, linewidth=0.8, zorder=1)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_yticks([0, 0.5, 1], ["refusal 0", "0.5", "harmfulness 1"])
+    whole_ticks(ax)
+    ax.set_xlabel("level of the residual stream")
+    ax.set_ylabel("mismatch AUC: what is encoded")
+    ax.legend(**KEY_ABOVE, ncols=2, handlelength=1.2)
+    return ax
+
+
+@styled
+def roc(categories: Any, ax: Any = None, *, threshold: float | None = None) -> Any:
+    """Receiver operating characteristic of a guard, a curve for each category of harmful prompts.
+
+    Parameters
+    ----------
+    categories : Assessed, or dict of category -> {"auc": Bound, "curve": dict of arrays}
+        Of `markovsafety.interventions.assess`.
+    ax : Axes, optional
+    threshold : float, optional
+        Marked on every curve; that of `Assessed` if not given.
+
+    Returns
+    -------
+    Axes
+    """
+    if not isinstance(categories, Mapping):
+        threshold = categories.threshold if threshold is None else threshold
+        categories = categories.categories
+    ax = axes_or_new(ax, (4.6, 4.2))
+    ax.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    for i, (name, (colour, marker)) in enumerate(palette(list(categories)).items()):
+        told, b = categories[name]["curve"], categories[name]["auc"]
+        order = np.argsort(told["threshold"])[::-1]
+        fpr, tpr = told["fpr"][order], told["tpr"][order]
+        # Curves of equal shares lie on each other: a hair's breadth apart they can be counted.
+        shift = 0.005 * (i - (len(categories) - 1) / 2)
+        label = f"{plain(name, 24)}: {b.value:.2f} [{b.lower:.2f}, {b.upper:.2f}]"
+        style = {"color": colour, "linewidth": 1.5, "clip_on": False, "zorder": 2}
+        ax.plot(fpr + shift, tpr - shift, drawstyle="steps-post", label=label, **style)
+        if threshold is not None:
+            here = int(np.argmax(told["threshold"][order] <= threshold))
+            style = {"color": colour, "markersize": 6, "mec": "white", "mew": 0.8, "clip_on": False, "zorder": 4}
+            ax.plot(fpr[here] + shift, tpr[here] - shift, marker, **style)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_aspect("equal")
+    ax.set_xlabel("harmless prompts blocked")
+    ax.set_ylabel("harmful prompts blocked")
+    key = ax.legend(loc="lower right", title="AUC" + ("" if threshold is None else ", mark: the threshold"))
+    key.get_title().set_fontsize(8.5)
+    return ax
+
+
+@styled
+def predicted(
+    forecast: Mapping[str, Any], sampled: Mapping[str, Any], ax: Any = None, *, label: str = PROBABILITY
+) -> Any:
+    """What was predicted beside what was sampled: a cross of both intervals for each name, on the diagonal if equal.
+
+    Parameters
+    ----------
+    forecast, sampled : dict of name -> Bound or number
+        The same names, such as edits of several scales.
+    ax : Axes, optional
+    label : str
+        Of what.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    InputError
+        The names differ.
+    """
+    if set(forecast) != set(sampled):
+        raise InputError(
+            f"{len(forecast)} predictions stand beside {len(sampled)} samples, of other names.",
+            cause="Each prediction is held against the sample of its name.",
+            next="Pass two dicts with the same names.",
+        )
+    ax = axes_or_new(ax, (4.6, 4.2))
+    x, y = points(forecast.values()), points(sampled[name] for name in forecast)
+    top = min(1.0, 1.06 * float(np.nanmax([x[:, 2], y[:, 2]], initial=0.02)))
+    ax.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    for i, (name, (colour, marker)) in enumerate(palette(list(forecast)).items()):
+        style = {"color": colour, "elinewidth": 1.2, "zorder": 3}
+        errorbars(ax, x[[i], 0], y[[i]], marker=marker, markersize=6, label=plain(name, 32), **style)
+        errorbars(ax, y[[i], 0], x[[i]], horizontal=True, marker="none", **style)
+    ax.set_xlim(-0.01 * top, top)
+    ax.set_ylim(-0.01 * top, top)
+    ax.set_aspect("equal")
+    ax.set_xlabel(f"{label}, predicted")
+    ax.set_ylabel(f"{label}, sampled")
+    ax.grid()
+    ax.legend(loc="upper left")
+    return ax
+
+
+@styled
+def compared(
+    rows: Mapping[str, Mapping[str, Any]], ax: Any = None, *, label: str = "probability", budget: float | None = None
+) -> Any:
+    """Probabilities of several things side by side: a row each, a mark with its interval for each situation.
+
+    Parameters
+    ----------
+    rows : dict of row -> {situation: Bound or number}
+        A situation that is the name of an outcome has its colour.
+    ax : Axes, optional
+    label : str
+        Of what.
+    budget : float, optional
+        A dashed line.
+
+    Returns
+    -------
+    Axes
+    """
+    names = list(rows)
+    series = list(dict.fromkeys(s for row in rows.values() for s in row))
+    ax = axes_or_new(ax, (7.0, 0.9 + 0.36 * max(1, len(names))))
+    looks = palette(series)
+    looks |= {s: (OUTCOME_COLOURS[s], looks[s][1]) for s in series if s in OUTCOME_COLOURS}
+    shift = np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else np.zeros(1)
+    for s, move in zip(series, shift):
+        there = [i for i, name in enumerate(names) if s in rows[name]]
+        at = points(rows[names[i]][s] for i in there)
+        style = {"color": looks[s][0], "marker": looks[s][1], "markersize": 6, "label": plain(s, 32), "clip_on": False}
+        errorbars(ax, np.array(there, dtype=float) + move, at, horizontal=True, zorder=3, **style)
+    for i in range(0, len(names), 2):
+        ax.axhspan(i - 0.5, i + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
+    if budget is not None:
+        ax.axvline(budget, color=INK, linewidth=1, linestyle="--")
+    ax.set_yticks(range(len(names)), [plain(name, 48) for name in names])
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlim(-0.01, 1.01)
+    ax.set_xlabel(plain(label))
+    ax.grid(axis="x")
+    if series:
+        ax.legend(**KEY_ABOVE, ncols=4, handlelength=1.2)
+    return ax
+
+
+@styled
+def detected(found: Any, ax: Any = None) -> Any:
+    """How well a monitor sees an edit of growing size.
+
+    Parameters
+    ----------
+    found : Detection
+        Of `markovsafety.interventions.detection`.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    ax = axes_or_new(ax, (5.4, 3.4))
+    x = np.asarray(found.scales, dtype=float)
+    lines = {"caught": (found.caught, "#C4348A", "o"), "caught, random vectors": (found.control, "#8C8C8C", "s")}
+    lines = {"AUC, edited over clean": (found.auc, INK, "D"), **lines}
+    for name, (bounds, colour, marker) in lines.items():
+        at = points(bounds)
+        ax.plot(x, at[:, 0], color=colour, linewidth=1, alpha=0.5, zorder=2)
+        errorbars(ax, x, at, color=colour, marker=marker, markersize=5, label=name, zorder=3, clip_on=False)
+    false = found.false_alarms
+    ax.axhspan(false.lower, false.upper, color=OUTCOME_COLOURS["benign"], alpha=0.18, linewidth=0)
+    ax.axhline(false.value, color=OUTCOME_COLOURS["benign"], linewidth=1.2, label="false alarms")
+    if (x > 0).all():
+        ax.set_xscale("log")
+        ax.set_xticks(x, [f"{s:g}" for s in x])
+        ax.minorticks_off()
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_xlabel("size of the edit")
+    ax.grid(axis="y")
+    ax.legend(**KEY_ABOVE, ncols=2, handlelength=1.4)
+    return ax

@@ -1,0 +1,151 @@
+"""Attention heads that steer, and the path of an edit's strength with its price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .style import (
+    INK,
+    KEY_ABOVE,
+    OUTCOME_COLOURS,
+    SOFT,
+    axes_or_new,
+    errorbars,
+    halo,
+    plain,
+    points,
+    short,
+    styled,
+    whole_ticks,
+)
+
+__all__ = ["alphas", "head_map"]
+
+
+@styled
+def head_map(
+    values: Any,
+    ax: Any = None,
+    *,
+    chosen: Sequence[tuple[int, int]] = (),
+    limits: tuple[float, float] = (0.0, 1.0),
+    label: str = "P(begins as desired)",
+    bar: bool = True,
+) -> Any:
+    """A number per attention head, layers from below upwards.
+
+    Parameters
+    ----------
+    values : array, shape (layers, heads)
+        Such as `HeadSweep.best`; nan for heads that have none.
+    ax : Axes, optional
+    chosen : sequence of (layer, head)
+        Framed.
+    limits : (float, float)
+        Ends of the scale.
+    label : str
+        What the numbers are.
+    bar : bool
+        Whether the colours are explained beside the map.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    InputError
+        Not a table.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    table = np.asarray(values, dtype=float)
+    if table.ndim != 2 or not table.size:
+        raise InputError(
+            f"The map of heads has shape {table.shape}.",
+            cause="Heads are counted by layer and head.",
+            next="Pass an array of shape (layers, heads).",
+        )
+    layers, heads = table.shape
+    ax = axes_or_new(ax, (1.6 + 0.55 * min(heads, 16) + (1.0 if bar else 0.0), 1.2 + 0.45 * min(layers, 16)))
+    scale = LinearSegmentedColormap.from_list("heads", ["#F7F7F7", "#E3A0C8", "#7A1F5C"])
+    style = {"cmap": scale, "vmin": limits[0], "vmax": limits[1], "origin": "lower", "interpolation": "none"}
+    drawn = ax.imshow(np.ma.masked_invalid(table), aspect="auto", **style)
+    for y, x in np.argwhere(~np.isfinite(table)):
+        hatched = {"facecolor": "none", "edgecolor": "#C8C8C8", "hatch": "////", "linewidth": 0, "gid": "no direction"}
+        ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **hatched))
+    if heads <= 16 and layers <= 32:
+        middle = limits[0] + 0.6 * (limits[1] - limits[0])
+        for y, x in np.argwhere(np.isfinite(table)):
+            value = float(table[y, x])
+            told = {"ha": "center", "va": "center", "fontsize": 8.5, "color": "white" if value > middle else INK}
+            ax.text(x, y, short(value) if value >= 0 else f"{value:.2f}", **told)
+    for layer, head in chosen:
+        frame = Rectangle((head - 0.48, layer - 0.48), 0.96, 0.96, facecolor="none", edgecolor=INK, lw=2, gid="chosen")
+        frame.set_path_effects(halo())
+        ax.add_patch(frame)
+    whole_ticks(ax, y=True)
+    ax.set_xlabel("head")
+    ax.set_ylabel("layer")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    if bar:
+        key = ax.figure.colorbar(drawn, ax=ax, pad=0.03, aspect=18)
+        key.ax.tick_params(length=0, labelsize=8.5)
+        key.outline.set_visible(False)
+        key.set_label(plain(label))
+    return ax
+
+
+@styled
+def alphas(path: Any, ax: Any = None, *, shown: Sequence[str] = ("harm", "refusal")) -> Any:
+    """What an edit does at each strength: outcomes with intervals, the same under random vectors, and its price.
+
+    Parameters
+    ----------
+    path : AlphaPath or its rows
+        Of `markovsafety.interventions.alpha_path`.
+    ax : Axes, optional
+    shown : sequence of "harm", "refusal"
+        Outcomes of the prompts.
+
+    Returns
+    -------
+    Axes
+        Filled: under the edit; open and dotted: under random vectors of the same size; squares: benign prompts refused.
+    """
+    rows = path.rows() if callable(getattr(path, "rows", None)) else list(path)
+    ax = axes_or_new(ax, (5.4, 3.4))
+    x = np.array([r["alpha"] for r in rows], dtype=float)
+    place = np.arange(len(x))
+    for name in shown:
+        colour = OUTCOME_COLOURS[name]
+        for key, text, style, move in (
+            (name, name, {"linestyle": "-"}, -0.06),
+            (f"control_{name}", f"{name}, random vectors", {"linestyle": ":"}, 0.06),
+        ):
+            at = points(r[key] for r in rows)
+            mine = key == name
+            ax.plot(place + move, at[:, 0], color=colour, linewidth=1.4, alpha=1 if mine else 0.6, zorder=2, **style)
+            face = {"mfc": colour if mine else "white", "alpha": 1.0 if mine else 0.6}
+            marker = {"marker": "^" if name == "harm" else "o", "markersize": 5, "label": text, "zorder": 3}
+            errorbars(ax, place + move, at, color=colour, clip_on=False, **marker, **face)
+    if all(r["over_refusal"] is not None for r in rows):
+        at = points(r["over_refusal"] for r in rows)
+        ax.plot(place, at[:, 0], color=INK, linewidth=1.2, linestyle="--", zorder=2)
+        errorbars(ax, place, at, color=INK, marker="s", markersize=5, label="benign prompts refused", zorder=3)
+    zero = np.flatnonzero(x == 0)
+    if len(zero):
+        ax.axvline(place[zero[0]], color=SOFT, linewidth=0.8, zorder=1)
+    ax.set_xticks(place, [f"{a:g}".replace("-", "−") for a in x])
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_xlabel("alpha (in σ)")
+    ax.set_ylabel("probability")
+    ax.grid(axis="y")
+    ax.legend(**KEY_ABOVE, ncols=3 if len(rows) > 4 else 2, handlelength=1.4)
+    return ax
