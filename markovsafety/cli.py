@@ -163,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     _numbers(verb)
     _inside(verb)
     _repair(verb)
+    _debias(verb)
     _organism(verb)
     return parser
 
@@ -194,9 +195,11 @@ def _demo(verb: Verb) -> None:
         choices=[
             "rollouts",
             "hitting",
+            "align",
             "capacity",
             "check",
             "coverage",
+            "debias",
             "ensembles",
             "hooks",
             "inside",
@@ -321,6 +324,13 @@ def _repair(verb: Verb) -> None:
 
     for name, words in cli_repair.VERBS.items():
         words.arguments(verb(name, words.what, words.example, name, "verbs_repair"))
+
+
+def _debias(verb: Verb) -> None:
+    from . import cli_debias
+
+    for name, words in cli_debias.VERBS.items():
+        words.arguments(verb(name, words.what, words.example, name, "verbs_debias"))
 
 
 ORGANISM = (

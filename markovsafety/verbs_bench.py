@@ -97,6 +97,27 @@ def _bench_rare(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
+def _bench_align(options: argparse.Namespace) -> Answer:
+    from .bench.align import run
+
+    small: dict[str, Any] = {"seeds": 1, "ask": 36, "n": 4, "steps": 60} if options.quick else {}
+    result = run(options.out, work=options.models, **small)
+    return Answer(result["line"], result, files=_beside(options.out))
+
+
+def _bench_debias(options: argparse.Namespace) -> Answer:
+    from .bench.debias import run
+
+    if options.models is None:
+        raise InputError(
+            "bench debias was given no models.",
+            cause="It measures the variants over, over2, bias and gap, which are not shipped.",
+            next="Train them (markovsafety organism train NAME --out DIR/NAME) and give --models DIR.",
+        )
+    result = run(options.out, models=options.models, quick=options.quick)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
 def _bench_hooks(options: argparse.Namespace) -> Answer:
     from .bench.hooks import run
 
@@ -126,11 +147,13 @@ def _bench_sweep(options: argparse.Namespace) -> Answer:
 
 
 _BENCHES = {
+    "align": _bench_align,
     "rollouts": _bench_rollouts,
     "hitting": _bench_hitting,
     "capacity": _bench_capacity,
     "check": _bench_check,
     "coverage": _bench_coverage,
+    "debias": _bench_debias,
     "ensembles": _bench_ensembles,
     "hooks": _bench_hooks,
     "inside": _bench_inside,

@@ -48,26 +48,10 @@ FLOORS = {
     "interventions": DECISION | {"rollouts"},
     "organism": NUMBERS | {"rollouts"},
 }
-FACES = [
-    "plot",
-    "trust",
-    "analysis",
-    "report",
-    "demo",
-    "bench",
-    "arguments",
-    "tables",
-    "cli_inside",
-    "cli_repair",
-    "cli_sweep",
-    "cli",
-    "verbs",
-    "verbs_bench",
-    "verbs_inside",
-    "verbs_repair",
-    "verbs_sweep",
-    "__main__",
-]  # the top floor, lowest first
+FACES = (
+    "plot trust analysis report demo bench arguments tables cli_inside cli_debias cli_repair cli_sweep cli verbs "
+    "verbs_bench verbs_debias verbs_inside verbs_repair verbs_sweep __main__"
+).split()  # the top floor, lowest first
 for height, face in enumerate(FACES):
     FLOORS[face] = set(FLOORS) - set(FACES[height:])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import transformers
 import markovsafety as ms
 from markovsafety import interventions as iv
 from markovsafety import organism
+from markovsafety.cli import main
 from markovsafety.errors import InputError, UntrustedError
 from markovsafety.interventions.edits import Edit, Part
 from markovsafety.interventions.tilt_prediction import tilt_weights
@@ -257,7 +260,7 @@ def test_exploring_covers_what_the_tilt_makes_likely(hosts, table, explored):
     alone = iv.predict_tilt(hosts["shallow"], free, table, strong).at("all", 2.5)
     both = iv.predict_tilt(hosts["shallow"], rolls, table, strong).at("all", 2.5)
     assert both["effective"] > 1.5 * alone["effective"]
-    assert not alone["trusted"] or alone["effective"] >= 100
+    assert both["trusted"]
     few = iv.predict_tilt(hosts["shallow"], free[::12], table, strong)
     assert "cannot tell" in str(few)
     assert not few.at("all", 2.5)["trusted"]
@@ -318,3 +321,37 @@ def test_answers_that_are_not_the_plain_models_own_are_refused(hosts, table, exp
     predicted = iv.predict_tilt(host, rolls, table, [1.0])
     with pytest.raises(InputError, match="predicted prompts"):
         predicted.beside({1.0: ms.sample(host.engine, asked[:2], **judged)})
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+
+
+def test_debias_from_the_command_line(tmp_path, capsys):
+    words = ["debias", "organism:shallow", "--reference", "organism:base", "--prompts", "organism:12"]
+    words += ["--benign", "organism:12", "--judge", "organism", "--n", "4", "--strength", "0.5", "--random", "32"]
+    assert main([*words, "--max-tokens", "40", "--out", f"{tmp_path}/out", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {Path(f).name for f in told["files"]} >= {"debias.md", "bias.safetensors", "edit-0.5.safetensors"}
+    assert told["result"]["chosen"].keys() >= {"all", "fraud"}
+    settings = {r["setting"] for r in told["result"]["front"]["table"]}
+    assert settings == {"0", "0.5", "shuffled"}
+    assert len(told["result"]["cells"]) == 14
+    edit = iv.read_edit(tmp_path / "out" / "edit-0.5.safetensors")
+    assert edit.parts[0].scale == -0.5
+    assert main([*words, "--no-verify", "--out", f"{tmp_path}/out"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    for more, says in ((["--strength", "0"], "strengths are"), (["--harm", "x"], "no options of the judge")):
+        assert main([*words, *more, "--out", f"{tmp_path}/other"]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_vulnerabilities_from_the_command_line(explored, tmp_path, capsys):
+    ms.write_rollouts(explored[2], tmp_path / "one.parquet")
+    words = ["vulnerabilities", f"plain={tmp_path}/one.parquet", f"again={tmp_path}/one.parquet"]
+    assert main([*words, "--out", f"{tmp_path}/weak.md", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["result"]["weak"] == {"plain": [], "again": []}
+    assert len(told["result"]["table"]) == 12
+    assert "no weak category" in (tmp_path / "weak.md").read_text()
+    assert main([*words, "--out", f"{tmp_path}/weak.json", "--margin", "2"]) == 2
+    assert "margin=2" in capsys.readouterr().err

@@ -52,6 +52,7 @@ _HOME = {
     "monitor": ["Monitor", "fit_monitor", "read_monitor", "write_monitor"],
     "bias_tables": ["BiasTable", "read_bias_table", "write_bias_table"],
     "debias": ["bias_table"],
+    "debias_report": ["Debiased", "inspect_bias"],
     "exploration": ["explore"],
     "tilt_prediction": ["Tilted", "predict_tilt"],
     "tilt_processor": ["TiltProcessor"],

@@ -33,8 +33,9 @@ from .host import Host
 
 __all__ = ["FEWEST", "Tilted", "predict_tilt", "tilt_weights"]
 
-FEWEST = 100.0
-"""Answers of equal weight that the weighted ones must be worth, for a prediction to be believed."""
+FEWEST = (10.0, 100.0)
+"""Answers of equal weight that weighted ones must be worth to be believed: the first in any case, the second if that is
+less than half of all answers. Below, a few of them carry the estimate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +270,7 @@ class _Seen:
             "predicted": bound,
             "effective": effective,
             "largest": float(events.max() / max(events.sum(), 1e-300)),
-            "trusted": effective >= FEWEST,
+            "trusted": effective >= max(FEWEST[0], min(FEWEST[1], float((share > 0).sum()) / 2)),
             "variance": max(within, rate * (1 - rate) / effective),
         }
 
