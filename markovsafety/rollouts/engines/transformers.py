@@ -10,7 +10,6 @@ in, up to floating point.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,16 +20,16 @@ import numpy as np
 import torch
 import transformers
 
-from ...errors import InputError, ModelError, UntrustedError
+from ...errors import InputError, UntrustedError
 from ..provenance import versions, weights_hash
 from ..template import Template
 from . import Job, Output, Progress, check_job, uniforms
 from .folder import check_folder
 from .transformers_batch import Batch
+from .transformers_load import DTYPES, device_of, first_line, load_model, load_template
 
 __all__ = ["TransformersEngine", "open_engine"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 UNLIMITED = 1 << 20
 """Positions of a model whose configuration names no limit (recurrent, or with relative positions)."""
@@ -362,75 +361,15 @@ def open_engine(
     name = str(model)
     check_folder(model)
     spread = device in ("auto", "balanced", "balanced_low_0", "sequential")
-    loaded = _load(name, dtype, device if spread else None, options)
+    loaded = load_model(name, dtype, device if spread else None, options)
     if not spread:
         try:
-            loaded = loaded.to(_device(device))
+            loaded = loaded.to(device_of(device))
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"no device {device!r}", cause=_first_line(error), next='use device="cpu"') from error
-    template = _template(name, loaded, options.get("revision"))
+            raise InputError(f"no device {device!r}", cause=first_line(error), next='use device="cpu"') from error
+    template = load_template(name, loaded, options.get("revision"))
     # Sampling settings that come with a model (top-k, repetition penalties ...) would bend its distribution.
     loaded.generation_config = transformers.GenerationConfig()
     size = loaded.num_parameters()
     batch_size = batch_size or (1024 if size < 5e7 else 128 if size < 3e9 else 32)
     return TransformersEngine(loaded.eval(), template, name, dtype, batch_size)
-
-
-def _device(device: str | None) -> str:
-    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
-    if device == "gpu" and gpu is None:
-        raise InputError("there is no GPU", cause="torch sees neither CUDA nor MPS", next='use device="cpu"')
-    return (gpu or "cpu") if device in (None, "gpu") else device
-
-
-def _load(name: str, dtype: str, device_map: str | None, options: dict[str, Any]) -> Any:
-    try:
-        found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=DTYPES[dtype],
-            device_map=device_map,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-        loaded, told = found
-    except Exception as error:  # transformers, safetensors and the hub raise whatever they like
-        raise ModelError(
-            f"{name} cannot be loaded as a causal language model",
-            cause=_first_line(error),
-            next="check the folder (or hub id), and that this version of transformers knows the architecture",
-        ) from error
-    missing = sorted(told.get("missing_keys", ()))
-    if missing:  # transformers would fill them with random numbers
-        raise ModelError(
-            f"the weights of {name} are incomplete: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
-            cause=f"{len(missing)} parameters of the architecture are not in the files",
-            next="copy the folder again, or check that config.json belongs to the weights",
-        )
-    return loaded
-
-
-def _template(name: str, loaded: Any, revision: str | None) -> Template:
-    rows = int(loaded.get_input_embeddings().weight.shape[0])
-    if (Path(name) / "tokenizer.json").is_file():
-        return Template.load(name, vocab_size=rows)
-    # A tokenizer in another format (or on the hub) is converted by transformers.
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, revision=revision)
-            if set(tokenizer.get_vocab()) <= set(tokenizer.get_added_vocab()):
-                raise ValueError("no vocabulary file")  # transformers makes an empty tokenizer then
-            tokenizer.save_pretrained(folder)
-            loaded.generation_config.save_pretrained(folder)
-        except Exception as error:
-            raise ModelError(
-                f"{name} has no tokenizer that can be read",
-                cause=_first_line(error),
-                next="put its tokenizer.json (or the files it is made from) into the folder",
-            ) from error
-        return dataclasses.replace(Template.load(folder, vocab_size=rows), folder=name)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -24,7 +24,8 @@ from ..provenance import weights_hash
 from ..rollouts import Ragged, Rollouts
 from ..template import Template, behind
 from .folder import check_folder
-from .transformers import DTYPES, TransformersEngine, _device, _first_line, open_engine
+from .transformers import TransformersEngine, open_engine
+from .transformers_load import DTYPES, device_of, first_line
 
 __all__ = ["ClassifierJudge", "GuardJudge"]
 
@@ -326,7 +327,7 @@ def _classifier(name: str, dtype: str, device: str | None) -> tuple[Any, Any]:
     except Exception as error:  # transformers, safetensors and the hub raise whatever they like
         raise ModelError(
             f"{name} cannot be loaded as a text classifier",
-            cause=_first_line(error),
+            cause=first_line(error),
             next="check the folder (or hub id), and that this version of transformers knows the architecture",
         ) from error
     net, told = found
@@ -336,7 +337,7 @@ def _classifier(name: str, dtype: str, device: str | None) -> tuple[Any, Any]:
             cause=f"{len(missing)} parameters of a classifier are not in its files",
             next="give the folder of a trained classifier",
         )
-    return net.to(_device(device)).eval(), words
+    return net.to(device_of(device)).eval(), words
 
 
 def _classes(given: Any, config: Any, name: str) -> tuple[int, ...]:

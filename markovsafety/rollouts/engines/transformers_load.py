@@ -1,0 +1,100 @@
+"""Loading a causal language model and its tokenizer with transformers, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ...errors import InputError, ModelError
+from ..template import Template
+
+__all__ = ["DTYPES", "device_of", "first_line", "load_model", "load_template"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device_of(device: str | None) -> str:
+    """The device of a name; by default the GPU if there is one."""
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    if device == "gpu" and gpu is None:
+        raise InputError("there is no GPU", cause="torch sees neither CUDA nor MPS", next='use device="cpu"')
+    return (gpu or "cpu") if device in (None, "gpu") else device
+
+
+def load_model(name: str, dtype: str, device_map: str | None, options: dict[str, Any]) -> Any:
+    """The model, or a ModelError that says what is wrong with it."""
+    try:
+        with _quiet():
+            found: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=DTYPES[dtype],
+                device_map=device_map,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+        loaded, told = found
+    except Exception as error:  # transformers, safetensors and the hub raise whatever they like
+        raise ModelError(
+            f"{name} cannot be loaded as a causal language model",
+            cause=first_line(error),
+            next="check the folder (or hub id), and that this version of transformers knows the architecture",
+        ) from error
+    missing = sorted(told.get("missing_keys", ()))
+    if missing:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"the weights of {name} are incomplete: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+            cause=f"{len(missing)} parameters of the architecture are not in the files",
+            next="copy the folder again, or check that config.json belongs to the weights",
+        )
+    return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers where nobody watches; on a terminal it stays."""
+    bars = transformers.utils.logging
+    if sys.stderr.isatty() or not bars.is_progress_bar_enabled():
+        yield
+        return
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bar()
+
+
+def load_template(name: str, loaded: Any, revision: str | None) -> Template:
+    """The tokenizer and chat template in the folder, converted by transformers where they are in another format."""
+    rows = int(loaded.get_input_embeddings().weight.shape[0])
+    if (Path(name) / "tokenizer.json").is_file():
+        return Template.load(name, vocab_size=rows)
+    # A tokenizer in another format (or on the hub) is converted by transformers.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, revision=revision)
+            if set(tokenizer.get_vocab()) <= set(tokenizer.get_added_vocab()):
+                raise ValueError("no vocabulary file")  # transformers makes an empty tokenizer then
+            tokenizer.save_pretrained(folder)
+            loaded.generation_config.save_pretrained(folder)
+        except Exception as error:
+            raise ModelError(
+                f"{name} has no tokenizer that can be read",
+                cause=first_line(error),
+                next="put its tokenizer.json (or the files it is made from) into the folder",
+            ) from error
+        return dataclasses.replace(Template.load(folder, vocab_size=rows), folder=name)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that an error says, with its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
