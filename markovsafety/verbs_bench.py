@@ -126,7 +126,7 @@ def _bench_hooks(options: argparse.Namespace) -> Answer:
 
 
 def _bench_inside(options: argparse.Namespace) -> Answer:
-    from .bench.inside_seeds import PAPERS, run
+    from .bench.inside_seeds import run
 
     if options.models is None:
         raise InputError(
@@ -135,8 +135,11 @@ def _bench_inside(options: argparse.Namespace) -> Answer:
             next="Give --models DIR, a folder for them.",
         )
     result = run(options.models, options.out, quick=options.quick)
-    files = [] if options.out is None else [str(Path(options.out) / p / "seeds.json") for p in PAPERS]
-    return Answer(result.pop("line"), result, files=files)
+    line = result.pop("line")
+    folder = None if options.out is None else Path(options.out)
+    folder = folder.parent.parent if folder is not None and folder.suffix == ".json" else folder
+    files = [] if folder is None else [str(folder / paper / f"seeds.{s}") for paper in result for s in ("json", "md")]
+    return Answer(line, result, files=files)
 
 
 def _bench_sweep(options: argparse.Namespace) -> Answer:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import InputError
 from ..organism import SHIPPED, model_path
 from .inside import measure_directions, measure_organism
 from .inside_chain import measure_chain
@@ -36,7 +37,8 @@ def run(models: str | Path, out: str | Path | None = None, *, quick: bool = Fals
     models : path
         Folder of world folders, named like l1h3s1; those that are missing are trained into it, minutes each.
     out : path, optional
-        The folder ``papers``: each paper's seeds.json and seeds.md are written. A world that is measured already, with
+        PAPER/seeds.json: only what belongs to this paper is measured; seeds.md is written beside it. Or the folder of
+        both papers. A world that is measured already, with
         the same weights, is not measured again.
     quick : bool
         Two worlds only.
@@ -47,11 +49,21 @@ def run(models: str | Path, out: str | Path | None = None, *, quick: bool = Fals
         By paper: worlds, organism, missed (rows that miss their threshold, by world); ``line``.
     """
     folder = Path(models)
+    asked = dict(PAPERS)
+    if out is not None and Path(out).suffix == ".json":
+        root, paper = Path(out).resolve().parent.parent, Path(out).resolve().parent.name
+        if paper not in PAPERS or Path(out).name != "seeds.json":
+            raise InputError(
+                f"{out} is no place for these measurements",
+                cause=f"they belong to the papers {' and '.join(PAPERS)}",
+                next="give --out papers, or papers/2507.11878/seeds.json",
+            )
+        out, asked = root, {paper: PAPERS[paper]}
     chosen = PLANTED[:2] if quick else PLANTED
     paths = {_name(*world): _trained(folder / _name(*world), *world) for world in chosen}
     result: dict[str, Any] = {}
-    with tqdm(total=len(PAPERS) * (len(paths) + 1), desc="worlds", disable=None) as bar:
-        for paper, measures in PAPERS.items():
+    with tqdm(total=len(asked) * (len(paths) + 1), desc="worlds", disable=None) as bar:
+        for paper, measures in asked.items():
             kept = _kept(out, paper)
             for name, path in paths.items():
                 weights = _weights(path)
