@@ -24,7 +24,7 @@ from ..rollouts.asked import read_prompts
 from .behaviour import Behaviour
 from .beliefs import Separation, belief_table, believe, separate
 from .blocking import Blocked, measure_blocked
-from .buckets import Buckets, refusal_shares
+from .buckets import Buckets, category_of, refusal_shares
 from .differences import difference
 from .directions import Direction, write_direction
 from .edits import Edit, write_edit
@@ -232,7 +232,7 @@ def inspect_model(
     host = model if isinstance(model, Host) else open_host(model, **options)
     host.spans().separate()
     given = [(r, kind) for kind, prompts in ((True, harmful), (False, benign)) for r in read_prompts(prompts)]
-    records = [{**r, "harmful": kind, "prompt_id": i} for i, (r, kind) in enumerate(given)]
+    records = [{**r, "category": category_of(r), "harmful": kind, "prompt_id": i} for i, (r, kind) in enumerate(given)]
     told = np.array([r["harmful"] for r in records])
     if told.all() or not told.any():
         raise InputError(
