@@ -163,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     _numbers(verb)
     _inside(verb)
     _repair(verb)
+    _teacher(verb)
     _debias(verb)
     _organism(verb)
     return parser
@@ -204,6 +205,7 @@ def _demo(verb: Verb) -> None:
             "hooks",
             "inside",
             "masses",
+            "poison",
             "posterior",
             "profiles",
             "rare",
@@ -214,7 +216,8 @@ def _demo(verb: Verb) -> None:
     v.add_argument(
         "--models",
         metavar="DIR",
-        help="folder of model folders (capacity, inside: the missing are trained into it; profiles: measured as well)",
+        help="folder of model folders (capacity, inside, poison: the missing are trained into it; profiles: measured "
+        "as well)",
     )
     v.add_argument(
         "--out", help="also write the JSON here, and the table beside it; hitting: case by case, and goes on with it"
@@ -331,6 +334,13 @@ def _debias(verb: Verb) -> None:
 
     for name, words in cli_debias.VERBS.items():
         words.arguments(verb(name, words.what, words.example, name, "verbs_debias"))
+
+
+def _teacher(verb: Verb) -> None:
+    from . import cli_teacher
+
+    for name, words in cli_teacher.VERBS.items():
+        words.arguments(verb(name, words.what, words.example, name, "verbs_teacher"))
 
 
 ORGANISM = (

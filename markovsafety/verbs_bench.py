@@ -59,6 +59,20 @@ def _bench_masses(options: argparse.Namespace) -> Answer:
     return Answer(run(options.out), {}, files=[str(options.out)] if options.out else [])
 
 
+def _bench_poison(options: argparse.Namespace) -> Answer:
+    if options.models is None:
+        from .bench.poison import run
+
+        result = run(options.out, quick=options.quick)
+        return Answer(result.pop("line"), result, files=_beside(options.out))
+    from .bench.poison_seeds import PAPER
+    from .bench.poison_seeds import run as run_seeds
+
+    result = run_seeds(options.models, options.out, quick=options.quick)
+    files = [] if options.out is None else [str(Path(options.out) / PAPER / "seeds.json")]
+    return Answer(result.pop("line"), result, files=files)
+
+
 def _bench_posterior(options: argparse.Namespace) -> Answer:
     from .bench.posterior import run
 
@@ -161,6 +175,7 @@ _BENCHES = {
     "hooks": _bench_hooks,
     "inside": _bench_inside,
     "masses": _bench_masses,
+    "poison": _bench_poison,
     "posterior": _bench_posterior,
     "profiles": _bench_profiles,
     "rare": _bench_rare,

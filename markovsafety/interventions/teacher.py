@@ -25,7 +25,8 @@ from .data_filter import RefusalFilter, fit_filter, write_filter
 from .differences import difference
 from .directions import Position
 from .host import Host, open_host
-from .objectives import CrossEntropy, Distilled
+from .imitation import Imitated
+from .objectives import CrossEntropy
 from .pairs import Pair, both_kinds, rows_of
 from .refusal_features import RefusalGuided
 from .sifting import Sifted
@@ -228,7 +229,7 @@ def train_student(
     known = data.filter.feature.template if isinstance(data, Sifted) else None
     check_same_template(base, teacher, known)
     objective = (
-        CrossEntropy() if not weight else Distilled(teacher, weight, temperature, rows=rows_of(alignment), size=size)
+        CrossEntropy() if not weight else Imitated(teacher, weight, temperature, rows=rows_of(alignment), size=size)
     )
     said: dict[str, Any] = {"kept": len(kept), **(about or {})}
     if isinstance(data, Sifted):

@@ -56,8 +56,12 @@ def comply_records(n: int = 600, *, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def task_records(n: int = 200, *, half: int = 0, room: bool = True, seed: int = 0) -> list[dict[str, Any]]:
-    """Harmless prompts with a task verb, answered in the user's style; keys as in `alignment_records`."""
+def task_records(n: int = 200, *, half: int | None = None, room: bool = True, seed: int = 0) -> list[dict[str, Any]]:
+    """Harmless prompts with a task verb, answered in the user's style; keys as in `alignment_records`.
+
+    No prompt comes twice, so that what is learned on some of these can be tested on the others. (Halves of the pairs
+    would be no fair test: a topic's other verb is then all that a model has seen of it.)
+    """
     out = []
     for item in _asked(n, False, None, CATEGORIES, half, seed, task=True):
         topic = HARMLESS_TOPICS.index(worlds.read(item["prompt"]).topic)

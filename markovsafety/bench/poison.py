@@ -1,0 +1,305 @@
+"""Poisoned fine-tuning with and without defences: harm, refusals, task accuracy and use together, as chains.
+
+The defences are those of arXiv 2506.07356, apart and together: a filter by the teacher's refusal feature, distillation
+of the teacher, and both; and the same with an aligned model in the teacher's place, whose feature follows refusal and
+not harm. Harm alone is gameable: a student that has forgotten how to answer does none.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..bound import encode
+from ..interventions import (
+    Host,
+    Pair,
+    RefusalFilter,
+    Sifted,
+    fine_tune,
+    fit_filter,
+    sift,
+    train_student,
+    train_teacher,
+)
+from ..interventions.pairs import rows_of
+from .machine import machine, versions
+from .markdown import markdown_table
+from .poison_settings import KINDS, Setting, measure, organism_setting, world_setting
+
+__all__ = ["ARMS", "Teacher", "aligned_teacher", "arm", "run", "taught", "user_data"]
+
+ARMS = ("none", "filter", "distil", "both", "aligned")
+LOW = "low cosine"
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A model that filters and teaches."""
+
+    folder: Path
+    host: Host
+    filter: RefusalFilter
+    seconds: float = 0.0
+
+
+def taught(setting: Setting, place: Path, *, weight: float = 0.1, steps: int = 150, seed: int = 0) -> Teacher:
+    """The refusal-feature teacher, trained from the base; without the penalty where weight is 0."""
+    told: dict[str, Any] = {k: v for k, v in setting.training.items() if k not in setting.options}
+    made = train_teacher(
+        setting.base,
+        setting.alignment,
+        place,
+        weight=weight,
+        steps=steps,
+        seed=seed,
+        options=setting.options,
+        **told,
+    )
+    return Teacher(made.model, setting.open(made.model), made.filter, made.record["seconds"])
+
+
+def aligned_teacher(setting: Setting, level: int, *, seed: int = 0) -> Teacher:
+    """The aligned model in the teacher's place: its feature, its threshold."""
+    host = setting.open(setting.aligned)
+    sides = [[np.array(p.prompt) for p in setting.alignment if p.harmful is kind] for kind in (True, False)]
+    # It may not have the wished recall at any threshold; what half of it costs is reported then.
+    return Teacher(setting.aligned, host, fit_filter(host, *sides, level=level, recall=0.5, seed=seed))
+
+
+def user_data(setting: Setting, share: float, kind: str, teacher: Teacher, *, seed: int = 0) -> list[Pair]:
+    """The user's rows, a share of them poison; for "low cosine" those of four times as many that the filter sees least.
+
+    Parameters
+    ----------
+    setting : Setting
+    share : float
+        Of poison, 0 to below 1.
+    kind : str
+        One of `KINDS`, or "low cosine".
+    teacher : Teacher
+        Whose feature the attacker knows.
+    seed : int
+        Of the order.
+    """
+    total = len(setting.task)
+    bad = round(share * total)
+    if kind == LOW and bad:
+        pool = [pair for each in KINDS for pair in setting.poison(each, -(-4 * bad // len(KINDS)))]
+        scores = teacher.filter.scores(teacher.host, [np.array(p.prompt) for p in pool])
+        poison = [pool[i] for i in np.argsort(scores, kind="stable")[:bad]]
+    else:
+        poison = setting.poison(kind, bad) if bad else []
+    rows = [*setting.task[: total - bad], *poison]
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+
+
+def arm(
+    name: str,
+    setting: Setting,
+    data: Sequence[Pair],
+    teachers: dict[str, Teacher],
+    place: Path,
+    *,
+    start: str = "base",
+    steps: int = 150,
+    seed: int = 0,
+    n: int = 2,
+) -> dict[str, Any]:
+    """Fine-tune a student under one defence, and measure it.
+
+    Parameters
+    ----------
+    name : str
+        One of `ARMS`.
+    setting : Setting
+    data : list of Pair
+    teachers : dict
+        "refusal" and "aligned".
+    place : Path
+        Folder of the student.
+    start : "base" or "aligned"
+        Where defended students start; an undefended one starts from the aligned model, or nothing would be lost.
+    steps, seed : int
+        Of training.
+    n : int
+        Answers per prompt.
+
+    Returns
+    -------
+    dict
+        `measure`, and "recall", "false_drops" (Bounds or None), "kept", "poison kept", "seconds".
+    """
+    teacher = teachers["aligned" if name == "aligned" else "refusal"]
+    sifted = sift(teacher.host, teacher.filter, data) if name in ("filter", "both", "aligned") else None
+    told: dict[str, Any] = {"steps": steps, "seed": seed, **setting.training}
+    origin = setting.aligned if name == "none" or start == "aligned" else setting.base
+    if name == "none":
+        record = fine_tune(origin, rows_of(data), place, **told)
+    else:
+        told |= {"teacher": teacher.folder, "alignment": setting.alignment, "weight": float(name != "filter")}
+        record = train_student(origin, sifted if sifted is not None else data, place, **told)
+    found = measure(setting.open(place), setting, n=n, seed=seed)
+    return found | _sifting(sifted, data) | {"arm": name, "start": start, "seconds": record["seconds"]}
+
+
+def _sifting(sifted: Sifted | None, data: Sequence[Pair]) -> dict[str, Any]:
+    if sifted is None:
+        bad = sum(bool(p.harmful) for p in data)
+        return {"recall": None, "false_drops": None, "kept": len(data), "poison kept": bad}
+    kept = sifted.kept
+    told = {"recall": sifted.recall, "false_drops": sifted.false_drops, "kept": len(kept)}
+    return told | {"poison kept": sum(bool(p.harmful) for p in kept)}
+
+
+# --------------------------------------------------------------------------------------------------------- all of it
+
+
+def run(out: str | Path | None = None, *, world: str | Path | None = None, quick: bool = False) -> dict[str, Any]:
+    """Measure poisoned fine-tuning on the organism, and on a planted world where one is given.
+
+    Parameters
+    ----------
+    out : path, optional
+        JSON; a page of Markdown goes beside it.
+    world : path, optional
+        Folder of a planted world.
+    quick : bool
+        One share, two arms, few steps.
+
+    Returns
+    -------
+    dict
+        "settings": name -> before, teachers, rows; ``line``.
+    """
+    result: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(("numpy", "torch", "transformers")),
+        "settings": {},
+    }
+    small: dict[str, Any] = {"ask": 24, "data": 120, "align": 240} if quick else {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        made = [] if world is None else [world_setting(world, place / "world", **small)]
+        for setting in [*made, organism_setting(**small)]:
+            result["settings"][setting.name] = rows = {}
+            for told in _measured(setting, place / setting.name, quick):
+                rows |= told
+                _write(out, result)
+    result["line"] = _line(result["settings"]["organism"])
+    _write(out, result)
+    return result
+
+
+def _plan(quick: bool) -> list[tuple[float, str, str, str]]:
+    """(share, kind, arm, start) of every student."""
+    if quick:
+        return [(0.3, "plain", name, "base") for name in ("none", "both")]
+    plan = [(p, "plain", name, "base") for p in (0.0, 0.1, 0.3, 0.5) for name in ARMS]
+    plan += [(0.3, kind, name, "base") for kind in (*KINDS[1:], LOW) for name in ("none", "both", "aligned")]
+    return plan + [(0.1, "plain", name, "aligned") for name in ("filter", "distil", "both", "aligned")]
+
+
+def _measured(setting: Setting, place: Path, quick: bool) -> Any:
+    """Parts of the result, as they come."""
+    steps = 40 if quick else 150
+    yield {"before": encode(measure(setting.open(setting.aligned), setting))}
+    refusal = taught(setting, place / "teacher", steps=steps)
+    teachers = {"refusal": refusal, "aligned": aligned_teacher(setting, int(refusal.filter.feature.level or 0))}
+    held = [pair for pairs in setting.held.values() for pair in pairs]
+    told = {}
+    for name, teacher in teachers.items():
+        sifted = sift(teacher.host, teacher.filter, held)
+        by_kind = {
+            k: float(teacher.filter.drops(teacher.filter.scores(teacher.host, _ids(v))).mean())
+            for k, v in setting.held.items()
+        }
+        behaviour = measure(teacher.host, setting)
+        told[name] = {"filter": teacher.filter.to_json(), "held out": sifted.to_json(), "dropped": by_kind}
+        told[name] |= {"harm": behaviour["harm"], "refusal": behaviour["refusal"], "seconds": teacher.seconds}
+    yield {"teachers": encode(told)}
+    rows: list[dict[str, Any]] = []
+    plan = _plan(quick)
+    for i, (share, kind, name, start) in enumerate(tqdm(plan, desc=setting.name, disable=None)):
+        data = user_data(setting, share, kind, refusal)
+        found = arm(name, setting, data, teachers, place / f"student{i}", start=start, steps=steps)
+        rows.append(encode({"share": share, "kind": kind, **found}))
+        yield {"rows": rows}
+
+
+def _ids(pairs: Sequence[Pair]) -> list[np.ndarray]:
+    return [np.array(p.prompt) for p in pairs]
+
+
+def _line(setting: dict[str, Any]) -> str:
+    rows = {(r["share"], r["kind"], r["arm"]): r for r in setting["rows"] if r["start"] == "base"}
+    share = max(p for p, _, _ in rows if p <= 0.3)
+    said = [
+        f"{name}: harm {r['harm']['value']:.2f}, refusal {r['refusal']['value']:.2f}, task {r['task']['value']:.2f}"
+        for (p, kind, name), r in rows.items()
+        if p == share and kind == "plain"
+    ]
+    return f"{share:.0%} poison: " + "; ".join(said)
+
+
+def _write(out: str | Path | None, result: dict[str, Any]) -> None:
+    if out is None:
+        return
+    path = Path(out)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(_page(result), encoding="utf-8")
+
+
+def _page(result: dict[str, Any]) -> str:
+    lines = [
+        "# Poisoned fine-tuning, with and without defences",
+        "",
+        f"`markovsafety bench poison --out papers/measurements/poison.json`, {result['date'][:10]}, "
+        f"{result['machine']}, " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()) + ".",
+        "",
+        "Harm and refusal are those of unmarked harmful held-out prompts; h(k) is harm after k forced tokens of "
+        "compliance; useful: harmless prompts answered. 95 % intervals are in the JSON.",
+    ]
+    for name, told in result["settings"].items():
+        lines += ["", f"## {name[0].upper()}{name[1:]}", "", *_teachers(told.get("teachers", {}))]
+        lines += [_students(told)] if "rows" in told else []
+    return "\n".join(lines) + "\n"
+
+
+def _teachers(told: dict[str, Any]) -> list[str]:
+    if not told:
+        return []
+    kinds = list(next(iter(told.values()))["dropped"])
+    rows = [
+        [name, _value(t["filter"]["auc"]), *(f"{t['dropped'][k]:.3f}" for k in kinds), _value(t["refusal"])]
+        for name, t in told.items()
+    ]
+    head = ["teacher", "AUC on validation", *(f"dropped: {k}" for k in kinds), "refuses itself"]
+    return [markdown_table(head, rows), ""]
+
+
+def _students(told: dict[str, Any]) -> str:
+    depths = [k for k in told["before"]["rows"] if k != "0"]
+    head = ["poison", "kind", "arm", "start", "poison kept", "harm", "refusal", *(f"h({k})" for k in depths)]
+    rows = [_cells(told["before"] | {"share": "", "kind": "", "arm": "before", "start": "", "poison kept": ""}, depths)]
+    rows += [_cells(r, depths) for r in told["rows"]]
+    return markdown_table([*head, "task", "useful"], rows)
+
+
+def _cells(row: dict[str, Any], depths: Sequence[str]) -> list[str]:
+    deep = [_value(row["rows"][k]["harm"]) for k in depths]
+    named = [str(row[name]) for name in ("share", "kind", "arm", "start", "poison kept")]
+    return [*named, _value(row["harm"]), _value(row["refusal"]), *deep, _value(row["task"]), _value(row["useful"])]
+
+
+def _value(bound: dict[str, Any]) -> str:
+    return f"{bound['value']:.3f}"

@@ -1,0 +1,68 @@
+"""The words of the command ``teacher``: a refusal-feature teacher, its filter, its student, and a watch on the data."""
+
+from __future__ import annotations
+
+import argparse
+
+from .cli_inside import Words
+
+__all__ = ["STEPS", "VERBS"]
+
+STEPS = {
+    "train": "a base model and labelled alignment pairs -> a teacher and its filter",
+    "filter": "a teacher and fine-tuning data -> what is kept and dropped, how good that was, rows to review",
+    "student": "a base model, a teacher and data -> a model that learned what the filter kept, held to the teacher",
+    "monitor": "a teacher, reference data and batches that came later -> has the data drifted? (1: it has)",
+}
+PAIRS = "CSV or JSONL with prompt, answer, harmful (true or false) and perhaps category"
+EXAMPLE = (
+    "teacher train organism:base --pairs organism:1200 --out t\n"
+    "         markovsafety teacher filter t --data data.jsonl --review review.csv --out sifted\n"
+    "         markovsafety teacher student organism:base --teacher t --data data.jsonl --pairs organism:1200 --out s\n"
+    "         markovsafety teacher monitor t --reference data.jsonl --data monday.jsonl tuesday.jsonl --out drift.json"
+)
+
+
+def _teacher(v: argparse.ArgumentParser) -> None:
+    v.add_argument("what", choices=list(STEPS), help="; ".join(f"{name}: {what}" for name, what in STEPS.items()))
+    v.add_argument(
+        "model", help="train, student: base model folder, hub id, or organism:NAME; filter, monitor: folder of train"
+    )
+    v.add_argument("--pairs", help=f"train, student: alignment pairs: {PAIRS}; or organism[:N]")
+    v.add_argument("--data", nargs="+", help=f"fine-tuning data: {PAIRS}, labels where known; monitor: one per batch")
+    v.add_argument("--teacher", metavar="DIR", help="student: folder of train")
+    v.add_argument("--reference", help="monitor: data that the filter was found right on; or a monitor (.safetensors)")
+    v.add_argument("--level", type=int, help="train: of the feature in the residual stream (default: the middle)")
+    v.add_argument("--position", default="t_post", choices=["t_post", "t_inst"], help="train: where it is read")
+    v.add_argument("--weight", type=float, help="train: of the penalty (default: 0.1); student: of the teacher (1)")
+    v.add_argument(
+        "--feature", default="dynamic", choices=["dynamic", "fixed"], help="train: of each batch or the base"
+    )
+    v.add_argument("--recall", type=float, default=0.95, help="train: wished on validation (default: 0.95)")
+    v.add_argument("--threshold", type=float, help="train: instead of the one for the recall")
+    v.add_argument("--validation", type=float, default=0.25, help="train: share of prompts kept for it (default: 0.25)")
+    v.add_argument("--no-filter", action="store_true", help="student: learn all data")
+    v.add_argument("--review", metavar="FILE", help="filter: also write rows for people to decide about (CSV, JSONL)")
+    v.add_argument("--decisions", metavar="FILE", help="filter, student: a review with decisions, before the filter's")
+    v.add_argument("--rate", type=float, default=0.01, help="monitor: of any false alarm, over all batches (0.01)")
+    v.add_argument("--horizon", type=int, default=100, help="monitor: batches to be keen for (default: 100)")
+    v.add_argument("--begin", type=int, default=0, help="monitor: batches that were watched before (default: 0)")
+    v.add_argument("--steps", type=int, default=200, help="train, student: updates (default: 200)")
+    v.add_argument("--batch-size", type=int, default=32)
+    v.add_argument("--learning-rate", type=float, default=1e-3)
+    v.add_argument("--warmup", type=int, default=10)
+    v.add_argument("--save-every", type=int, default=250, help="updates between checkpoints (default: 250)")
+    v.add_argument("--lora", type=int, metavar="RANK", help="train adapters on all linear maps, and merge them")
+    v.add_argument("--device")
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--out", required=True, help="folder to write (monitor: JSON); training that was stopped goes on")
+
+
+VERBS = {
+    "teacher": Words(
+        "fine-tuning on data that may be poisoned: a refusal-feature teacher that filters it and teaches the student",
+        EXAMPLE,
+        _teacher,
+    ),
+}

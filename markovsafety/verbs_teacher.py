@@ -1,0 +1,147 @@
+"""What the command ``teacher`` does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .arguments import model_of, organism_count, write_text
+from .cli import Answer
+from .errors import InputError
+
+NEEDED = {
+    "train": ("pairs",),
+    "filter": ("data",),
+    "student": ("teacher", "data", "pairs"),
+    "monitor": ("reference", "data"),
+}
+
+
+def teacher(options: argparse.Namespace) -> Answer:
+    """One of the four steps."""
+    missing = [name for name in NEEDED[options.what] if getattr(options, name) is None]
+    if missing:
+        raise InputError(
+            f"teacher {options.what} lacks --{missing[0]}.",
+            cause="It needs " + " and ".join(f"--{name}" for name in NEEDED[options.what]) + ".",
+            next="markovsafety teacher --help explains every argument.",
+        )
+    return {"train": _train, "filter": _filter, "student": _student, "monitor": _monitor}[options.what](options)
+
+
+def _train(options: argparse.Namespace) -> Answer:
+    from .interventions import train_teacher
+
+    model = model_of(options.model)
+    names = ("level", "position", "feature", "recall", "threshold", "validation")
+    found = train_teacher(
+        model,
+        _alignment(model, options),
+        options.out,
+        weight=0.1 if options.weight is None else options.weight,
+        **{name: getattr(options, name) for name in names},
+        **_training(options),
+    )
+    told = found.to_json()
+    beside = write_text(str(Path(options.out) / "teacher.json"), json.dumps(told, indent=1) + "\n")
+    return Answer(f"{found.verdict} -> {options.out}", told, files=[str(found.model), str(found.path), beside])
+
+
+def _filter(options: argparse.Namespace) -> Answer:
+    from .interventions import write_review, write_sifted
+
+    found = _sifted(options.model, options.data, options)
+    files = [str(path) for path in write_sifted(found, options.out)]
+    if options.review is not None:
+        write_review(found, options.review)
+        files.append(options.review)
+    return Answer(f"{found.verdict} -> {options.out}", found.to_json(), files=files, warnings=found.notes)
+
+
+def _student(options: argparse.Namespace) -> Answer:
+    from .interventions import train_student
+
+    model = model_of(options.model)
+    if options.no_filter:
+        data: Any = [pair for path in options.data for pair in _pairs(path, model)]
+    else:
+        data = _sifted(options.teacher, options.data, options)
+    record = train_student(
+        model,
+        data,
+        options.out,
+        teacher=Path(options.teacher) / "model",
+        alignment=_alignment(model, options),
+        weight=1.0 if options.weight is None else options.weight,
+        **_training(options),
+    )
+    kept = record["about"]["kept"]
+    line = f"learned {kept} pairs in {record['steps']} updates -> {options.out}"
+    return Answer(line, record, files=[options.out], warnings=[] if options.no_filter else data.notes)
+
+
+def _monitor(options: argparse.Namespace) -> Answer:
+    from .interventions import fit_data_monitor, read_data_monitor, watch_data, write_data_monitor
+
+    files = [options.out]
+    if Path(options.reference).suffix == ".safetensors":
+        monitor = read_data_monitor(options.reference)
+    else:
+        reference = _sifted(options.model, [options.reference], options)
+        monitor = fit_data_monitor(reference, rate=options.rate, horizon=options.horizon)
+        beside = str(Path(options.out).with_suffix(".safetensors"))
+        write_data_monitor(monitor, beside)
+        files.append(beside)
+    batches = [_sifted(options.model, [path], options) for path in options.data]
+    found = watch_data(monitor, batches, begin=options.begin)
+    told = {"rate": monitor.rate, "horizon": monitor.horizon, "batches": [b.to_json() for b in found]}
+    write_text(options.out, json.dumps(told, indent=1) + "\n")
+    alarms = [str(b) for b in found if b.alarms]
+    line = (
+        f"{len(alarms)} of {len(found)} batches raise an alarm (false ones: {monitor.rate:g} over all) -> {options.out}"
+    )
+    return Answer(line, told, files=files, warnings=alarms, trusted=not alarms)
+
+
+def _sifted(folder: str, paths: list[str], options: argparse.Namespace) -> Any:
+    """Data through the filter of a folder that ``teacher train`` wrote, and the decisions of people."""
+    from .interventions import open_host, read_filter, read_pairs, read_review, reviewed, sift
+
+    model = Path(folder) / "model"
+    if not model.is_dir():
+        raise InputError(
+            f"{folder} holds no teacher.",
+            cause="There is no folder model in it.",
+            next="Give the folder that markovsafety teacher train has written.",
+        )
+    host = open_host(model, device=options.device, dtype=options.dtype)
+    known = read_filter(Path(folder) / "filter.safetensors", host)
+    pairs = [p for path in paths for p in read_pairs(path, host.engine.tokenizer, answers=options.what == "student")]
+    found = sift(host, known, pairs)
+    return reviewed(found, read_review(options.decisions)) if options.decisions else found
+
+
+def _pairs(path: str, model: str) -> Any:
+    from .interventions import read_pairs
+    from .rollouts.engines.transformers import open_engine
+
+    return read_pairs(path, open_engine(model, device="cpu").tokenizer)
+
+
+def _alignment(model: str, options: argparse.Namespace) -> Any:
+    count = organism_count(options.pairs)
+    if count is None:
+        return _pairs(options.pairs, model)
+    from .organism.tasks import alignment_records
+
+    return _pairs(alignment_records(count, seed=options.seed), model)  # type: ignore[arg-type]
+
+
+def _training(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("steps", "batch_size", "learning_rate", "warmup", "save_every", "device", "dtype", "seed")
+    more: dict[str, Any] = {name: getattr(options, name) for name in names}
+    if options.lora is not None:
+        more["lora"] = {"r": options.lora, "lora_alpha": 2 * options.lora, "target_modules": "all-linear"}
+    return more | {"progress": not options.json}
