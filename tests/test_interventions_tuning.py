@@ -282,8 +282,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(base, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         tune(base, tmp_path / "killed", **options)
     assert not (tmp_path / "killed").exists()
-    monkeypatch.setattr(tuning._Trainer, "training_step", step)
+    done = []
+    monkeypatch.setattr(tuning._Trainer, "training_step", lambda self, *a, **k: done.append(1) or step(self, *a, **k))
     record = tune(base, tmp_path / "killed", **options)
+    assert len(done) == 7 - 3  # from the checkpoint on
     assert [line["step"] for line in record["losses"]] == list(range(1, 8))
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     assert not same(weights(base), weights(tmp_path / "killed"))
