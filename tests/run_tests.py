@@ -43,6 +43,7 @@ AREAS = {
         400,
         ("rollouts", "device", "engine", "engines", "judges", "parquet", "replay", "sample", "template"),
     ),
+    "interventions": (500, ("interventions",)),
     "notebooks": (150, ("notebooks",)),
     "faces": (300, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
     "papers": (200, ("note", "papers")),
