@@ -38,6 +38,7 @@ _HOME = {
     "plane_axes": ["answer_axes", "running_means"],
     "policies": ["Policy", "policy"],
     "positions": ["Spans", "spans"],
+    "preferences": ["Preference", "Preferred", "cleaned", "preference_rows"],
     "prediction": ["RowLocal", "row_local"],
     "record": ["activations", "head_outputs", "laws", "projections", "token_mass"],
     "signature": ["Signature", "depth_signature"],

@@ -1,0 +1,151 @@
+"""Direct preference optimisation as an objective of `fine_tune`, and the two steps of safe alignment made of it.
+
+The reward step prefers helpful answers with strength beta. The safety step starts from what it made and prefers safe
+answers with strength beta / lambda, the smaller the further from it: the optimum of the constrained problem is reached
+stepwise (SACPO, the method that arXiv 2502.02153 builds on). Both are the same loss on other pairs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ..errors import InputError
+from ..rollouts.engines.transformers import open_engine
+from .augment import Row
+from .batches import check_rows, collate_rows, rows_hash
+from .objectives import Setting, as_tensors, each_kept, log_probs, logits_of, summed
+
+__all__ = ["Preference", "Preferred", "cleaned", "preference_rows"]
+
+
+class Preference(NamedTuple):
+    """Token ids of a prompt, of the answer that is preferred and of the other one, and by how much it is safer."""
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+    margin: float = 1.0
+
+
+def cleaned(pairs: Sequence[Preference], threshold: float = 0.25) -> list[Preference]:
+    """Pairs whose margin is at least a threshold; 0.25 in the paper.
+
+    Raises
+    ------
+    InputError
+        None is left.
+    """
+    kept = [p for p in pairs if p.margin >= threshold]
+    if not kept:
+        raise InputError(
+            f"no pair of {len(pairs)} has a margin of {threshold:g}",
+            cause="the preferred answers are hardly better than the others",
+            next="lower the threshold, or look at the scores",
+        )
+    return kept
+
+
+def preference_rows(pairs: Sequence[Preference]) -> tuple[list[Row], list[Row]]:
+    """Rows of the preferred answers, for `fine_tune`, and of the others, for `Preferred`; loss on the answers."""
+    if not pairs:
+        raise InputError("there are no pairs", cause="the list is empty", next="give at least one pair")
+
+    def row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
+        return Row([*map(int, prompt), *map(int, answer)], len(prompt), len(prompt))
+
+    return [row(p.prompt, p.chosen) for p in pairs], [row(p.prompt, p.rejected) for p in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class Preferred:
+    """The loss ``-ln sigmoid(beta * (gain of the preferred answer - gain of the other))``, a mean over pairs.
+
+    The gain of an answer is ln p - ln p_reference of all its tokens with loss, nats.
+
+    Parameters
+    ----------
+    rejected : sequence of Row
+        The other answers, in the order of the rows that are trained on; both sides of a pair go through the model.
+    beta : float
+        How strongly the reference holds, > 0: beta of a reward step, beta / lambda of a safety step.
+    anchor : float
+        Weight of the cross-entropy of the preferred answers beside it (arXiv 2404.19733, eq. 2), a mean over tokens. At
+        0 the loss is that of the paper, which a model can also lower by saying neither answer: what is taken from the
+        other answer may go to a third one.
+    reference : path or model, optional
+        Frozen; by default the model as it is before training.
+
+    Notes
+    -----
+    R. Rafailov and others, Direct Preference Optimization, arXiv 2305.18290, eq. 7. At the reference the loss is ln 2.
+    """
+
+    rejected: Sequence[Row]
+    beta: float = 0.1
+    anchor: float = 0.0
+    reference: Any = None
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.beta) and self.beta > 0 and np.isfinite(self.anchor) and self.anchor >= 0):
+            raise InputError(
+                f"beta is {self.beta}, anchor {self.anchor}",
+                cause="beta says how strongly the reference holds, anchor how strongly the preferred answer is learned",
+                next="give a beta > 0, such as 0.1, and an anchor >= 0",
+            )
+
+    def bind(self, setting: Setting) -> Preferred:
+        engine = setting.engine
+        rows = check_rows(self.rejected, engine.vocab_size, engine.context)
+        if self.reference is None:
+            model = copy.deepcopy(engine.model)
+        elif isinstance(self.reference, str | Path):
+            model = open_engine(self.reference, dtype=engine.dtype, device=str(engine.device)).model
+        else:
+            model = self.reference
+        if int(model.get_input_embeddings().weight.shape[0]) != engine.vocab_size or model is engine.model:
+            raise InputError(
+                "the reference has another vocabulary, or is the model that is trained",
+                cause="gains are differences of log-probabilities of the same tokens to a model that stays",
+                next="give the folder of the model before this step, or leave it out",
+            )
+        return replace(self, rejected=rows, reference=model.eval().requires_grad_(False))
+
+    def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        index = batch["index"].tolist()
+        if max(index) >= len(self.rejected):
+            raise InputError(
+                f"row {max(index)} has no other answer",
+                cause=f"there are {len(self.rejected)} of them",
+                next="train on the rows that preference_rows made of the same pairs",
+            )
+        other = as_tensors(collate_rows([self.rejected[i] for i in index], 1.0, index), batch["labels"].device)
+        said = log_probs(logits_of(model, batch), batch)
+        gain = self._gain(said, batch) - self._gain(log_probs(logits_of(model, other), other), other)
+        preferred = functional.softplus(-self.beta * gain).mean()
+        entropy = summed(-said, batch)
+        parts = {"preference": preferred.detach(), "margin": gain.detach().mean(), "cross_entropy": entropy.detach()}
+        return preferred + self.anchor * entropy, parts
+
+    def _gain(self, said: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What each row gained on the reference, shape (batch,)."""
+        with torch.no_grad():
+            told = log_probs(logits_of(self.reference, batch), batch)
+        row = each_kept(batch).nonzero()[:, 0]
+        return torch.zeros(len(batch["labels"]), device=said.device).index_add(0, row, said - told)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "objective": "preferred",
+            "beta": self.beta,
+            "anchor": self.anchor,
+            "rejected": rows_hash(list(self.rejected)),
+        }
