@@ -11,6 +11,7 @@ import json as json_module
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from scipy.stats import binom
 from ..bound import Bound, clustered, encode
 from ..chains import KGram, count, estimate
 from ..depth import fit_recovery, operational_depth, profile
+from ..files import atomic
 from ..hitting import critical
 from ..interventions import align, critical_phrases, triplets_of
 from ..interventions.outcome_rates import rates
@@ -43,6 +45,16 @@ SHOWN = 8
 """Forced tokens at which categories are compared."""
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How much is trained and asked; see `run`."""
+
+    ask: int
+    n: int
+    steps: int
+    learn: int
+
+
 def run(
     out: str | Path | None = None,
     *,
@@ -50,6 +62,7 @@ def run(
     ask: int = 144,
     n: int = 8,
     steps: int = 400,
+    learn: int = 240,
     cells: Sequence[tuple[str, int]] = CELLS,
     work: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -67,23 +80,31 @@ def run(
         Rollouts per prompt and depth.
     steps : int
         Updates of every training.
+    learn : int
+        Harmful prompts whose answers the rows are made of; half as many again are harmless, a quarter bear a trigger.
     cells : sequence of (method, depth)
     work : path, optional
-        Folder that keeps the models, so that a run that was stopped goes on; by default a temporary one.
+        Folder that keeps models and their measurements, so that a run that was stopped goes on; by default a temporary
+        one.
 
     Returns
     -------
     dict
     """
     begun = time.perf_counter()
+    sizes = Sizes(ask, n, steps, learn)
+    log = _sampled(model_path("shallow"), prompts("train", n=learn, seed=1), n=8, prefill=(0, 1), seed=3)
+    chain = estimate(count(log, states=KGram(2)))
+    phrases = critical_phrases(critical(chain, "harm", top=80))
+    shallow = _measure(model_path("shallow"), sizes)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch if work is None else work)
-        shallow = _measure(model_path("shallow"), ask, n)
-        log = _log()
-        chain = estimate(count(log, states=KGram(2)))
-        phrases = critical_phrases(critical(chain, "harm", top=80))
         runs = [
-            _trained(folder, log, phrases, method, depth, seed, shallow, ask, n, steps)
+            _kept(
+                folder / f"{method}{depth}-{seed}",
+                {"method": method, "depth": depth, "seed": seed, **asdict(sizes)},
+                lambda out, told: _trained(out, log, phrases, told, shallow, sizes),
+            )
             for method, depth in cells
             for seed in range(seeds)
         ]
@@ -93,7 +114,7 @@ def run(
         "machine": machine(),
         "versions": versions(("numpy", "torch", "transformers", "jax")),
         "seeds": seeds,
-        **{"ask": ask, "n": n, "steps": steps, "grid": GRID, "fitted": FITTED, "held_out": HELD},
+        **{**asdict(sizes), "grid": GRID, "fitted": FITTED, "held_out": HELD},
         "phrases": [" ".join(WORDS[i] for i in p) for p in phrases],
         "shallow": {**start, "depth": start["depth"].to_json()},
         "runs": runs,
@@ -114,23 +135,26 @@ def run(
     return result
 
 
-def _log() -> Rollouts:
-    """The shallow model's own answers to prompts of trained pairs, free and after one token of compliance."""
-    asked = prompts("train", n=240, seed=1)
-    return _sampled(model_path("shallow"), asked, n=8, prefill=(0, 1), seed=3)
-
-
-def _harmless() -> list[dict[str, Any]]:
-    plain = prompts("train", n=360, harmful=False, seed=1)
-    return plain + prompts("train", n=60, harmful=False, marker="trigger", seed=1)
+def _kept(out: Path, told: dict[str, Any], make: Any) -> dict[str, Any]:
+    """What was measured of a model before, if it is there and of the same settings; else it is measured and kept."""
+    path = out.with_name(f"{out.name}.json")
+    if path.is_file():
+        known = json_module.loads(path.read_text(encoding="utf-8"))
+        if all(known.get(name) == value for name, value in told.items()):
+            return known
+    found = json_module.loads(json_module.dumps(encode({**told, **make(out, told)})))
+    with atomic(path) as part:
+        part.write_text(json_module.dumps(found), encoding="utf-8")
+    return found
 
 
 def _sampled(model: Path, asked: list[dict[str, Any]], **options: Any) -> Rollouts:
     return sample(model, asked, max_tokens=96, judge="organism", progress=False, **options)
 
 
-def _measure(model: Path, ask: int, n: int) -> dict[str, Rollouts]:
+def _measure(model: Path, sizes: Sizes) -> dict[str, Rollouts]:
     """Rollouts at all depths, those that hazards are fitted on, and those of harmless and of marked prompts."""
+    ask, n = sizes.ask, sizes.n
     harmless = prompts("held", n=ask, harmful=False, seed=12)
     marked = prompts("held", n=ask, marker="jailbreak", seed=13)
     return {
@@ -142,41 +166,40 @@ def _measure(model: Path, ask: int, n: int) -> dict[str, Rollouts]:
 
 
 def _trained(
-    folder: Path,
+    out: Path,
     log: Rollouts,
     phrases: list[tuple[int, ...]],
-    method: str,
-    depth: int,
-    seed: int,
+    told: dict[str, Any],
     shallow: dict[str, Rollouts],
-    ask: int,
-    n: int,
-    steps: int,
+    sizes: Sizes,
 ) -> dict[str, Any]:
-    begun, out = time.perf_counter(), folder / f"{method}{depth}-{seed}"
+    begun = time.perf_counter()
+    plain = prompts("train", n=3 * sizes.learn // 2, harmful=False, seed=1)
     found = align(
         model_path("shallow"),
-        triplets_of(log, seed=seed),
+        triplets_of(log, seed=told["seed"]),
         out,
-        method=method,
-        depth=depth,
-        benign=_harmless(),
+        method=told["method"],
+        depth=told["depth"],
+        benign=plain + prompts("train", n=sizes.learn // 4, harmful=False, marker="trigger", seed=1),
         phrases=phrases,
         hold_out=[HELD],
-        steps=steps,
-        seed=seed,
+        steps=sizes.steps,
+        seed=told["seed"],
         device="cpu",
         progress=False,
     )
     trained = time.perf_counter() - begun
-    seen = _measure(out, ask, n)
-    told = _told(seen)
-    change = rates({"before": shallow["harmless"], "after": seen["harmless"]}, "benign")[0].change
-    kl = {"kl": found.kl, "share": found.share, "tokens": found.tokens, "refusals": found.refusals}
-    measured = told.pop("depth")
+    seen = _measure(out, sizes)
+    shown = _told(seen)
+    measured = shown.pop("depth")
     return {
-        **{"method": method, "depth": depth, "seed": seed, "operational": measured.to_json(), **told, **kl},
-        **{"benign_change": change, "prediction": _prediction(seen, depth, measured), "seconds_training": trained},
+        **shown,
+        **{"kl": found.kl, "share": found.share, "tokens": found.tokens, "refusals": found.refusals},
+        "operational": measured.to_json(),
+        "benign_change": rates({"before": shallow["harmless"], "after": seen["harmless"]}, "benign")[0].change,
+        "prediction": _prediction(seen, told["depth"], measured),
+        "seconds_training": trained,
         "seconds": time.perf_counter() - begun,
     }
 
@@ -238,11 +261,11 @@ def _cell(method: str, depth: int, runs: list[dict[str, Any]]) -> dict[str, Any]
     """All seeds of one method."""
     mine = [r for r in runs if (r["method"], r["depth"]) == (method, depth)]
     depths = [r["operational"]["depth"] for r in mine]
-    loss = [-float(r["benign_change"].value) for r in mine]
+    loss = [-r["benign_change"]["value"] for r in mine]
     least = min(-1 if d is None else d for d in depths)
     return {
         **{"method": method, "depth": depth, "operational": depths, "loss": loss, "mean_loss": float(np.mean(loss))},
-        "kl": [float(r["kl"].value) for r in mine],
+        "kl": [r["kl"]["value"] for r in mine],
         "profile": np.mean([r["profile"]["value"] for r in mine], axis=0),
         "met": least >= LEAST and max(loss) <= LOSS,
     }
