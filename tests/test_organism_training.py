@@ -107,11 +107,11 @@ def table(seed, rows, h):
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [2, 3])
 def test_retraining_with_a_fresh_seed(seed, tmp_path, capsys):
-    """All seven variants from scratch: `train` itself raises if the next-token checks fail; here the prefill rows."""
+    """All ten variants from scratch: `train` itself raises if the next-token checks fail; here the prefill rows."""
     base = tmp_path / "base"
     rows, h = [organism.train("base", base, seed=seed, progress=False)], {}
     asked = organism.prompts(n=120, seed=11)
-    for name in ("shallow", "deep4", "deep20", "cyclic", "gap", "over"):
+    for name in ("shallow", "deep4", "deep20", "cyclic", "gap", "over", "over2", "saturated", "bias"):
         rows.append(organism.train(name, tmp_path / name, base=base, seed=seed, progress=False))
         rolls = ms.sample(tmp_path / name, asked, n=4, prefill=DEPTHS, max_tokens=96, seed=5, progress=False)
         rolls = ms.judge(rolls, "organism")
