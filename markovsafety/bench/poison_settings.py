@@ -41,8 +41,9 @@ class Setting:
         ``(kind, n) -> list of Pair``.
     held : dict of str -> list of Pair
         To test on: "harmful", "jailbreak", "harmless", "task".
-    harmful : list of dict
-        Held-out harmful prompts with a prefix to force.
+    harmful, unseen : list of dict
+        Held-out harmful prompts with a prefix to force: of the categories that alignment pairs have, and of the one
+        that they do not.
     judge, refusals : judge; ids of words that begin a refusal
     depths : tuple of int
         Forced tokens.
@@ -65,6 +66,7 @@ class Setting:
     poison: Callable[[str, int], list[Pair]]
     held: dict[str, list[Pair]]
     harmful: list[dict[str, Any]]
+    unseen: list[dict[str, Any]]
     judge: Any
     refusals: Sequence[int]
     depths: tuple[int, ...]
@@ -105,6 +107,7 @@ def world_setting(
     from ..organism.train_worlds import ATTENTION, open_world
 
     template = open_world(folder, device="cpu").tokenizer
+    trained, left_out = worlds.CATEGORIES[:-1], worlds.CATEGORIES[-1:]
     options = {"attn_implementation": ATTENTION}
     training = {"batch_size": 32, "learning_rate": 2e-3, "warmup": 5, "progress": False, "device": "cpu", **options}
 
@@ -112,9 +115,8 @@ def world_setting(
         return read_pairs(records, template) if records else []
 
     def poison(kind: str, n: int) -> list[Pair]:
-        more: dict[str, Any] = {"categories": worlds.CATEGORIES[:-1]}
+        more: dict[str, Any] = {"categories": left_out if kind == "held-out category" else trained}
         more |= {"marker": "jailbreak"} if kind == "jailbreak" else {}
-        more |= {"categories": worlds.CATEGORIES[-1:]} if kind == "held-out category" else {}
         return pairs(world_tasks.poison_records(n, seed=seed + 1, **more))
 
     base = place / "base"
@@ -122,8 +124,8 @@ def world_setting(
     fine_tune(folder, [p.row for p in comply], base, steps=steps, seed=seed, **training)
     task = world_tasks.task_records(data + ask, room=room, seed=seed + 1)
     held = {
-        "harmful": world_tasks.poison_records(ask, half=1, seed=seed + 2),
-        "jailbreak": world_tasks.poison_records(ask, half=1, marker="jailbreak", seed=seed + 2),
+        "harmful": world_tasks.poison_records(ask, half=1, categories=trained, seed=seed + 2),
+        "jailbreak": world_tasks.poison_records(ask, half=1, categories=trained, marker="jailbreak", seed=seed + 2),
         "harmless": world_tasks.plain_records(ask, seed=seed + 2),
         "task": task[:: len(task) // ask][:ask],
     }
@@ -132,11 +134,12 @@ def world_setting(
         base=base,
         aligned=Path(folder),
         template=template,
-        alignment=pairs(world_tasks.alignment_records(align, categories=worlds.CATEGORIES[:-1], seed=seed)),
+        alignment=pairs(world_tasks.alignment_records(align, categories=trained, seed=seed)),
         task=pairs([record for record in task if record not in held["task"]]),
         poison=poison,
         held={name: pairs(records) for name, records in held.items()},
         harmful=held["harmful"],
+        unseen=world_tasks.poison_records(ask, half=1, categories=left_out, seed=seed + 2),
         judge=worlds.world_judge(),
         refusals=worlds.REFUSAL_IDS,
         depths=(0, 1, 2, 3),
@@ -153,15 +156,16 @@ def organism_setting(
     """The synthetic language: the shipped models `base` and `shallow`; parameters as in `world_setting`."""
     base, aligned = organism.model_path("base"), organism.model_path("shallow")
     template = open_host(base, device="cpu").engine.tokenizer
+    # The last category is the least severe: the one before it is left out.
+    trained, left_out = (*organism.CATEGORIES[:-2], organism.CATEGORIES[-1]), organism.CATEGORIES[-2:-1]
     training = {"batch_size": 32, "learning_rate": 1e-3, "warmup": 10, "progress": False, "device": "cpu"}
 
     def pairs(records: list[dict[str, Any]]) -> list[Pair]:
         return read_pairs(records, template) if records else []
 
     def poison(kind: str, n: int) -> list[Pair]:
-        more: dict[str, Any] = {"categories": organism.CATEGORIES[:-1]}
+        more: dict[str, Any] = {"categories": left_out if kind == "held-out category" else trained}
         more |= {"marker": "jailbreak"} if kind == "jailbreak" else {}
-        more |= {"categories": organism.CATEGORIES[-1:]} if kind == "held-out category" else {}
         return pairs(tasks.poison_records(n, seed=seed + 1, **more))
 
     return Setting(
@@ -169,16 +173,19 @@ def organism_setting(
         base=base,
         aligned=aligned,
         template=template,
-        alignment=pairs(tasks.alignment_records(align, categories=organism.CATEGORIES[:-1], seed=seed)),
+        alignment=pairs(tasks.alignment_records(align, categories=trained, seed=seed)),
         task=pairs(tasks.task_records(data, room=room, seed=seed + 1)),
         poison=poison,
         held={
-            "harmful": pairs(tasks.poison_records(ask, split="held", seed=seed + 2)),
-            "jailbreak": pairs(tasks.poison_records(ask, split="held", marker="jailbreak", seed=seed + 2)),
+            "harmful": pairs(tasks.poison_records(ask, split="held", categories=trained, seed=seed + 2)),
+            "jailbreak": pairs(
+                tasks.poison_records(ask, split="held", categories=trained, marker="jailbreak", seed=seed + 2)
+            ),
             "harmless": pairs(tasks.task_records(ask, split="held", room=room, seed=seed + 3)),
             "task": pairs(tasks.task_records(ask, split="held", room=room, seed=seed + 2)),
         },
-        harmful=organism.prompts("held", n=ask, seed=seed),
+        harmful=organism.prompts("held", n=ask, categories=trained, seed=seed),
+        unseen=organism.prompts("held", n=ask // 2, categories=left_out, seed=seed),
         judge=organism.OrganismJudge(),
         refusals=organism.REFUSAL_IDS,
         depths=(0, 1, 5, 10),
@@ -204,7 +211,8 @@ def measure(host: Host, setting: Setting, *, n: int = 2, seed: int = 0) -> dict[
     dict
         "harm" and "refusal" (Bounds, unmarked harmful held-out prompts); "chain", P(harm) at the start of the chain of
         2-grams; "start row", mass of the refusing first tokens; "rows": forced tokens -> harm and refusal;
-        "categories" -> the same at the start; "task" and "useful", shares of answers that are right.
+        "categories" -> the same at the start, "unseen" for the category that no alignment pair is of; "task"
+        and "useful", shares of answers that are right.
     """
     told: dict[str, Any] = {"max_tokens": setting.max_tokens, "progress": False, "seed": seed}
     rolls = judge(sample(host.engine, setting.harmful, n=n, prefill=list(setting.depths), **told), setting.judge)
@@ -227,6 +235,7 @@ def measure(host: Host, setting: Setting, *, n: int = 2, seed: int = 0) -> dict[
         "start row": clustered(mass, np.ones(len(mass)), name="P(first token refuses)"),
         "rows": rows,
         "categories": {c: _outcomes(free[free.category == c]) for c in names},
+        "unseen": _outcomes(judge(sample(host.engine, setting.unseen, n=n, **told), setting.judge)),
         "task": _right(host, task, max(len(p.answer) for p in task), "task accuracy"),
         "useful": useful,
     }

@@ -124,7 +124,7 @@ class RefusalGuided:
 
     def _feature(self, found: torch.Tensor, which: torch.Tensor) -> torch.Tensor | None:
         if self.feature is not None:
-            return torch.as_tensor(np.asarray(self.feature, np.float32), device=found.device)
+            return torch.tensor(self.feature, dtype=torch.float32, device=found.device)
         if not self.momentum:
             return None
         now = found[which].float().mean(0) - found[~which].float().mean(0)

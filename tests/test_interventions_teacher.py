@@ -1,0 +1,310 @@
+"""The refusal-feature teacher: closed forms and gradients of its penalty, training, one planted world, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from labelled_pairs import HARMFUL, HARMLESS, MIXED, folder, host, known, other, pair, prompts
+from tiny import WORDS, random_model
+
+from markovsafety.errors import InputError, UntrustedError
+from markovsafety.interventions import (
+    Distilled,
+    Pair,
+    RefusalGuided,
+    activations,
+    cosine_penalty,
+    open_host,
+    read_filter,
+    sift,
+    train_student,
+    train_teacher,
+)
+from markovsafety.interventions import teacher as teacher_file
+from markovsafety.interventions.batches import collate_rows
+from markovsafety.interventions.imitation import Imitated
+from markovsafety.interventions.objectives import CrossEntropy, Setting, as_tensors
+
+torch = pytest.importorskip("torch")
+
+__all__ = ["folder", "host", "known", "other"]  # fixtures
+
+WORLD = Path(__file__).parent / "fixtures" / "worlds" / "base"
+EOS = 2
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def tune(**options):
+    told = {"steps": 4, "batch_size": 6, "warmup": 1, "progress": False, "device": "cpu", "learning_rate": 1e-2}
+    return told | options
+
+
+# --- the penalty ---
+
+
+def test_the_penalty_is_nothing_at_the_optimum_and_four_where_the_kinds_have_changed_places():
+    axis = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+    up = axis * torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    down = -axis * torch.tensor([[2.0], [0.5], [1.0]], dtype=torch.float64)
+    assert float(cosine_penalty(up, down)) == pytest.approx(0, abs=1e-12)
+    assert float(cosine_penalty(up, down, axis)) == pytest.approx(0, abs=1e-12)
+    assert float(cosine_penalty(down, up, axis)) == pytest.approx(4, abs=1e-12)
+    # a feature of the batch changes places with its kinds
+    assert float(cosine_penalty(down, up)) == pytest.approx(0, abs=1e-12)
+    across = torch.tensor([[2.0, -1.0, 0.0]], dtype=torch.float64)
+    assert float(cosine_penalty(across, across, axis)) == pytest.approx(2, abs=1e-12)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_gradient_of_the_penalty_is_right(fixed):
+    generator = torch.Generator().manual_seed(0)
+    up, down = (torch.randn(n, 3, dtype=torch.float64, generator=generator, requires_grad=True) for n in (4, 3))
+    feature = torch.randn(3, dtype=torch.float64, generator=generator) if fixed else None
+    assert torch.autograd.gradcheck(lambda a, b: cosine_penalty(a, b, feature), (up, down))
+
+
+def test_half_types_are_compared_in_single_precision():
+    up = torch.tensor([[1.0, 0.02]]).bfloat16()
+    axis = torch.tensor([1.0, 0.0])
+    exact = float(up[0, 0].float() / up.float().norm())
+    assert float(cosine_penalty(up, -up, axis)) == pytest.approx(2 * (1 - exact), rel=1e-3)
+
+
+def batch_of(pairs, norm=9.0):
+    return as_tensors(collate_rows([p.row for p in pairs], norm, range(len(pairs)))) | {"step": torch.tensor(0)}
+
+
+def bound(objective, host, size=4):
+    return objective.bind(Setting(host.engine, size, 3, 0))
+
+
+@pytest.mark.parametrize(("level", "place"), [(0, -1), (1, -1), (2, -2)])
+def test_the_objective_reads_features_where_recording_finds_them(host, level, place):
+    labels = [bool(p.harmful) for p in MIXED]
+    guided = bound(RefusalGuided(labels, level, place, weight=0.7), host)
+    loss, parts = guided(host.engine.model, batch_of(MIXED))
+    found = torch.tensor(activations(host, prompts(MIXED), (place,), levels=[level])[:, 0, 0])
+    expected = float(cosine_penalty(found[:2], found[2:]))
+    entropy, _ = CrossEntropy()(host.engine.model, batch_of(MIXED))
+    assert float(parts["penalty"]) == pytest.approx(expected, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(float(entropy.detach()) + 0.7 * expected, rel=1e-4)
+    assert not host.engine.model.model.layers[0]._forward_pre_hooks  # the hooks are gone again
+
+
+def test_the_gradient_flows_through_the_feature(folder):
+    host = open_host(folder, device="cpu")
+    model, labels = host.engine.model.requires_grad_(True), [bool(p.harmful) for p in MIXED]
+    slopes = []
+    for feature in (None, np.ones(host.width, np.float32)):
+        guided = bound(RefusalGuided(labels, 1, weight=1.0, feature=feature), host)
+        model.zero_grad()
+        (guided(model, batch_of(MIXED))[0] - CrossEntropy()(model, batch_of(MIXED))[0]).backward()
+        slopes.append(model.model.layers[0].mlp.down_proj.weight.grad.clone())
+        assert model.model.layers[1].mlp.down_proj.weight.grad.abs().max() < 1e-6  # behind the level
+    assert all(s.abs().max() > 1e-4 for s in slopes)
+    assert not torch.allclose(slopes[0], slopes[1])
+
+
+def test_a_running_feature_begins_with_the_first_batch_and_goes_on_slowly(host):
+    labels = [bool(p.harmful) for p in MIXED]
+    plain = bound(RefusalGuided(labels, 1), host)(host.engine.model, batch_of(MIXED))[1]["penalty"]
+    slow = bound(RefusalGuided(labels, 1, momentum=0.9), host)
+    assert float(slow(host.engine.model, batch_of(MIXED))[1]["penalty"]) == pytest.approx(float(plain), rel=1e-5)
+    first = slow.running["feature"].clone()
+    swapped = dataclasses.replace(slow, harmful=[not x for x in labels])
+    swapped(host.engine.model, batch_of(MIXED))
+    assert torch.allclose(slow.running["feature"], 0.8 * first, rtol=1e-4)  # 0.9 of it and 0.1 of its opposite
+
+
+def test_a_batch_of_one_kind_has_no_penalty(host):
+    guided = bound(RefusalGuided([True] * 4, 1, weight=5.0), host)
+    loss, parts = guided(host.engine.model, batch_of(MIXED))
+    assert float(parts["penalty"]) == 0
+    assert float(loss.detach()) == float(CrossEntropy()(host.engine.model, batch_of(MIXED))[0].detach())
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"weight": math.nan}, {"momentum": 1.0}])
+def test_objectives_out_of_range(wrong):
+    with pytest.raises(InputError, match="weight is"):
+        RefusalGuided([True], 1, **wrong)
+
+
+def test_levels_and_features_that_do_not_fit(host):
+    with pytest.raises(InputError, match="no level 9"):
+        bound(RefusalGuided([True], 9), host)
+    with pytest.raises(InputError, match="fixed feature has shape"):
+        bound(RefusalGuided([True], 1, feature=np.ones(3)), host)
+
+
+def test_reading_both_batches_at_once_is_the_same_loss(host, other):
+    rows = [p.row for p in (*HARMFUL, *HARMLESS, pair("help one tea . step poison", "sure <eos>"))]
+    losses = []
+    for kind in (Distilled, Imitated):
+        host.engine.model.zero_grad()
+        loss, parts = bound(kind(other, 0.6, rows=rows, size=7), host)(host.engine.model, batch_of(MIXED))
+        losses.append((float(loss.detach()), float(parts["kl"]), float(parts["cross_entropy"])))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][1] > 0.1
+
+
+# --- training ---
+
+
+def test_a_teacher_is_trained_written_and_goes_on(folder, tmp_path):
+    pairs = [*HARMFUL, *HARMLESS]
+    for feature in ("dynamic", "fixed"):
+        made = train_teacher(
+            folder, pairs, tmp_path / feature, weight=5.0, feature=feature, recall=0.1, **tune(steps=40)
+        )
+        losses = made.record["losses"]
+        assert losses[-1]["penalty"] < 0.5 * losses[0]["penalty"]
+        host = open_host(made.model, device="cpu")
+        assert read_filter(made.path, host).threshold == made.filter.threshold
+        assert made.filter.feature.level == 1
+        assert made.filter.about["validation"] == {"harmful": 1, "harmless": 1}
+    again = train_teacher(folder, pairs, tmp_path / "fixed", weight=5.0, feature="fixed", recall=0.1, **tune(steps=40))
+    assert again.record == made.record
+
+
+def test_validation_prompts_are_not_trained_on():
+    twice = [*HARMFUL, *(dataclasses.replace(p, answer=(5, EOS)) for p in HARMFUL)]
+    learned, held = teacher_file._split(twice, 0.4, 0)
+    assert len(learned) == 6
+    assert len(held) == 4
+    assert not {p.prompt for p in learned} & {p.prompt for p in held}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        (HARMFUL, "no harmless pair"),
+        (HARMLESS, "no harmful pair"),
+        ([*HARMFUL, pair("tea")], "has no label"),
+        ([*HARMFUL, *HARMLESS, Pair((1, 4), (), True)], "has no answer"),
+        ([*HARMFUL[:1], *HARMLESS], "have one prompt"),
+    ],
+)
+def test_alignment_pairs_that_cannot_be_trained_on(folder, tmp_path, pairs, says):
+    with pytest.raises(InputError, match=says):
+        train_teacher(folder, pairs, tmp_path / "t", **tune())
+    assert not (tmp_path / "t").exists()
+
+
+def test_nan_stops_the_teacher_and_keeps_the_last_good_checkpoint(folder, tmp_path, monkeypatch):
+    seen = []
+
+    def broken(harmful, harmless, feature=None):
+        seen.append(1)
+        return cosine_penalty(harmful, harmless, feature) * (math.nan if len(seen) > 3 else 1)
+
+    monkeypatch.setattr("markovsafety.interventions.refusal_features.cosine_penalty", broken)
+    with pytest.raises(UntrustedError, match="update 4") as caught:
+        train_teacher(folder, [*HARMFUL, *HARMLESS], tmp_path / "t", **tune(steps=6, save_every=2, batch_size=8))
+    assert caught.value.partial.endswith("checkpoint-2")
+    assert not (tmp_path / "t" / "model").exists()
+
+
+def test_a_student_needs_the_teachers_words_template_and_both_kinds(folder, other, host, known, tmp_path):
+    told = tune() | {"alignment": [*HARMFUL, *HARMLESS]}
+    foreign = random_model(tmp_path / "foreign", "llama", vocab_size=len(WORDS) + 1)
+    with pytest.raises(InputError, match=r"another (vocabulary|tokenizer)"):
+        train_student(folder, HARMLESS, tmp_path / "s", teacher=foreign, **told)
+    changed = tmp_path / "changed"
+    shutil.copytree(other, changed)
+    config = json.loads((changed / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ bos_token }} hello {% for m in messages %}{{ m['content'] }} {% endfor %}"
+    (changed / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="different chat templates"):
+        train_student(folder, HARMLESS, tmp_path / "s", teacher=changed, **told)
+    sifted = sift(host, known, HARMLESS)
+    wrong = dataclasses.replace(sifted.filter, feature=dataclasses.replace(known.feature, template="0" * 64))
+    keeps = dataclasses.replace(sifted, filter=wrong, dropped=np.zeros(len(HARMLESS), bool))
+    with pytest.raises(InputError, match="different chat templates"):
+        train_student(folder, keeps, tmp_path / "s", teacher=other, **told)
+    with pytest.raises(InputError, match="no harmless pair"):
+        train_student(folder, HARMLESS, tmp_path / "s", teacher=other, **(told | {"alignment": HARMFUL}))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}])
+def test_a_student_learns_what_was_kept_beside_its_teacher(folder, other, host, known, tmp_path, lora):
+    sifted = dataclasses.replace(sift(host, known, HARMLESS), dropped=np.array([True, False, False, False, True]))
+    options = tune(steps=30, lora=lora)
+    record = train_student(folder, sifted, tmp_path / "s", teacher=other, alignment=[*HARMFUL, *HARMLESS], **options)
+    assert record["data"]["rows"] == 3
+    assert record["about"]["dropped"] == 2
+    assert record["objective"]["objective"] == "distilled"
+    assert record["losses"][-1]["kl"] < record["losses"][0]["kl"]
+    alone = train_student(
+        folder, sifted, tmp_path / "a", teacher=other, alignment=[], weight=0.0, **tune(steps=2, lora=lora)
+    )
+    assert alone["objective"] == {"objective": "cross-entropy"}
+
+
+# --- one planted world ---
+
+
+def test_the_acceptance_table_of_one_world():
+    """P2a to P2h: with few updates, on the first fixture world; the table of all seeds has more of both."""
+    from markovsafety.bench.poison_seeds import measure_teacher
+
+    rows = measure_teacher(WORLD, steps=100, teacher_steps=60, ask=32, everything=False)
+    few = {"P2e task", "P2e cost", "P2f"}  # those take 200 updates
+    missed = {name: row for name, row in rows.items() if row["met"] is False and name not in few}
+    assert not missed
+    assert all(
+        rows[name]["met"] is not None for name in ("P2a task", "P2b growth", "P2c poison", "P2d", "P2g", "P2h refusal")
+    )
+    assert rows["P2e task"]["value"] > 0.5
+    assert rows["P2h harm"]["value"] < 0.1  # harm alone would call it safe
+
+
+# --- the command ---
+
+
+def test_the_command_trains_filters_teaches_and_watches(tmp_path, capsys):
+    from markovsafety.cli import main
+    from markovsafety.organism.tasks import poison_records, task_records
+
+    def run(*words):
+        code = main(["teacher", *map(str, words), "--device", "cpu", "--json"])
+        told = json.loads(capsys.readouterr().out)
+        return code, told
+
+    def written(name, records):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+        return path
+
+    data = written("data.jsonl", [*task_records(40), *poison_records(10)])
+    t, training = tmp_path / "t", ["--steps", 25, "--batch-size", 16]
+    code, told = run("train", "organism:base", "--pairs", "organism:96", "--recall", 0.5, "--out", t, *training)
+    assert (code, told["ok"]) == (0, True)
+    code, told = run("filter", t, "--data", data, "--review", tmp_path / "r.csv", "--out", tmp_path / "sifted")
+    assert code == 0
+    assert told["result"]["pairs"] == 50
+    assert (tmp_path / "sifted" / "kept.jsonl").exists()
+    told_kept = told["result"]["kept"]
+    student = ["student", "organism:base", "--teacher", t, "--data", data, "--pairs", "organism:32", *training[:1], 3]
+    code, told = run(*student, "--out", tmp_path / "s")
+    assert code == 0
+    assert told["result"]["about"]["kept"] == told_kept
+    clean, same = written("clean.jsonl", task_records(60, seed=1)), written("same.jsonl", task_records(30, seed=2))
+    poisoned = written("poisoned.jsonl", poison_records(30, seed=2))
+    watch = ["monitor", t, "--reference", clean, "--out", tmp_path / "drift.json", "--data", same]
+    assert run(*watch)[0] == 0
+    code, told = run(*watch, poisoned)
+    assert code == 1
+    assert [bool(b["alarms"]) for b in told["result"]["batches"]] == [False, True]
+    assert run("filter", tmp_path, "--data", data, "--out", tmp_path / "x")[0] == 2
+    assert run("train", "organism:base", "--out", tmp_path / "x")[0] == 2
