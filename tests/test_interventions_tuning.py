@@ -17,6 +17,8 @@ from markovsafety.interventions.batches import RowBatches, collate_rows
 from markovsafety.interventions.objectives import Constrained, CrossEntropy, Distilled, Setting, as_tensors
 from markovsafety.rollouts.engines.transformers import open_engine
 
+# transformers 4.57 says so of checkpoints that are less than a second apart
+pytestmark = pytest.mark.filterwarnings("default:mtime may not be reliable:UserWarning")
 PROMPT = ids("<bos> help tea")
 
 
