@@ -309,6 +309,22 @@ def test_the_same_call_is_not_trained_again_and_other_folders_stay(base, tmp_pat
         tune(tmp_path / "out", tmp_path / "out")
 
 
+def test_objectives_that_do_not_describe_themselves_are_not_taken_for_each_other(base, tmp_path):
+    def plain(model, batch):
+        return CrossEntropy()(model, batch)
+
+    first = tune(base, tmp_path / "out", objective=plain)
+    again = tune(base, tmp_path / "out", objective=lambda m, b: (-plain(m, b)[0], {}))
+    assert again["losses"][0]["loss"] == -first["losses"][0]["loss"]
+    models = [opened(base).model, opened(base).model]
+    with torch.no_grad():
+        models[1].lm_head.weight[0, 0] += 1
+    told = [Distilled(m).describe()["teacher"] for m in [*models, models[0], str(base)]]
+    assert told[0] == told[2]
+    assert told[0] != told[1]
+    assert len(told[3]["sha256"]) == 64
+
+
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_nan_stops_and_keeps_the_last_good_checkpoint(base, tmp_path, broken):
     class Breaks(CrossEntropy):

@@ -4,11 +4,12 @@ An objective is called with the model that is trained and a batch (`batches.coll
 loss and its parts by name. Activations carry gradients while it is called, so an objective may hook the model. Two
 methods are optional. ``bind(setting)`` is called once before training with the `Setting` and returns the objective that
 is then used: the place to load a second model, or to find blocks with ``Host.of(setting.engine)``. ``describe()`` says
-in JSON what it is, for the record and to tell one run from another.
+in JSON what it is, for the record and to tell one run from another: without it a run that was stopped begins again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,7 +160,7 @@ class Constrained:
         return {
             "objective": "constrained",
             "beta": np.atleast_1d(np.asarray(self.beta, float)).tolist(),
-            "reference": _name(self.reference, "the model before training"),
+            "reference": "the model before training" if self.reference is None else _name(self.reference),
         }
 
 
@@ -251,7 +252,7 @@ class Distilled:
     def describe(self) -> dict[str, Any]:
         return {
             "objective": "distilled",
-            "teacher": _name(self.teacher, "a model"),
+            "teacher": _name(self.teacher),
             "weight": self.weight,
             "temperature": self.temperature,
             "on": self.on,
@@ -260,11 +261,16 @@ class Distilled:
         }
 
 
-def _name(model: Any, otherwise: str) -> Any:
-    """What is known of a second model: its weights' hash, or its name."""
-    if not isinstance(model, str | Path):
-        return otherwise
-    return {"model": Path(model).name, "sha256": weights_hash(model)["sha256"]} if Path(model).is_dir() else str(model)
+def _name(model: Any) -> Any:
+    """What tells a second model from others: its name, and a hash of its weights where they are at hand."""
+    if isinstance(model, str | Path):
+        known = Path(model).is_dir()
+        return {"model": Path(model).name, "sha256": weights_hash(model)["sha256"]} if known else {"model": str(model)}
+    digest = hashlib.sha256()
+    for name, part in sorted(model.state_dict().items()) if hasattr(model, "state_dict") else ():
+        digest.update(name.encode())
+        digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return {"model": type(model).__name__, "state": digest.hexdigest()}
 
 
 def _words(engine: TransformersEngine) -> dict[str, int]:

@@ -101,7 +101,7 @@ def fine_tune(
     dict
         What training.json holds: the numbers above, "losses" (mean loss and parts since the line before, per so many
         updates), hashes of base and rows ("base", "data"), "tokens" (that carry loss, and their weight), "seconds".
-        A folder that holds the result of the same call is not trained again.
+        A folder that holds the result of the same call is not trained again, if the objective describes itself.
 
     Raises
     ------
@@ -128,9 +128,11 @@ def fine_tune(
         **{"schedule": schedule, "weight_decay": weight_decay, "seed": seed, "dtype": dtype},
     }
     name = json_hash(plan)
-    if (known := record_of(out)) and known.get("plan") == name:
-        return known
     work = out.parent / f".{out.name}.{name[:12]}.training"
+    if not hasattr(objective, "describe"):  # nothing tells this run from others of its kind
+        shutil.rmtree(work, ignore_errors=True)
+    elif (known := record_of(out)) and known.get("plan") == name:
+        return known
     setting = Setting(_adapted(engine, lora, seed), batch_size, steps, seed)
     bound = objective.bind(setting) if hasattr(objective, "bind") else objective  # type: ignore[attr-defined]
     batches, begun = RowBatches(rows, batch_size, steps, seed), time.time()
