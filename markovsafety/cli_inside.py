@@ -80,7 +80,12 @@ def _heads(v: argparse.ArgumentParser) -> None:
     v.add_argument("--move", type=float, default=0.5, help="audit: by how much (default: 0.5)")
     v.add_argument("--size", type=int, default=4, help="audit: heads together (default: 4)")
     v.add_argument("--wanted", nargs="+", help="outcomes that steering is for (default: harm benign; audit: harm)")
-    v.add_argument("--examples", type=int, default=32, help="per group, for the directions (default: 32; audit: all)")
+    v.add_argument(
+        "--examples",
+        type=int,
+        default=32,
+        help="per group, for the directions (default: 32; audit: all desired, half of --prompts)",
+    )
     v.add_argument("--alphas", type=float, nargs="+", default=[1, 2, 5, 10], help="in sigma (default: 1 2 5 10)")
     v.add_argument(
         "--when", choices=["prompt", "every", "answer"], default="prompt", help="positions (default: prompt)"

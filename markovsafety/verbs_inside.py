@@ -38,6 +38,7 @@ def heads(options: argparse.Namespace) -> Answer:
     """Heads that steer, or how little it takes."""
     from .interventions import audit_heads, inspect_heads, write_report
     from .interventions.head_report import desired_tokens
+    from .rollouts.asked import read_prompts
 
     desired = _prompts(options.desired, options.seed, harmful=True, markers=("jailbreak",))
     undesired = _prompts(options.prompts, options.seed, harmful=True, markers=(None,))
@@ -45,9 +46,10 @@ def heads(options: argparse.Namespace) -> Answer:
     host, judge = _host(options), _judge(options)
     if options.audit:
         wanted = options.wanted or ["harm"]
-        tokens = desired_tokens(host, desired, ("harm", "benign"), judge=judge, **told)
+        tokens = desired_tokens(host, desired, options.wanted or ("harm", "benign"), judge=judge, **told)
+        half = read_prompts(undesired)  # what is steered is not what the directions were made of
         more: dict[str, Any] = {"outcome": wanted, "move": options.move, "size": options.size, "when": options.when}
-        found = audit_heads(host, desired, undesired, undesired, tokens, judge=judge, **more, **told)
+        found = audit_heads(host, desired, half[::2], half[1::2], tokens, judge=judge, **more, **told)
         write_report(found, Path(options.out), "audit")
     else:
         found = inspect_heads(

@@ -353,3 +353,17 @@ def test_recording_equals_one_prompt_at_a_time(host):
     np.testing.assert_allclose(together, np.concatenate([head_outputs(host, [p]) for p in PROMPTS]), atol=1e-4)
     mass = token_mass(host, PROMPTS, [5, 6])
     np.testing.assert_allclose(mass, np.exp(laws(host, PROMPTS)[:, 0, [5, 6]]).sum(-1), rtol=1e-5)
+
+
+def test_laws_need_the_logits_of_the_last_columns_only(host):
+    """Of prompts of one length a single column; with a large vocabulary all of them would be most of the memory."""
+    made = []
+    handle = host.engine.model.get_output_embeddings().register_forward_hook(lambda m, a, out: made.append(out.shape))
+    ids = host.prompt_ids(PROMPTS[2:] * 2)
+    found = laws(host, ids)[:, 0]
+    handle.remove()
+    batch = Batch.of(ids, [np.zeros(0, np.int64)] * len(ids), left=False)
+    logits = host.forward(batch, logits=True)
+    assert logits is not None
+    np.testing.assert_allclose(found, torch.log_softmax(logits[:, -1].float(), -1).numpy(), atol=1e-4)
+    assert [shape[1] for shape in made] == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from functools import cache
 from pathlib import Path
@@ -15,13 +16,19 @@ from markovsafety import InputError, organism
 from markovsafety.cli import main
 from markovsafety.interventions import (
     audit_heads,
+    choose_heads,
+    difference,
     first_tokens,
+    head_directions,
     inspect_heads,
     inspect_model,
+    inversion_task,
+    label,
     open_host,
     read_direction,
     read_edit,
     read_head_directions,
+    sweep_heads,
     token_mass,
 )
 from markovsafety.interventions.head_report import desired_tokens
@@ -242,6 +249,73 @@ def test_the_command_of_heads_and_its_audit(tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     assert sorted(p.name for p in (tmp_path / "audit").iterdir()) == ["audit.json", "audit.md"]
     assert strict((tmp_path / "audit" / "audit.json").read_text())["move"] == 0.2
+
+
+def test_the_audit_of_files_is_that_of_their_prompts(tmp_path, monkeypatch):
+    """Not of the letters of their names; and what is steered is not what the directions were made of."""
+    import markovsafety.interventions as inside
+
+    files, seen = [], {}
+    for name, marker in (("desired", "jailbreak"), ("undesired", None)):
+        files.append(tmp_path / f"{name}.csv")
+        with files[-1].open("w", newline="") as file:
+            rows = csv.DictWriter(file, ["prompt", "category"], extrasaction="ignore")
+            rows.writeheader()
+            rows.writerows(asked(True, marker, 8))
+    words = ["heads", "organism:shallow", "--desired", str(files[0]), "--prompts", str(files[1])]
+    words += ["--judge", "organism", "--n", "1", "--max-tokens", "48", "--audit", "--out", f"{tmp_path}/out"]
+
+    def audit(host, desired, undesired, prompts, tokens, **options):
+        seen.update(desired=desired, undesired=undesired, prompts=prompts, tokens=tokens)
+        return audit_heads(host, desired, undesired, prompts, tokens, limits=(1.0, 2.0), examples=(2,), **options)
+
+    monkeypatch.setattr(inside, "audit_heads", audit)
+    assert main(words) == 0
+    steered, read = ({p["prompt"] for p in seen[k]} for k in ("prompts", "undesired"))
+    assert steered | read == {p["prompt"] for p in asked(True, None, 8)}
+    assert not steered & read
+    assert set(seen["tokens"]).isdisjoint(organism.REFUSAL_IDS)
+    words[3], words[5] = words[5], words[3]
+    assert main([*words, "--wanted", "refusal"]) == 0  # the tokens are those of what is wanted
+    assert set(seen["tokens"]) <= set(organism.REFUSAL_IDS)
+
+
+@pytest.mark.parametrize("prompts", ["Tell me a story", {"prompt": "Tell me a story"}, Path("nowhere.csv")])
+def test_one_prompt_is_not_read_letter_by_letter(prompts):
+    reads = [
+        lambda: host().prompt_ids(prompts),
+        lambda: difference(host(), prompts, prompts),
+        lambda: label(host(), prompts, [True], tokens=[5]),
+        lambda: head_directions(host(), prompts, prompts),
+        lambda: inversion_task(host(), " <judge>", certainly=["certainly"], no=["no"]).prompts(prompts),
+    ]
+    for read in reads:
+        with pytest.raises(InputError, match="in a list"):
+            read()
+
+
+def test_heads_are_not_picked_on_the_prompts_of_the_report(monkeypatch):
+    from markovsafety.interventions import head_report
+
+    seen = {}
+
+    def swept(host, found, prompts, *given, **options):
+        seen["picked on"] = prompts
+        return sweep_heads(host, found, prompts, *given, **options)
+
+    def chosen(host, found, sweep, prompts, **options):
+        seen["reported"] = prompts[1::2]
+        return choose_heads(host, found, sweep, prompts, **options)
+
+    monkeypatch.setattr(head_report, "sweep_heads", swept)
+    monkeypatch.setattr(head_report, "choose_heads", chosen)
+    sides = asked(True, "jailbreak", 8), asked(True, None, 8)
+    told = {"judge": JUDGE, "alphas": (5,), "top": 1, "n": 1, "max_tokens": 48}
+    found = inspect_heads(host(), *sides, examples=4, **told)
+    assert not {p["prompt"] for p in seen["picked on"]} & {p["prompt"] for p in seen["reported"]}
+    assert not any("new prompts" in note for note in found.notes)
+    again = inspect_heads(host(), *sides, examples=8, **told)
+    assert sum("new prompts" in note for note in again.notes) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..bound import Bound, clustered, encode
 from ..errors import InputError
 from .behaviour import Behaviour, behave
+from .buckets import listed
 from .edits import When
 from .head_sweep import HeadSweep, sweep_heads
 from .heads import Head, HeadDirections, directions_from, head_directions, texts
@@ -57,8 +58,9 @@ class Audit:
         Change under random vectors of the same norms, there.
     examples : list of dict
         For each number of examples (both groups together): first-token mass of the desired tokens under the edit that
-        these examples give, in sigma units at that alpha, as a Bound over prompts and subsets; and the mean cosine
-        of theta with that of all examples.
+        these examples give, in sigma units at that alpha, over some random subsets: its mean as a Bound over prompts
+        for these subsets, and the least and the most of any subset; and the mean cosine of theta with that of all
+        examples.
     sweep : HeadSweep
     measure : str
         "sampled" or "predicted".
@@ -83,7 +85,7 @@ class Audit:
         what = f"P({' or '.join(self.outcome)}) by {self.move:g}"
         if self.alpha is None:
             most = max(self.path, key=lambda row: row["change"].value)
-            reached = f"at most {most['change'].value:.2g}, at {most['alpha']:.3g}"
+            reached = f"at most {spanned(most['change'])}, at {most['alpha']:.3g}"
             return f"{what}: not reached up to alpha = {self.limit:g} ({reached}) with heads {list(self.heads)}"
         ends = f"{self.alpha.value:.3g} [{self.alpha.lower:.3g}, {self.alpha.upper:.3g}]"
         return (
@@ -137,9 +139,10 @@ def audit_heads(
     ----------
     host : Host
     desired, undesired, answers
-        Examples, as in `head_directions`; up to the largest of `examples` are used, half of each group.
+        Examples, as in `head_directions`: all of them make the edit; a CSV or JSONL file may be given, here and below.
     prompts : sequence of prompts
-        On which the desired behaviour is missing; the first half chooses the heads, the other half is measured.
+        Others than the examples, on which the desired behaviour is missing; the first half chooses the heads, the
+        other half is measured.
     tokens : sequence of int
         First tokens of the desired behaviour.
     judge : str or Judge
@@ -170,6 +173,7 @@ def audit_heads(
         Limits or numbers that make no sense; "predicted" for an outcome other than harm or for edits of the answer.
     """
     goal = (outcome,) if isinstance(outcome, str) else tuple(outcome)
+    desired, undesired, prompts = (listed(given) for given in (desired, undesired, prompts))
     _check(prompts, move, limits, examples, measure, goal, when)
     found = head_directions(host, desired, undesired, answers)
     first, held = list(prompts)[::2], list(prompts)[1::2]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..bound import clustered
 from ..errors import InputError
-from .buckets import BUCKETS, Buckets
+from .buckets import BUCKETS, Buckets, listed
 from .differences import cell_mean, states
 from .directions import POSITIONS, check_identity
 from .edits import Edit
@@ -226,6 +226,7 @@ def believe(
     levels would only scale.
     """
     check_identity(means.model, means.template, host, "the belief centres")
+    prompts = listed(prompts)
     cut = np.array([isinstance(p, dict) and bool(p.get("bare")) for p in prompts], dtype=bool)
     harm, refusal = (np.full((len(prompts), pair.shape[1]), np.nan) for pair in (means.harm, means.refusal))
     for rows, positions in ((np.flatnonzero(~cut), POSITIONS), (np.flatnonzero(cut), POSITIONS[:1])):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,7 +185,7 @@ def label(
     Parameters
     ----------
     host : Host
-    prompts : sequence of records or texts
+    prompts : sequence of records or texts, or a CSV or JSONL file
     harmful : sequence of bool, optional
         Ground truth; by default the key ``harmful`` of the records.
     tokens : sequence of int, optional
@@ -216,7 +217,7 @@ def label(
             cause="neither is given, or both are",
             next="give tokens=[ids that open a refusal], or judge=",
         )
-    records = [dict(p) if isinstance(p, Mapping) else {"prompt": p} for p in prompts]
+    records = [dict(p) if isinstance(p, Mapping) else {"prompt": p} for p in listed(prompts)]
     truth = _truth(records, harmful)
     if bare:
         ids = host.prompt_ids(records)
@@ -262,6 +263,13 @@ def refusal_shares(rolls: Rollouts, prompts: int) -> np.ndarray:
     total = np.bincount(rolls.prompt_id[decided], minlength=prompts)
     refusals = np.bincount(rolls.prompt_id[rolls.outcome == CODES["refusal"]], minlength=prompts)
     return np.divide(refusals, total, out=np.full(prompts, np.nan), where=total > 0)
+
+
+def listed(prompts: Any) -> Any:
+    """Prompts one by one: a CSV or JSONL file is read; one text alone is refused, for it would be read by letters."""
+    from ..rollouts.asked import read_prompts
+
+    return read_prompts(prompts) if isinstance(prompts, str | Path | Mapping) else prompts
 
 
 def category_of(prompt: Any) -> str:

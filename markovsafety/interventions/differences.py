@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from .buckets import listed
 from .directions import POSITIONS, Direction, Position
 from .positions import Spans
 
@@ -64,6 +65,7 @@ def difference(
     either position holds both.
     """
     spans = spans or host.spans()
+    positive, negative = listed(positive), listed(negative)
     sets = [("positive", positive), ("negative", negative)]
     means = []
     for (side, prompts), name in zip(sets, names):
@@ -103,6 +105,7 @@ def by_category(
         As `difference`.
     """
     spans = spans or host.spans()
+    positive, negative = listed(positive), listed(negative)
     for side, prompts, name in zip(("positive", "negative"), (positive, negative), names):
         if not len(prompts):
             raise _nobody(side, name)
@@ -153,7 +156,7 @@ def states(
     """
     from .record import activations
 
-    spans = spans or host.spans()
+    spans, prompts = spans or host.spans(), listed(prompts)
     names = [p for p in positions if isinstance(p, str)]
     if unknown := [p for p in names if p not in POSITIONS]:
         raise InputError(

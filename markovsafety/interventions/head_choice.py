@@ -18,6 +18,7 @@ import numpy as np
 from ..bound import Bound
 from ..errors import InputError
 from .behaviour import Behaviour, behave
+from .buckets import listed
 from .edits import Edit, When
 from .head_sweep import HeadSweep
 from .heads import Head, HeadDirections
@@ -152,26 +153,26 @@ def choose_heads(
         Fewer than two prompts, or nothing to try.
     """
     goal = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-    listed, first = list(prompts), sweep.ranked[:top]
-    if len(listed) < 2 or not first or not len(alphas) or not len(sizes) or min(sizes) < 1:
+    asked, first = list(listed(prompts)), sweep.ranked[:top]
+    if len(asked) < 2 or not first or not len(alphas) or not len(sizes) or min(sizes) < 1:
         raise InputError(
-            f"heads cannot be chosen from {len(listed)} prompts, {len(first)} heads, alphas {list(alphas)} and sizes "
+            f"heads cannot be chosen from {len(asked)} prompts, {len(first)} heads, alphas {list(alphas)} and sizes "
             f"{list(sizes)}",
             cause="half of the prompts is used to choose and half to report; something must be tried",
             next="give at least 2 prompts, 1 head, 1 alpha and sizes from 1",
         )
 
-    def sampled(edit: Edit | None, asked: list[Any]) -> Behaviour:
-        return behave(host, asked, edit, judge=judge, n=n, max_tokens=max_tokens, seed=seed)
+    def sampled(edit: Edit | None, some: list[Any]) -> Behaviour:
+        return behave(host, some, edit, judge=judge, n=n, max_tokens=max_tokens, seed=seed)
 
     tried: dict[Key, Behaviour] = {}
 
     def reached(heads: tuple[Head, ...], alpha: float) -> float:
         if (heads, alpha) not in tried:
-            tried[heads, alpha] = sampled(directions.edit(heads, alpha, when=when), listed[::2])
+            tried[heads, alpha] = sampled(directions.edit(heads, alpha, when=when), asked[::2])
         return tried[heads, alpha].rate(goal).value
 
-    before = sampled(None, listed[::2])
+    before = sampled(None, asked[::2])
     alone = {head: max(reached((head,), float(alpha)) for alpha in alphas) for head in first}
     order = sorted(first, key=lambda head: -alone[head])
     for size in sizes:
@@ -179,7 +180,7 @@ def choose_heads(
             reached(tuple(order[:size]), float(alpha))
     broken = frozenset(key for key, behaviour in tried.items() if not speaks(behaviour, before))
     heads, alpha = _smallest({k: b for k, b in tried.items() if k not in broken} or tried, goal)
-    edit, held = directions.edit(heads, alpha, when=when), listed[1::2]
+    edit, held = directions.edit(heads, alpha, when=when), asked[1::2]
     other = _others(directions, sweep, heads, edit)
     return HeadChoice(
         heads,

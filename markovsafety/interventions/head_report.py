@@ -81,7 +81,7 @@ class HeadReport:
         lines = ["# Heads that steer", "", f"{self.verdict}.", "", f"Model: `{self.model}`"]
         lines += ["", "## Every head alone: P(the answer begins as desired)", ""]
         rows = [
-            (r["rank"], f"({r['layer']}, {r['head']})", f"{r['alpha']:g}", *map("{:.3f}".format, _numbers(r)))
+            (r["rank"], f"({r['layer']}, {r['head']})", f"{r['alpha']:g}", *_cells(self.sweep, r))
             for r in self.sweep.rows()[:12]
         ]
         lines += table(["rank", "(layer, head)", "best alpha", "P", "random vector", "score"], rows)
@@ -92,7 +92,7 @@ class HeadReport:
             if path is not None:
                 lines += ["", f"## {title}", "", *_path(path)]
         if self.notes:
-            lines += ["", "## What could not be measured", "", *(f"- {note}" for note in self.notes)]
+            lines += ["", "## Notes", "", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -174,9 +174,14 @@ def inspect_heads(
     made = [g[:examples] for g in groups]
     rest = [g[examples:] or g for g in groups]
     found = head_directions(host, made[0], made[1])
-    sweep = sweep_heads(host, found, rest[1], tokens, alphas=alphas, seed=seed)
+    # The heads are picked on the half on which they are chosen, so that the other half is reported untouched.
+    sweep = sweep_heads(host, found, rest[1][::2], tokens, alphas=alphas, seed=seed)
     choice = choose_heads(host, found, sweep, rest[1], wanted=goal, top=top, alphas=alphas, when=when, **told)
-    notes: list[str] = []
+    notes = [
+        f"no {name} prompts beside the {len(g)} examples: what is said of steering them is not on new prompts"
+        for name, g in zip(("desired", "undesired"), groups)
+        if not g[examples:]
+    ]
 
     def part(name: str, make: Any) -> Any:
         try:
@@ -211,13 +216,13 @@ def inspect_heads(
     return report
 
 
-def desired_tokens(host: Host, prompts: Sequence[Any], wanted: Sequence[str], **told: Any) -> list[int]:
+def desired_tokens(host: Host, prompts: Any, wanted: Sequence[str], **told: Any) -> list[int]:
     """Tokens that the desired answers to some prompts begin with, as the model says them.
 
     Parameters
     ----------
     host : Host
-    prompts : sequence of records
+    prompts : as in `markovsafety.sample`
     wanted : sequence of outcomes
     **told
         judge, n, max_tokens, seed.
@@ -231,7 +236,7 @@ def desired_tokens(host: Host, prompts: Sequence[Any], wanted: Sequence[str], **
     InputError
         No answer has such an outcome.
     """
-    rolls = sample(host.engine, list(prompts), progress=False, **told)
+    rolls = sample(host.engine, prompts, progress=False, **told)
     found: set[int] = set()
     failed: MarkovsafetyError | None = None
     for outcome in wanted:
@@ -251,8 +256,8 @@ def write_report(report: Any, folder: Path, name: str) -> None:
             part.write_text(text + "\n", encoding="utf-8")
 
 
-def _numbers(row: dict[str, Any]) -> tuple[float, float, float]:
-    return row["mass"]["value"], max(row["control"]), row["score"]
+def _cells(sweep: HeadSweep, row: dict[str, Any]) -> tuple[str, str, str]:
+    return spanned(sweep.bound((row["layer"], row["head"]))), f"{max(row['control']):.3f}", f"{row['score']:.3f}"
 
 
 def _baselines(

@@ -21,7 +21,7 @@ from ..errors import InputError
 from .edits import Edit
 from .heads import Head, HeadDirections
 from .host import Host
-from .record import laws
+from .record import log_masses
 
 __all__ = ["ALPHAS", "HeadSweep", "sweep_heads"]
 
@@ -162,13 +162,10 @@ def sweep_heads(
     ids = host.prompt_ids(prompts)
 
     def read(edit: Edit | None) -> tuple[NDArray, float]:
-        law = laws(host, ids, edit=edit, batch_size=batch_size)[:, 0].astype(np.float64)
-        wished = np.logaddexp.reduce(law[:, np.unique(desired)], axis=-1)
+        sets = [desired] if undesired is None else [desired, undesired]
+        wished, *rest = log_masses(host, ids, sets, edit=edit, batch_size=batch_size)
         mass = np.minimum(np.exp(wished), 1.0)
-        if undesired is None:
-            other = np.log1p(-np.minimum(mass, 1 - 1e-12))
-        else:
-            other = np.logaddexp.reduce(law[:, np.unique(undesired)], axis=-1)
+        other = rest[0] if rest else np.log1p(-np.minimum(mass, 1 - 1e-12))
         return mass, float((wished - other).mean())
 
     base, odds = read(None)

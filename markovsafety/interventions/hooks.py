@@ -169,7 +169,7 @@ def _hook(host: Host, part: Part, clock: _Clock, index: int) -> Any:
             step = -part.scale * ((x.float() @ unit)[..., None] * unit).to(x.dtype)
         else:
             step = vector(x)
-        return x + (step if mask is True else mask * step)
+        return x + (step if mask is True else mask.to(x.device) * step)
 
     def enters(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if clock.masks[index] is None:
@@ -186,7 +186,7 @@ def _hook(host: Host, part: Part, clock: _Clock, index: int) -> Any:
             return None
         x = args[0].clone()
         here = x[..., part.head * host.head_dim : (part.head + 1) * host.head_dim]
-        here += vector(x) if mask is True else mask * vector(x)
+        here += vector(x) if mask is True else mask.to(x.device) * vector(x)
         return (x, *args[1:])
 
     if part.kind == "head":

@@ -8,6 +8,7 @@ nowhere before.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from ..errors import InputError, ModelError
 from ..rollouts.engines import open_engine
 from ..rollouts.engines.transformers import TransformersEngine
 from ..rollouts.engines.transformers_batch import Batch
+from .buckets import listed
 from .edits import identity
 from .positions import Spans, spans
 
@@ -106,18 +108,24 @@ class Host:
         """Identity of weights and template; see `edits.identity`."""
         return identity(self.engine)
 
+    @cached_property
+    def _keeps(self) -> bool:
+        """Whether the model can make the logits of the last columns alone."""
+        return "logits_to_keep" in inspect.signature(self.engine.model.forward).parameters
+
     def spans(self, **options: Any) -> Spans:
         """Where instruction, t_inst and t_post are in this model's prompts; options as `positions.spans`."""
         return spans(self.engine.tokenizer, **options)
 
-    def prompt_ids(self, prompts: Sequence[Any], system: str | None = None) -> list[np.ndarray]:
-        """Token ids of prompts: texts, records with ``prompt`` or ``prompt_tokens``, or ids.
+    def prompt_ids(self, prompts: Any, system: str | None = None) -> list[np.ndarray]:
+        """Token ids of prompts: texts, records with ``prompt`` or ``prompt_tokens``, or ids; or a CSV or JSONL file.
 
         Raises
         ------
         InputError
-            No prompt at all, or one of another kind.
+            No prompt at all, one text instead of a list, or a prompt of another kind.
         """
+        prompts = listed(prompts)
         if not len(prompts):
             raise InputError("there is no prompt", cause="the list is empty", next="give at least one prompt")
         return [self._ids(p, system) for p in prompts]
@@ -161,14 +169,20 @@ class Host:
             rows = order[first : first + size]
             yield rows, Batch.of([prompts[i] for i in rows], [said[i] for i in rows], left=False)
 
-    def forward(self, batch: Batch, *, logits: bool = False) -> torch.Tensor | None:
-        """Run a batch once without cache; the logits (rows, width, vocab) if asked for, else the blocks alone."""
+    def forward(self, batch: Batch, *, logits: bool = False, first: int = 0) -> torch.Tensor | None:
+        """Run a batch once without cache; the logits (rows, width - first, vocab) if asked for, else the blocks alone.
+
+        Logits of the columns before `first` are not made where the model can leave them out: with a large vocabulary
+        they are most of the memory.
+        """
         device = self.engine.device
         ids = torch.as_tensor(batch.ids, device=device)
         mask = torch.as_tensor(batch.mask, device=device)
         with torch.inference_mode():
             if logits:
-                return self.engine.model(ids, attention_mask=mask, use_cache=False).logits
+                keep = {"logits_to_keep": batch.width - first} if first and self._keeps else {}
+                made = self.engine.model(ids, attention_mask=mask, use_cache=False, **keep).logits
+                return made[:, first - batch.width :]
             self.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
         return None
 

@@ -33,6 +33,7 @@ from .guard import Assessed, assess, latent_guard
 from .host import Host, open_host
 from .inspection_page import page
 from .inversion import Inversion, inversion_task, invert
+from .pages import spanned
 from .policies import Policy, policy
 from .record import token_mass
 
@@ -92,7 +93,7 @@ class Inspection:
         parts = [] if self.separation is None else [f"harmfulness and refusal {self.separation.verdict}"]
         parts += [f"{name} {sweep.verdict}" for name, sweep in self.steering.items()]
         if self.guard is not None:
-            parts.append(f"guard AUC {self.guard.auc.value:.2f}")
+            parts.append(f"guard AUC {spanned(self.guard.auc)}")
         return "; ".join(parts) or "nothing could be measured"
 
     def markdown(self) -> str:

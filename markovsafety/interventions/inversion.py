@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
 from ..errors import InputError
+from .buckets import listed
 from .directions import Direction
 from .edits import Edit
 from .effects import Effect, effect
@@ -62,7 +63,7 @@ class Task:
             A prompt that is no text: a question can be put to an instruction only.
         """
         out = []
-        for i, given in enumerate(prompts):
+        for i, given in enumerate(listed(prompts)):
             record = dict(given) if isinstance(given, Mapping) else {"prompt": given}
             text = record.get("instruction", record.get("prompt"))
             if not isinstance(text, str):

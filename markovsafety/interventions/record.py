@@ -6,7 +6,7 @@ values (``output_hidden_states`` of transformers would not).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -174,18 +174,8 @@ def laws(
             next="ask for fewer, at least 1",
         )
     out = np.zeros((len(ids), last, host.vocab_size), np.float32)
-    for rows, batch in host.batches(ids, said, batch_size):
-        with ExitStack() as stack:
-            change = _edited(host, edit, batch, stack)
-            logits = host.forward(batch, logits=True)
-            assert logits is not None
-            logits = logits if change is None else change(logits, 0)
-        index = torch.as_tensor(batch.end[:, None] - last + np.arange(last)[None, :], device=logits.device)
-        picked = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1])).float()
-        law = torch.log_softmax(picked, dim=-1).cpu().numpy()
-        if np.isnan(law).any():
-            raise _not_finite("a logit")
-        out[rows] = law
+    for rows, law in _laws(host, ids, said, edit, last, batch_size):
+        out[rows] = law.cpu().numpy()
     return out
 
 
@@ -209,15 +199,65 @@ def token_mass(
     -------
     float64 array, shape (prompts,)
     """
-    members = np.unique(np.asarray(tokens, dtype=np.int64))
-    if not len(members) or members[0] < 0 or members[-1] >= host.vocab_size:
-        raise InputError(
-            f"these are no tokens of the model: {list(tokens)[:5]}",
-            cause=f"it has the ids 0 to {host.vocab_size - 1}",
-            next="give at least one id of its vocabulary",
-        )
-    law = laws(host, prompts, edit=edit, batch_size=batch_size)[:, 0, members]
-    return np.exp(law.astype(np.float64)).sum(axis=-1)
+    return np.exp(log_masses(host, prompts, [tokens], edit=edit, batch_size=batch_size)[0])
+
+
+def log_masses(
+    host: Host,
+    prompts: Sequence[Any],
+    sets: Sequence[Sequence[int]],
+    *,
+    edit: Edit | None = None,
+    batch_size: int | None = None,
+) -> np.ndarray:
+    """Log-probability (nats) that the answer begins with one of some tokens, for several sets of tokens at once.
+
+    Only these numbers leave the model's device, not whole laws.
+
+    Parameters
+    ----------
+    host, prompts, edit, batch_size
+        As in `activations`.
+    sets : sequence of sequence of int
+
+    Returns
+    -------
+    float64 array, shape (sets, prompts)
+    """
+    members = [np.unique(np.asarray(tokens, dtype=np.int64)) for tokens in sets]
+    for given, tokens in zip(sets, members):
+        if not len(tokens) or tokens[0] < 0 or tokens[-1] >= host.vocab_size:
+            raise InputError(
+                f"these are no tokens of the model: {list(given)[:5]}",
+                cause=f"it has the ids 0 to {host.vocab_size - 1}",
+                next="give at least one id of its vocabulary",
+            )
+    ids = host.prompt_ids(prompts)
+    out = np.zeros((len(members), len(ids)))
+    for rows, law in _laws(host, ids, [np.zeros(0, np.int64)] * len(ids), edit, 1, batch_size):
+        for i, tokens in enumerate(members):
+            picked = law[:, 0, torch.as_tensor(tokens, device=law.device)].cpu().numpy()
+            out[i, rows] = np.logaddexp.reduce(picked.astype(np.float64), axis=-1)
+    return out
+
+
+def _laws(
+    host: Host, ids: list[np.ndarray], said: list[np.ndarray], edit: Edit | None, last: int, size: int | None
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Places of some rows, and their last laws (rows, last, vocab) on the model's device."""
+    for rows, batch in host.batches(ids, said, size):
+        first = int(batch.end.min()) - last
+        with ExitStack() as stack:
+            change = _edited(host, edit, batch, stack)
+            logits = host.forward(batch, logits=True, first=first)
+            assert logits is not None
+            logits = logits if change is None else change(logits, first)
+        index = torch.as_tensor(batch.end[:, None] - last - first + np.arange(last)[None, :], device=logits.device)
+        picked = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1])).float()
+        law = torch.log_softmax(picked, dim=-1)
+        if law.isnan().any():
+            raise _not_finite("a logit")
+        yield rows, law
 
 
 def _recorded(

@@ -53,7 +53,8 @@ class Detection:
         for scale, area, caught, control in zip(self.scales, self.auc, self.caught, self.control):
             lines.append(
                 f"{scale:g} x the edit: AUC {area.value:.3f} [{area.lower:.3f}, {area.upper:.3f}], caught "
-                f"{caught.value:.3f} [{caught.lower:.3f}, {caught.upper:.3f}], random {control.value:.3f}"
+                f"{caught.value:.3f} [{caught.lower:.3f}, {caught.upper:.3f}], random "
+                f"{control.value:.3f} [{control.lower:.3f}, {control.upper:.3f}]"
             )
         return "\n".join(lines)
 
