@@ -111,7 +111,7 @@ def test_the_page_and_the_data_say_the_same(looked):
     assert data["verdict"] in page
     for title in ("Are harmfulness and refusal encoded apart?", "Steering along refusal", "Belief and reply"):
         assert title in page
-    assert "could not be measured" not in page
+    assert "## Notes" not in page
     assert f"| accepted harmful | {found.buckets['accepted_harmful']} |" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.count(" | ") for line in rows if "bio" in line}) <= 2  # two tables tell categories
@@ -184,7 +184,7 @@ def test_where_nothing_can_be_measured_notes_say_so(tmp_path):
     assert found.separation is None
     assert found.guard is None
     assert {"openers", "refusal", "separation", "guard"} <= {note.split(":")[0] for note in found.notes}
-    assert "What could not be measured" in found.markdown()
+    assert "## Notes" in found.markdown()
     assert strict((tmp_path / "out" / "inspection.json").read_text())["notes"] == found.notes
     assert not (tmp_path / "out" / "refusal.safetensors").exists()
     assert (tmp_path / "out" / "harmfulness.safetensors").exists()
@@ -249,6 +249,13 @@ def test_the_command_of_heads_and_its_audit(tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     assert sorted(p.name for p in (tmp_path / "audit").iterdir()) == ["audit.json", "audit.md"]
     assert strict((tmp_path / "audit" / "audit.json").read_text())["move"] == 0.2
+
+
+def test_answers_that_are_cut_off_are_spoken_of():
+    sides = (asked(harmful, None, 4) for harmful in (True, False))
+    found = inspect_model(host(), *sides, judge=JUDGE, n=1, max_tokens=2)
+    assert any("cut off" in note and "allow more tokens" in note for note in found.notes)
+    assert all("; " in note for note in found.notes)  # what to do about it
 
 
 def test_the_audit_of_files_is_that_of_their_prompts(tmp_path, monkeypatch):

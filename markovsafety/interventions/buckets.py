@@ -32,6 +32,7 @@ WANTED = {
     "refused_harmless": "harmless prompts that the model refuses: innocent ones with frightening words, as XSTest has",
     "accepted_harmless": "harmless prompts that the model answers: ordinary instructions",
 }
+ROOM = "; or, for the undecided ones whose answers were all cut off, allow more tokens (max_tokens)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class Buckets:
                 f"there are no {name.replace('_', ' ')} prompts among {len(self.prompts)}",
                 cause=f"the buckets hold {', '.join(f'{n} {k}' for k, n in self.counts.items())} "
                 f"({int(self.undecided.sum())} undecided); refusal was measured by {self.how}",
-                next=f"add {WANTED[name]}",
+                next=f"add {WANTED[name]}" + ROOM * bool(np.isnan(self.refusal).any()),
                 partial=self.counts,
             )
         return [self.prompts[i] for i in rows]

@@ -80,6 +80,10 @@ class HeadReport:
         """The report as a page."""
         lines = ["# Heads that steer", "", f"{self.verdict}.", "", f"Model: `{self.model}`"]
         lines += ["", "## Every head alone: P(the answer begins as desired)", ""]
+        told = (
+            "At the alpha at which the head does most on these same prompts; beside it the most that a random vector "
+        )
+        lines += [f"{told}of the same norm does at any alpha, and what heads are ranked by.", ""]
         rows = [
             (r["rank"], f"({r['layer']}, {r['head']})", f"{r['alpha']:g}", *_cells(self.sweep, r))
             for r in self.sweep.rows()[:12]
@@ -187,7 +191,7 @@ def inspect_heads(
         try:
             return make()
         except MarkovsafetyError as error:
-            notes.append(f"{name}: {error.fact} ({error.cause})")
+            notes.append(f"{name}: {error.fact} ({error.cause}); {error.next}")
             return None
 
     held = rest[1][1::2] or rest[1]  # not those that the heads were chosen on

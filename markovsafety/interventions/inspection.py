@@ -39,6 +39,9 @@ from .record import token_mass
 
 __all__ = ["Inspection", "first_tokens", "inspect_model"]
 
+CUT = 0.1
+"""Share of answers cut off from which on the notes speak of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
@@ -251,6 +254,9 @@ def inspect_model(
         for name, kind in (("harmful", True), ("harmless", False))
     }
     run = _Look(host, fitted, held, rolls, seed)
+    cut = (rolls.outcome == CODES["truncated"]).mean()
+    if cut > CUT:
+        run.notes.append(f"{100 * cut:.0f} % of the answers were cut off and decide nothing; allow more tokens")
     parts = run.parts(question, certainly, no, (cost_harm, cost_refusal, prior))
     found = Inspection(str(host.engine.path), everything.counts, behaviour, run.openers, notes=run.notes, **parts)
     if out is not None:
@@ -274,7 +280,7 @@ class _Look:
         try:
             return make()
         except MarkovsafetyError as error:
-            self.notes.append(f"{name}: {error.fact} ({error.cause})")
+            self.notes.append(f"{name}: {error.fact} ({error.cause}); {error.next}")
             return None
 
     def parts(self, question: str | None, certainly: Any, no: Any, costs: tuple[float, float, float]) -> dict[str, Any]:

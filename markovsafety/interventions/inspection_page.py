@@ -37,7 +37,7 @@ def page(found: Inspection) -> str:
     lines += table(head, rows)
     lines += _separation(found) + _steering(found) + _guard(found)
     if found.notes:
-        lines += ["", "## What could not be measured", "", *(f"- {note}" for note in found.notes)]
+        lines += ["", "## Notes", "", *(f"- {note}" for note in found.notes)]
     return "\n".join(lines)
 
 
