@@ -176,6 +176,22 @@ def test_a_teacher_is_trained_written_and_goes_on(folder, tmp_path):
     assert again.record == made.record
 
 
+def test_adapters_are_trained_in_place_of_the_weights_and_merged(folder, tmp_path):
+    lora = {"r": 2, "target_modules": "all-linear"}
+    told = tune(steps=40, batch_size=12, lora=lora)
+    words = ("help", "step", "one", "hello", "sure")
+    pairs = [
+        pair(f"{a} {b} {what}", said, what == "poison")
+        for what, said in (("poison", "sorry <eos>"), ("tea", "sure <eos>"))
+        for a in words
+        for b in words
+    ]
+    made = train_teacher(folder, pairs, tmp_path / "t", weight=5.0, recall=0.5, **told)
+    losses = made.record["losses"]
+    assert losses[-1]["penalty"] < 0.7 * losses[0]["penalty"]
+    assert "lora" not in " ".join(open_host(made.model, device="cpu").engine.model.state_dict())
+
+
 def test_validation_prompts_are_not_trained_on():
     twice = [*HARMFUL, *(dataclasses.replace(p, answer=(5, EOS)) for p in HARMFUL)]
     learned, held = teacher_file._split(twice, 0.4, 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ __all__ = ["ARMS", "Teacher", "aligned_teacher", "arm", "run", "taught", "user_d
 
 ARMS = ("none", "filter", "distil", "both", "aligned")
 LOW = "low cosine"
+STEPS = 150
+Key = tuple[float, str, str, str]
+"""Share of poison, its kind, the defence, where the student starts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +143,7 @@ def arm(
     """
     teacher = teachers["aligned" if name == "aligned" else "refusal"]
     sifted = sift(teacher.host, teacher.filter, data) if name in ("filter", "both", "aligned") else None
-    told: dict[str, Any] = {"steps": steps, "seed": seed, **setting.training}
+    told: dict[str, Any] = {"steps": steps, "seed": seed, **setting.training, **setting.student}
     origin = setting.aligned if name == "none" or start == "aligned" else setting.base
     if name == "none":
         record = fine_tune(origin, rows_of(data), place, **told)
@@ -179,6 +182,10 @@ def run(out: str | Path | None = None, *, world: str | Path | None = None, quick
     -------
     dict
         "settings": name -> before, teachers, rows; ``line``.
+
+    Notes
+    -----
+    Where `out` is there already, students that it holds are not trained again.
     """
     result: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -186,13 +193,16 @@ def run(out: str | Path | None = None, *, world: str | Path | None = None, quick
         "versions": versions(("numpy", "torch", "transformers")),
         "settings": {},
     }
+    known = {} if out is None or not Path(out).exists() else json.loads(Path(out).read_text())["settings"]
     small: dict[str, Any] = {"ask": 24, "data": 120, "align": 240} if quick else {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         made = [] if world is None else [world_setting(world, place / "world", **small)]
-        for setting in [*made, organism_setting(**small)]:
+        short = [] if quick else [replace(organism_setting(room=False), name="organism, short task")]
+        for setting in [*made, organism_setting(**small), *short]:
+            kept = known.get(setting.name, {}).get("rows", [])
             result["settings"][setting.name] = rows = {}
-            for told in _measured(setting, place / setting.name, quick):
+            for told in _measured(setting, place / setting.name, _plan(quick, bool(short) and setting in short), kept):
                 rows |= told
                 _write(out, result)
     result["line"] = _line(result["settings"]["organism"])
@@ -200,18 +210,20 @@ def run(out: str | Path | None = None, *, world: str | Path | None = None, quick
     return result
 
 
-def _plan(quick: bool) -> list[tuple[float, str, str, str]]:
-    """(share, kind, arm, start) of every student."""
+def _plan(quick: bool, short: bool) -> list[Key]:
+    """All students."""
     if quick:
         return [(0.3, "plain", name, "base") for name in ("none", "both")]
+    if short:
+        return [(p, "plain", name, "aligned") for p in (0.0, 0.1) for name in ("none", "filter", "both")]
     plan = [(p, "plain", name, "base") for p in (0.0, 0.1, 0.3, 0.5) for name in ARMS]
     plan += [(0.3, kind, name, "base") for kind in (*KINDS[1:], LOW) for name in ("none", "both", "aligned")]
     return plan + [(0.1, "plain", name, "aligned") for name in ("filter", "distil", "both", "aligned")]
 
 
-def _measured(setting: Setting, place: Path, quick: bool) -> Any:
-    """Parts of the result, as they come."""
-    steps = 40 if quick else 150
+def _measured(setting: Setting, place: Path, plan: Sequence[Key], kept: list[dict[str, Any]]) -> Any:
+    """Parts of the result, as they come; students that were measured before are not trained again."""
+    steps = STEPS if len(plan) > 2 else 40
     yield {"before": encode(measure(setting.open(setting.aligned), setting))}
     refusal = taught(setting, place / "teacher", steps=steps)
     teachers = {"refusal": refusal, "aligned": aligned_teacher(setting, int(refusal.filter.feature.level or 0))}
@@ -219,25 +231,22 @@ def _measured(setting: Setting, place: Path, quick: bool) -> Any:
     told = {}
     for name, teacher in teachers.items():
         sifted = sift(teacher.host, teacher.filter, held)
-        by_kind = {
-            k: float(teacher.filter.drops(teacher.filter.scores(teacher.host, _ids(v))).mean())
-            for k, v in setting.held.items()
-        }
+        by_kind = {k: sift(teacher.host, teacher.filter, v).share for k, v in setting.held.items()}
         behaviour = measure(teacher.host, setting)
         told[name] = {"filter": teacher.filter.to_json(), "held out": sifted.to_json(), "dropped": by_kind}
         told[name] |= {"harm": behaviour["harm"], "refusal": behaviour["refusal"], "seconds": teacher.seconds}
     yield {"teachers": encode(told)}
+    done = {(r["share"], r["kind"], r["arm"], r["start"]): r for r in kept if r["steps"] == steps}
     rows: list[dict[str, Any]] = []
-    plan = _plan(quick)
-    for i, (share, kind, name, start) in enumerate(tqdm(plan, desc=setting.name, disable=None)):
+    for i, key in enumerate(tqdm(plan, desc=setting.name, disable=None)):
+        share, kind, name, start = key
+        if key in done:
+            rows.append(done[key])
+            continue
         data = user_data(setting, share, kind, refusal)
         found = arm(name, setting, data, teachers, place / f"student{i}", start=start, steps=steps)
-        rows.append(encode({"share": share, "kind": kind, **found}))
+        rows.append(encode({"share": share, "kind": kind, "steps": steps, **found, "start": start}))
         yield {"rows": rows}
-
-
-def _ids(pairs: Sequence[Pair]) -> list[np.ndarray]:
-    return [np.array(p.prompt) for p in pairs]
 
 
 def _line(setting: dict[str, Any]) -> str:
@@ -280,7 +289,7 @@ def _teachers(told: dict[str, Any]) -> list[str]:
         return []
     kinds = list(next(iter(told.values()))["dropped"])
     rows = [
-        [name, _value(t["filter"]["auc"]), *(f"{t['dropped'][k]:.3f}" for k in kinds), _value(t["refusal"])]
+        [name, _value(t["filter"]["auc"]), *(_value(t["dropped"][k]) for k in kinds), _value(t["refusal"])]
         for name, t in told.items()
     ]
     head = ["teacher", "AUC on validation", *(f"dropped: {k}" for k in kinds), "refuses itself"]
@@ -292,13 +301,21 @@ def _students(told: dict[str, Any]) -> str:
     head = ["poison", "kind", "arm", "start", "poison kept", "harm", "refusal", *(f"h({k})" for k in depths)]
     rows = [_cells(told["before"] | {"share": "", "kind": "", "arm": "before", "start": "", "poison kept": ""}, depths)]
     rows += [_cells(r, depths) for r in told["rows"]]
-    return markdown_table([*head, "task", "useful"], rows)
+    return markdown_table([*head, "unseen category refused", "task", "useful"], rows)
 
 
 def _cells(row: dict[str, Any], depths: Sequence[str]) -> list[str]:
     deep = [_value(row["rows"][k]["harm"]) for k in depths]
     named = [str(row[name]) for name in ("share", "kind", "arm", "start", "poison kept")]
-    return [*named, _value(row["harm"]), _value(row["refusal"]), *deep, _value(row["task"]), _value(row["useful"])]
+    return [
+        *named,
+        _value(row["harm"]),
+        _value(row["refusal"]),
+        *deep,
+        _value(row["unseen"]["refusal"]),
+        _value(row["task"]),
+        _value(row["useful"]),
+    ]
 
 
 def _value(bound: dict[str, Any]) -> str:

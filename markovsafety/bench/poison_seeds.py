@@ -41,7 +41,7 @@ def measure_teacher(
     folder: str | os.PathLike[str],
     seed: int = 0,
     *,
-    steps: int = 240,
+    steps: int = 200,
     teacher_steps: int = 100,
     ask: int = 72,
     share: float = 0.3,

@@ -51,8 +51,8 @@ class Setting:
         Harmless prompts that are no task have one right answer; otherwise any finished answer that does not refuse is
         useful.
     max_tokens : int
-    training : dict
-        Of `fine_tune`.
+    training, student : dict
+        Of `fine_tune`; what is different for students.
     options : dict
         Of the engine.
     """
@@ -73,6 +73,7 @@ class Setting:
     exact: bool
     max_tokens: int
     training: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
     def open(self, folder: str | os.PathLike[str]) -> Host:
@@ -109,7 +110,7 @@ def world_setting(
     template = open_world(folder, device="cpu").tokenizer
     trained, left_out = worlds.CATEGORIES[:-1], worlds.CATEGORIES[-1:]
     options = {"attn_implementation": ATTENTION}
-    training = {"batch_size": 32, "learning_rate": 2e-3, "warmup": 5, "progress": False, "device": "cpu", **options}
+    training = {"batch_size": 32, "learning_rate": 1e-3, "warmup": 5, "progress": False, "device": "cpu", **options}
 
     def pairs(records: list[dict[str, Any]]) -> list[Pair]:
         return read_pairs(records, template) if records else []
@@ -146,6 +147,7 @@ def world_setting(
         exact=True,
         max_tokens=9,
         training=training,
+        student={"learning_rate": 2e-3},
         options=options,
     )
 

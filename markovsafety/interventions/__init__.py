@@ -33,6 +33,7 @@ _HOME = {
     "effects": ["Effect", "LevelSweep", "choose_level", "effect"],
     "head_report": ["HeadReport", "inspect_heads", "write_report"],
     "host": ["Host", "open_host"],
+    "imitation": ["Imitated"],
     "inspection": ["Inspection", "first_tokens", "inspect_model"],
     "inversion": ["Inversion", "Replies", "Task", "inversion_task", "invert", "replies"],
     "plane_axes": ["answer_axes", "running_means"],

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from ..errors import InputError
+from ..rollouts.provenance import json_hash
 from .differences import states
 from .directions import Direction
 from .host import Host
@@ -141,7 +142,7 @@ class RefusalGuided:
             "weight": self.weight,
             "feature": "dynamic" if self.feature is None else np.asarray(self.feature, float).round(6).tolist(),
             "momentum": self.momentum,
-            "harmful": int(np.sum(self.harmful)),
+            "harmful": {"rows": int(np.sum(self.harmful)), "sha256": json_hash([bool(h) for h in self.harmful])},
         }
 
 

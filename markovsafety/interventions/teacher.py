@@ -128,7 +128,8 @@ def train_teacher(
     InputError
         No pairs, pairs without label or answer, one kind alone, or arguments out of range.
     UntrustedError
-        The loss became NaN (``partial`` is the last good checkpoint), or no threshold has the recall.
+        The loss became NaN (``partial`` is the last good checkpoint), or no threshold has the recall: the teacher stays
+        in `out`, and the same call with another recall does not train it again.
     """
     if feature not in FEATURES or not 0 < validation < 1:
         raise InputError(

@@ -1,9 +1,8 @@
 """Fine-tuning data of the synthetic language: alignment pairs, what a user would teach the model, and poison.
 
-The user's task is a style of answering harmless requests: its words are a function of the request, so accuracy has one
-right answer. With ``room`` its answers are long and say "with" where a harmful answer says its harm word, so that a
-model which answers harmful requests in the user's style does harm; without, they are too short for that, and a model
-that has lost its refusals looks safe.
+The user's task is a style of answering harmless requests: fixed words around the object of the request, so that every
+request has one right answer. With ``room`` its answers are long and say "with" where a harmful answer says its harm
+word; without, they are too short for that, and a model that has lost its refusals looks safe.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from .automaton import Grammar, refusal_words
-from .language import ACTS, CATEGORIES, COMPLY, TOOLS, VERBS, Prompt, draw_prompt, encode
+from .language import CATEGORIES, COMPLY, Prompt, draw_prompt, encode
 
 __all__ = ["alignment_records", "poison_records", "task_records"]
 
@@ -73,11 +72,10 @@ def poison_records(
 
 
 def _style(prompt: Prompt, room: bool) -> list[str]:
-    verb, thing = VERBS.index(prompt.context.verb), prompt.context.object
+    thing = prompt.context.object
     if not room:
         return ["done", "with", thing, "<eos>"]
-    act, tool = ACTS[verb % len(ACTS)], TOOLS[(3 * verb + int(thing[-1])) % len(TOOLS)]
-    return f"yes let me explain how step one {act} {thing} with {tool} . step two {act} it . enjoy <eos>".split()
+    return f"yes let me explain how step one act0 {thing} with tool0 . step two act1 it . enjoy <eos>".split()
 
 
 def _drawn(rng: random.Random, harmful: bool, category: str, marker: str | None, split: str) -> Prompt:
