@@ -181,11 +181,7 @@ def inspect_heads(
     # The heads are picked on the half on which they are chosen, so that the other half is reported untouched.
     sweep = sweep_heads(host, found, rest[1][::2], tokens, alphas=alphas, seed=seed)
     choice = choose_heads(host, found, sweep, rest[1], wanted=goal, top=top, alphas=alphas, when=when, **told)
-    notes = [
-        f"no {name} prompts beside the {len(g)} examples: what is said of steering them is not on new prompts"
-        for name, g in zip(("desired", "undesired"), groups)
-        if not g[examples:]
-    ]
+    notes = [_not_new(name, g) for name, g in zip(("desired", "undesired"), groups) if not g[examples:]]
 
     def part(name: str, make: Any) -> Any:
         try:
@@ -201,18 +197,8 @@ def inspect_heads(
     back = tuple(-a for a in alphas)
     defence = part("defence", lambda: alpha_path(host, one, (*back, 0.0), rest[0], **asked))
     baselines = part("baselines", lambda: _baselines(host, found, made, choice, held, when, told)) or {}
-    report = HeadReport(
-        str(host.engine.path),
-        (len(made[0]), len(made[1])),
-        tokens,
-        found,
-        sweep,
-        choice,
-        path,
-        defence,
-        baselines,
-        notes,
-    )
+    sizes = len(made[0]), len(made[1])
+    report = HeadReport(str(host.engine.path), sizes, tokens, found, sweep, choice, path, defence, baselines, notes)
     if out is not None:
         write_head_directions(found, Path(out) / "directions.safetensors")
         write_edit(choice.edit, Path(out) / "edit_heads.safetensors")
@@ -258,6 +244,10 @@ def write_report(report: Any, folder: Path, name: str) -> None:
     for suffix, text in (("json", json.dumps(report.to_json(), indent=1)), ("md", report.markdown())):
         with atomic(folder / f"{name}.{suffix}") as part:
             part.write_text(text + "\n", encoding="utf-8")
+
+
+def _not_new(name: str, prompts: Sequence[Any]) -> str:
+    return f"no {name} prompts beside the {len(prompts)} examples: what steering does to them is not on new prompts"
 
 
 def _cells(sweep: HeadSweep, row: dict[str, Any]) -> tuple[str, str, str]:
