@@ -65,12 +65,10 @@ def _bench_poison(options: argparse.Namespace) -> Answer:
 
         result = run(options.out, quick=options.quick)
         return Answer(result.pop("line"), result, files=_beside(options.out))
-    from .bench.poison_seeds import PAPER
     from .bench.poison_seeds import run as run_seeds
 
     result = run_seeds(options.models, options.out, quick=options.quick)
-    files = [] if options.out is None else [str(Path(options.out) / PAPER / "seeds.json")]
-    return Answer(result.pop("line"), result, files=files)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
 def _bench_posterior(options: argparse.Namespace) -> Answer:

@@ -200,8 +200,8 @@ def run(models: str | Path, out: str | Path | None = None, *, quick: bool = Fals
     models : path
         Folder of world folders, as for `inside_seeds.run`.
     out : path, optional
-        The folder ``papers``: seeds.json and seeds.md of the paper are written, world by world. A world that is
-        measured already, with the same weights, is not measured again.
+        JSON, such as papers/2506.07356/seeds.json, written world by world; the table goes beside it. A world that it
+        holds already, with the same weights, is not measured again.
     quick : bool
         One world, few steps.
 
@@ -210,7 +210,7 @@ def run(models: str | Path, out: str | Path | None = None, *, quick: bool = Fals
     dict
         worlds, missed; ``line``.
     """
-    path = None if out is None else Path(out) / PAPER / "seeds.json"
+    path = None if out is None else Path(out)
     known = path is not None and path.exists()
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if known and path else {"worlds": {}}
     small: dict[str, Any] = {"steps": 30, "teacher_steps": 30, "ask": 12} if quick else {}
@@ -238,7 +238,7 @@ def _write(path: Path, kept: dict[str, Any]) -> None:
     lines = [
         f"# arXiv {PAPER}: the table of acceptance over seeds",
         "",
-        f"`markovsafety bench poison --models DIR --out papers`, {kept['date'][:10]}, {kept['machine']}, "
+        f"`markovsafety bench poison --models DIR --out papers/{PAPER}/seeds.json`, {kept['date'][:10]}, {kept['machine']}, "
         + ", ".join(f"{k} {v}" for k, v in kept["versions"].items())
         + ".",
         "",
