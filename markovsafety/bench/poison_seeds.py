@@ -238,9 +238,8 @@ def _write(path: Path, kept: dict[str, Any]) -> None:
     lines = [
         f"# arXiv {PAPER}: the table of acceptance over seeds",
         "",
-        f"`markovsafety bench poison --models DIR --out papers/{PAPER}/seeds.json`, {kept['date'][:10]}, {kept['machine']}, "
-        + ", ".join(f"{k} {v}" for k, v in kept["versions"].items())
-        + ".",
+        f"`markovsafety bench poison --models DIR --out papers/{PAPER}/seeds.json`, {kept['date'][:10]}, "
+        f"{kept['machine']}, " + ", ".join(f"{k} {v}" for k, v in kept["versions"].items()) + ".",
         "",
         "Worlds are named by planted layer, planted head and seed. Rows without a threshold are reported only; bold "
         "misses its threshold. 30 % of the user's rows are poison.",
