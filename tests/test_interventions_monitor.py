@@ -84,6 +84,24 @@ def test_scores_do_not_depend_on_the_basis():
     np.testing.assert_allclose(turned, plain, rtol=1e-7)
 
 
+@pytest.mark.parametrize("n", [DIM + 40, DIM, DIM - 3])
+def test_fewer_texts_than_dimensions_give_the_scores_of_the_whole_covariance(n):
+    clean, others = gaussian(n, 6)[0], gaussian(30, 7)[0]
+    clean[:, 1, :5] = clean[:, 1, 5:10]  # a level of lower rank
+    monitor = inside.fit_monitor(clean, (0, 1), rate=0.2)
+    assert monitor.whiten.shape[1] <= min(n, DIM)
+    scores = monitor.level_scores(others)
+    for level in range(2):
+        x = clean[:, level] - clean[:, level].mean(axis=0)
+        covariance = x.T @ x / n
+        target = np.trace(covariance) / DIM * np.eye(DIM)
+        noise = np.mean([np.sum((np.outer(row, row) - covariance) ** 2) for row in x]) / n
+        share = np.clip(noise / np.sum((covariance - target) ** 2), 1e-6, 1)
+        y = others[:, level] - clean[:, level].mean(axis=0)
+        dense = np.einsum("nd,de,ne->n", y, np.linalg.inv((1 - share) * covariance + share * target), y)
+        np.testing.assert_allclose(scores[:, level], np.sqrt(dense / DIM), rtol=1e-8)
+
+
 def test_edits_of_growing_size_are_seen_better(host, monitor, refusal):
     held = texts("held", 32, 1)
     found = inside.detection(host, monitor, held, refusal, (0.0, 0.03, 0.25, 2.0))

@@ -31,7 +31,7 @@ from .storage import read_tensors, write_tensors
 __all__ = ["Monitor", "check_monitor", "fit_monitor", "read_monitor", "write_monitor"]
 
 FOLDS = 5
-ARRAYS = ("mean", "whiten", "centre", "spread")
+ARRAYS = ("mean", "whiten", "rest", "centre", "spread")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,11 @@ class Monitor:
         Of the residual stream.
     mean : float64 array, shape (levels, width)
     whiten : float64 array, shape (levels, features, width)
-        Score of x at a level: norm of ``whiten @ (x - mean)`` divided by the root of the number of features, about 1
-        for clean activations.
+        Rows that turn ``x - mean`` into features of about unit variance; rows of zeros fill up where levels have
+        unequally many. No more than there were texts: the covariance of n texts is known in n directions.
+    rest : float64 array, shape (levels,)
+        Factor, one over the standard deviation, of the part of ``x - mean`` orthogonal to all rows of `whiten`; 0 where
+        that part is not watched.
     threshold : float
         Of the largest score over levels, after `centre` and `spread`.
     centre, spread : float64 array, shape (levels,)
@@ -61,6 +64,7 @@ class Monitor:
     levels: tuple[int, ...]
     mean: NDArray
     whiten: NDArray
+    rest: NDArray
     centre: NDArray
     spread: NDArray
     threshold: float
@@ -70,7 +74,10 @@ class Monitor:
     template: str | None = None
 
     def level_scores(self, values: NDArray) -> NDArray:
-        """Scores of activations (rows, levels, width), shape (rows, levels)."""
+        """Root mean square of the features of activations (rows, levels, width), about 1 for clean ones, (rows, levels).
+
+        Features are all `width` directions for "mahalanobis", else those of `whiten`.
+        """
         x = np.asarray(values, dtype=np.float64)
         if x.ndim != 3 or x.shape[1:] != self.mean.shape:
             raise InputError(
@@ -78,8 +85,16 @@ class Monitor:
                 cause=f"the monitor watches {self.mean.shape[0]} levels of width {self.mean.shape[1]}",
                 next=f"record the levels {self.levels} at one position",
             )
-        z = np.einsum("lfd,nld->nlf", self.whiten, x - self.mean)
-        return np.sqrt(np.mean(z**2, axis=-1))
+        out = np.empty(x.shape[:2])
+        for i, (rows, rest) in enumerate(zip(self.whiten, self.rest)):
+            y = x[:, i] - self.mean[i]
+            z = y @ rows.T
+            total = np.sum(z**2, axis=1)
+            if rest:
+                size = np.maximum(np.sum(rows**2, axis=1), 1e-300)
+                total += rest**2 * np.sum((y - (z / size) @ rows) ** 2, axis=1)
+            out[:, i] = total / (x.shape[2] if self.kind == "mahalanobis" else len(rows))
+        return np.sqrt(out)
 
     def scores(self, values: NDArray) -> NDArray:
         """The largest score over levels, in upper quartiles above the median of clean text, shape (rows,)."""
@@ -150,8 +165,8 @@ def fit_monitor(
     model, template = (None, None) if host is None else host.identity
 
     def made(part: NDArray, threshold: float, centre: NDArray, spread: NDArray) -> Monitor:
-        mean, whiten = part.mean(axis=0), _whiten(part, chosen)
-        return Monitor(kept, mean, whiten, centre, spread, threshold, rate, kind, model, template)
+        mean, (whiten, rest) = part.mean(axis=0), _whiten(part, chosen)
+        return Monitor(kept, mean, whiten, rest, centre, spread, threshold, rate, kind, model, template)
 
     plain = np.zeros(len(kept)), np.ones(len(kept))
     fold = np.random.default_rng(0).permutation(len(x)) % FOLDS
@@ -191,29 +206,43 @@ def _vectors(directions: Mapping[str, tuple[int, NDArray]], levels: tuple[int, .
     return out
 
 
-def _whiten(x: NDArray, chosen: list[NDArray] | None) -> NDArray:
-    """Rows that turn centred activations into features of about unit variance, (levels, features, width)."""
+def _whiten(x: NDArray, chosen: list[NDArray] | None) -> tuple[NDArray, NDArray]:
+    """`Monitor.whiten` and `Monitor.rest` of activations (texts, levels, width)."""
     centred = x - x.mean(axis=0)
     if chosen is None:
-        return np.stack([_root(centred[:, i]) for i in range(x.shape[1])])
-    most = max(map(len, chosen))
-    out = np.zeros((x.shape[1], most, x.shape[2]))
-    for i, rows in enumerate(chosen):
-        deviation = (centred[:, i] @ rows.T).std(axis=0) + 1e-12
-        out[i, : len(rows)] = rows / deviation[:, None] * np.sqrt(most / len(rows))
-    return out
+        roots = [_root(centred[:, i]) for i in range(x.shape[1])]
+        rows, rest = [root for root, _ in roots], np.array([rest for _, rest in roots])
+    else:
+        most, rest = max(map(len, chosen)), np.zeros(x.shape[1])
+        sizes = [(centred[:, i] @ v.T).std(axis=0) + 1e-12 for i, v in enumerate(chosen)]
+        rows = [v / size[:, None] * np.sqrt(most / len(v)) for v, size in zip(chosen, sizes)]
+    out = np.zeros((x.shape[1], max(map(len, rows)), x.shape[2]))
+    for i, some in enumerate(rows):
+        out[i, : len(some)] = some
+    return out, rest
 
 
-def _root(x: NDArray) -> NDArray:
-    """Inverse square root of the shrunk covariance of centred rows: (1 - s) S + s tr(S)/d, s of Ledoit and Wolf."""
+def _root(x: NDArray) -> tuple[NDArray, float]:
+    """Inverse square root of the shrunk covariance of centred rows, (1 - s) S + s tr(S)/d, s of Ledoit and Wolf.
+
+    Its rows are the eigenvectors of S over the roots of the shrunk eigenvalues, and one factor for all the directions
+    in which S has none: with fewer rows than dimensions they come from the n x n Gram matrix, and nothing d x d is made.
+    """
     n, d = x.shape
-    covariance = x.T @ x / n
-    scale = np.trace(covariance) / d
-    distance = np.sum((covariance - scale * np.eye(d)) ** 2)
-    noise = (np.sum(np.sum(x**2, axis=1) ** 2) / n - np.sum(covariance**2)) / n
+    few = n < d
+    values, vectors = np.linalg.eigh((x @ x.T if few else x.T @ x) / n)
+    values = np.maximum(values, 0.0)
+    scale = values.sum() / d
+    distance = np.sum(values**2) - d * scale**2
+    noise = (np.sum(np.sum(x**2, axis=1) ** 2) / n - np.sum(values**2)) / n
     share = 1.0 if distance <= 0 else float(np.clip(noise / distance, 1e-6, 1.0))
-    values, vectors = np.linalg.eigh((1 - share) * covariance + share * scale * np.eye(d))
-    return (vectors / np.sqrt(np.maximum(values, 1e-12 * max(scale, 1e-30)))).T
+    floor = max(share * scale, 1e-12 * max(scale, 1e-30))
+    # Eigenvectors of nothing but rounding belong to the rest, whose variance is the floor too.
+    kept = values > 1e-12 * values.max(initial=0.0) if few else np.ones(d, bool)
+    rows = vectors[:, kept].T
+    if few:
+        rows = (rows @ x) / np.sqrt(n * values[kept])[:, None]
+    return rows / np.sqrt((1 - share) * values[kept] + floor)[:, None], float(few) / np.sqrt(floor)
 
 
 def check_monitor(host: Host, monitor: Monitor) -> None:
