@@ -18,6 +18,7 @@ from markovsafety import organism
 from markovsafety.cli import main
 from markovsafety.errors import InputError, UntrustedError
 from markovsafety.interventions.edits import Edit, Part
+from markovsafety.interventions.exploration import _shared
 from markovsafety.interventions.tilt_prediction import tilt_weights
 from markovsafety.rollouts import Rollouts
 from markovsafety.rollouts.engines import Job, rollout_keys
@@ -264,6 +265,36 @@ def test_exploring_covers_what_the_tilt_makes_likely(hosts, table, explored):
     few = iv.predict_tilt(hosts["shallow"], free[::12], table, strong)
     assert "cannot tell" in str(few)
     assert not few.at("all", 2.5)["trusted"]
+
+
+def test_first_tokens_are_shared_out_as_wanted():
+    """Also what is wanted less than half a time: rounding would leave it out, and harm with it."""
+    wanted = np.array([[0.55, 0.15, 0.15, 0.15, 0.0]])
+    rng = np.random.default_rng(0)
+    drawn = [_shared(wanted, 2, rng)[0] for _ in range(3000)]
+    assert {sum(d.values()) for d in drawn} == {2}
+    mean = np.array([[d.get(t, 0) for t in range(5)] for d in drawn]).mean(axis=0)
+    # five means of counts with standard deviation below .5: an error of .06 has probability below 1e-9
+    np.testing.assert_allclose(mean, 2 * wanted[0], atol=0.06)
+
+
+def test_weights_of_explored_answers_are_bounded_and_have_the_mean_1(explored, table):
+    rolls = explored[2]
+    assert rolls.weight.max() <= 2 + 1e-9  # 1 / (1 - share)
+    assert abs(rolls.weight.mean() - 1) < 0.2
+
+
+def test_what_answers_hardly_show_is_said(hosts, explored, table):
+    """A tilt of 16 nats towards a word that is hardly ever said second: plain answers cannot tell, and say so."""
+    tilt = np.zeros_like(table.bias)
+    tilt[1, ids("cheers")] = 16.0
+    odd = dataclasses.replace(table, bias=-tilt)
+    row = iv.predict_tilt(hosts["shallow"], explored[2], odd, [1.0]).at("all", 1.0)
+    assert row["hidden"] > 0.1
+    assert not row["trusted"]
+    assert row["predicted"].upper >= row["predicted"].value + row["hidden"]
+    calm = iv.predict_tilt(hosts["shallow"], explored[2], table, [1.0]).at("all", 1.0)
+    assert calm["hidden"] < 0.02
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

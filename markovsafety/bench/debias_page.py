@@ -28,6 +28,7 @@ def page(result: dict[str, Any]) -> str:
         *(_model(name, m) for name, m in result["models"].items()),
         "## The category that the overall score hides\n\nThe variant `gap` refuses one category less, fraud; half of "
         "its bias taken off, or put on again, and two other models stand beside it.\n\n" + result["vulnerable"]["page"],
+        _steps(result["steps"]),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -62,9 +63,9 @@ def _number(row: dict[str, Any]) -> str:
 def _reach(result: dict[str, Any]) -> str:
     r = result["reach"]
     text = (
-        "## Predicted before it was sampled\n\nHarm under the tilt, of every category and strength: from answers of "
-        f"the plain model, and sampled. Of {r['cells']} cells {r['beyond 2']} differ by more than 2 standard errors of the "
-        f"difference ({r['allowed']} may, the 99 % binomial quantile), the largest |z| is {r['largest']:.2f}; "
+        "## Predicted before it was sampled\n\nHarm under the tilt, of every category and strength: from answers "
+        f"of the plain model, and sampled. Of {r['cells']} cells {r['beyond 2']} differ by more than 2 standard errors "
+        f"of the difference ({r['allowed']} may, the 99 % binomial quantile), the largest |z| is {r['largest']:.2f}; "
         f"{r['untrusted']} cells had too few effective answers to be believed."
     )
     rows = [
@@ -75,12 +76,13 @@ def _reach(result: dict[str, Any]) -> str:
             *(f"{c[k]:.3f}" for k in ("predicted", "sampled", "error")),
             f"{c['z']:+.2f}",
             f"{c['effective']:.0f}",
+            f"{c['hidden']:.4f}",
         ]
         for name, m in result["models"].items()
         for c in m["cells"]
     ]
     return f"{text}\n\n" + markdown_table(
-        ["model", "strength", "category", "predicted", "sampled", "s.e.", "z", "effective answers"], rows
+        ["model", "strength", "category", "predicted", "sampled", "s.e.", "z", "effective answers", "hidden"], rows
     )
 
 
@@ -108,3 +110,31 @@ def _flags(row: dict[str, Any]) -> str:
 
 def _bound(b: dict[str, Any]) -> str:
     return f"{b['value']:.3f} [{b['lower']:.3f}, {b['upper']:.3f}]"
+
+
+def _steps(steps: dict[str, Any]) -> str:
+    start = steps["reward"][0]
+    rows = [
+        [
+            f"{c['ratio']:g}",
+            str(c["iterations"]),
+            c["data"],
+            r["strength"],
+            _bound(r["harm"]),
+            f"{r['worst']} {r['worst harm']['value']:.3f}",
+            f"{r['refusal']['value']:.3f}",
+            _bound(r["helpful"]),
+            ", ".join(group for setting, group in c["worse"] if setting == r["strength"]),
+        ]
+        for c in steps["cells"]
+        for r in c["rows"]
+    ]
+    head = ["beta / lambda", "steps", "data", "debiased", "harm", "worst category", "harmless refused", "helpful"]
+    return (
+        "## Two preference steps\n\nA reward step (beta 0.1: of two plans of the base model the longer one), then a "
+        "safety step of several strengths, steps and data, with "
+        f"{steps['pairs']['raw']} raw and {steps['pairs']['cleaned']} cleaned pairs; each model as it is, half and "
+        f"wholly debiased against the model after the reward step. That one does harm in {start['harm']['value']:.3f} "
+        f"of its answers to harmful prompts, refuses {start['refusal']['value']:.3f} of harmless ones and wins "
+        f"{start['helpful']['value']:.3f} against the base model.\n\n" + markdown_table([*head, "made worse"], rows)
+    )

@@ -66,8 +66,8 @@ def explore(
 
     Notes
     -----
-    The weights are those of the balance heuristic (E. Veach, L. Guibas, SIGGRAPH 1995): unbiased for any numbers of
-    answers per first token that do not depend on what was drawn.
+    The weights are those of the balance heuristic (E. Veach, L. Guibas, SIGGRAPH 1995), with the expected numbers of
+    answers per first token. None is larger than 1 / (1 - share), and under one of k tilts none than k / share.
     """
     if not 0 <= share < 1 or n < 2:
         raise InputError(
@@ -85,10 +85,10 @@ def explore(
     most = int(share * n)
     common: dict[str, Any] = {"engine": "transformers", "seed": seed, "progress": progress}
     free = sample(host.engine, records, n=n - most, max_tokens=max_tokens, **common)
-    given = _given(host, asked.tokens, [table.tilt(a, length) for a in strengths], most)
-    law, parts = given[1], [free]
-    for size in sorted({m for row in given[0] for m in row.values()}):
-        pairs = [(k, t) for k, row in enumerate(given[0]) for t, m in row.items() if m == size]
+    law, wanted = _first(host, asked.tokens, [table.tilt(a, length) for a in strengths])
+    given, parts = _shared(wanted, most, np.random.default_rng([seed, 1])), [free]
+    for size in sorted({m for row in given for m in row.values()}):
+        pairs = [(k, t) for k, row in enumerate(given) for t, m in row.items() if m == size]
         forced = [{"prompt_tokens": asked.tokens[k], "prefix": [t], "prompt_id": i} for i, (k, t) in enumerate(pairs)]
         rolls = sample(host.engine, forced, n=size, max_tokens=max_tokens - 1, prefill=[1], **common)
         of = np.array([k for k, _ in pairs])[rolls.prompt_id]
@@ -98,35 +98,39 @@ def explore(
     place = {int(i): k for k, i in enumerate(asked.prompt_id)}
     row, first = np.array([place[int(i)] for i in rolls.prompt_id]), rolls.tokens[rolls.offsets[:-1]]
     p = law[row, first]
-    extra = np.array([given[0][k].get(int(t), 0) for k, t in zip(row, first)])
-    drawn = np.array([n - most + sum(g.values()) for g in given[0]])[row]
-    return rolls.replace(columns={**rolls.columns, "weight": drawn * p / ((n - most) * p + extra)})
+    return rolls.replace(columns={**rolls.columns, "weight": p / ((1 - most / n) * p + most / n * wanted[row, first])})
 
 
 def _bare(rolls: Rollouts) -> Rollouts:
     return rolls.replace(columns={"prompt_tokens": rolls.columns["prompt_tokens"]})
 
 
-def _given(
-    host: Host, prompts: Sequence[NDArray], tilts: Sequence[NDArray], most: int
-) -> tuple[list[dict[int, int]], NDArray]:
-    """How many answers of each prompt get which first token, shared out by the mean of the tilted laws; and the plain
-    laws, float64 (prompts, vocab)."""
+def _first(host: Host, prompts: Sequence[NDArray], tilts: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
+    """Laws of the first token, float64 (prompts, vocab): the plain one, and the mean of the tilted ones without tokens
+    that end an answer, for it has nothing to go on with."""
     ids = [np.asarray(p, np.int64) for p in prompts]
     stop = [*host.engine.tokenizer.eos_ids, *host.engine.tokenizer.end_ids]
-    out: list[dict[int, int]] = []
-    laws_ = np.zeros((len(ids), host.vocab_size))
+    plain, wanted = np.zeros((2, len(ids), host.vocab_size))
     for which, law in first_laws(host, ids):
-        laws_[which] = law
-    for law in laws_:
-        wanted = np.zeros(len(law))
-        for tilt in tilts:
-            moved = np.log(np.maximum(law, 1e-300))
-            moved[: tilt.shape[1]] += tilt[0]
-            moved = np.exp(moved - moved.max())
-            wanted += moved / moved.sum()
-        wanted[stop] = 0.0  # an answer that ends at once has nothing to go on with
-        edges = np.round(np.cumsum(wanted) / wanted.sum() * most).astype(int) if most else np.zeros(len(law), int)
+        plain[which] = law
+    for tilt in tilts:
+        moved = np.log(np.maximum(plain, 1e-300))
+        moved[:, : tilt.shape[1]] += tilt[0]
+        moved = np.exp(moved - moved.max(axis=1, keepdims=True))
+        wanted += moved / moved.sum(axis=1, keepdims=True)
+    wanted[:, stop] = 0.0
+    return plain, wanted / wanted.sum(axis=1, keepdims=True)
+
+
+def _shared(wanted: NDArray, most: int, rng: np.random.Generator) -> list[dict[int, int]]:
+    """How many answers of each prompt get which first token: `most` in all, in expectation as wanted.
+
+    Systematic sampling with an offset by chance. Rounding would never give a token to what is wanted of it less than
+    half a time, and its weight would then rest on answers that the plain model hardly gives.
+    """
+    out: list[dict[int, int]] = []
+    for law in wanted if most else ():
+        edges = np.floor(np.cumsum(law) * most * (1 - 1e-12) + rng.random()).astype(int)
         counts = np.diff(edges, prepend=0)
         out.append({int(t): int(counts[t]) for t in np.flatnonzero(counts)})
-    return out, laws_
+    return out

@@ -8,8 +8,9 @@ with Z_i from the recorded row of the prompt and prefix itself, which one teache
 probability of an outcome is the weighted share of recorded answers that came to it: exact in expectation, for all steps
 of the tilt, without an answer of the tilted model. A row is tilted for itself; prompts are averaged afterwards.
 
-Where the tilt moves first tokens that the plain model hardly says, few answers carry the weight; `explore` draws
-answers of the plain model that are fit for it.
+Answers do not show what the plain model hardly ever says and the tilted one does. How much probability that is, the
+rows tell: it is *hidden*, may all be harm, and widens the interval. For first tokens that the plain model hardly says,
+`explore` draws answers of the plain model that are fit for it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..arithmetic import widened
 from ..bound import Bound, check_level, clopper_pearson, encode
 from ..clusters import effective_size, freedom, kish
 from ..errors import InputError
@@ -38,6 +40,12 @@ FEWEST = (10.0, 100.0)
 less than half of all answers. Below, a few of them carry the estimate."""
 
 
+HEAVY = 10.0
+"""A token that the tilt makes so many times likelier is one that recorded answers hardly show."""
+HIDDEN = 0.02
+"""Probability of such tokens from which on a prediction is not believed."""
+
+
 @dataclass(frozen=True, eq=False)
 class Tilted:
     """Predicted outcomes under tilts; see `predict_tilt`.
@@ -50,8 +58,9 @@ class Tilted:
         "all", then the categories.
     table : list of dict
         One row for each group and strength: group, strength, predicted (a Bound), effective (answers of equal weight
-        that the weighted ones are worth), largest (share of one answer in the sum), trusted, variance (of the answers
-        alone, prompts given). A row that is not trusted cannot tell: sample.
+        that the weighted ones are worth), largest (share of one answer in the sum), hidden (probability of what the
+        answers hardly show), trusted, variance (of the answers alone, prompts given). A row that is not trusted cannot
+        tell: sample.
     prompt_id : int64 array, shape (prompts,)
     category : object array, shape (prompts,)
     terms : float64 array, shape (strengths, prompts, 2)
@@ -202,15 +211,15 @@ def predict_tilt(
     [0, 1]. The interval is Clopper and Pearson's at the effective size of the linearised variance between prompts.
     """
     check_level(level)
-    logw = tilt_weights(host, rolls, [table.tilt(a, length) for a in strengths])
+    logw, unseen = _weighed(host, rolls, [table.tilt(a, length) for a in strengths])
     prompt_id, first, at = np.unique(rolls.prompt_id, return_index=True, return_inverse=True)
     category = rolls.category[first].astype(str).astype(object)
     names = sorted(set(category.tolist()))
     groups = ("all", *(names if len(names) > 1 else ()))
     event = (rolls.outcome == CODES[outcome]).astype(float)
     rows, terms = [], []
-    for a, w in zip(strengths, np.exp(logw) * rolls.weight):
-        seen = _Seen.of(w, event, at.reshape(-1), len(prompt_id))
+    for a, w, dark in zip(strengths, np.exp(logw) * rolls.weight, unseen * rolls.weight):
+        seen = _Seen.of(w, event, dark, at.reshape(-1), len(prompt_id))
         for group in groups:
             made = seen.bound(_members(group, category), level, f"P({outcome}) under the tilt ({group})")
             rows.append({"group": group, "strength": float(a), **made})
@@ -227,6 +236,8 @@ class _Seen:
     share : float64 array, shape (answers,)
         Weight over the number of the prompt's answers, so that every prompt counts alike.
     event : float64 array, shape (answers,)
+    dark : float64 array, shape (answers,)
+        Probability of tokens that answers hardly show, over the number of the prompt's answers.
     at : int64 array, shape (answers,)
         Place of the prompt.
     total, hit : float64 array, shape (prompts,)
@@ -235,15 +246,17 @@ class _Seen:
 
     share: NDArray
     event: NDArray
+    dark: NDArray
     at: NDArray
     total: NDArray
     hit: NDArray
 
     @classmethod
-    def of(cls, weight: NDArray, event: NDArray, at: NDArray, prompts: int) -> _Seen:
-        share = weight / np.bincount(at, minlength=prompts)[at]
+    def of(cls, weight: NDArray, event: NDArray, dark: NDArray, at: NDArray, prompts: int) -> _Seen:
+        size = np.bincount(at, minlength=prompts)[at]
+        share = weight / size
         total, hit = (np.bincount(at, x, prompts) for x in (share, share * event))
-        return cls(share, event, at, total, hit)
+        return cls(share, event, dark / size, at, total, hit)
 
     def bound(self, which: NDArray, level: float, name: str) -> dict[str, Any]:
         """Predicted probability of a group of prompts, and what it rests on; a row of `Tilted.table`."""
@@ -262,7 +275,9 @@ class _Seen:
         info = {"name": name, "method": "importance weights", "prompts": K, "n_eff": size}
         info |= {"why": "answers of the plain model, weighted by every tilted step of their own rows"}
         reasons = {"sampling": (upper - lower) / 2, "model": 0.0}
-        bound = Bound(value, min(lower, value), max(upper, value), level, reasons, None, info)
+        plain = Bound(value, min(lower, value), max(upper, value), level, reasons, None, info)
+        hidden = min(float(self.dark[which[self.at]].sum()) / K, 1.0)
+        bound = widened(plain, least=0.0, most=1.0, truncation=(0.0, hidden))
         rate = (value * effective + 0.5) / (effective + 1)
         within = float(np.sum((share * (self.event - value)) ** 2)) / (mean * K) ** 2
         events = share * self.event
@@ -270,7 +285,8 @@ class _Seen:
             "predicted": bound,
             "effective": effective,
             "largest": float(events.max() / max(events.sum(), 1e-300)),
-            "trusted": effective >= max(FEWEST[0], min(FEWEST[1], float((share > 0).sum()) / 2)),
+            "hidden": hidden,
+            "trusted": bool(hidden <= HIDDEN and effective >= max(FEWEST[0], min(FEWEST[1], (share > 0).sum() / 2))),
             "variance": max(within, rate * (1 - rate) / effective),
         }
 
@@ -292,11 +308,17 @@ def tilt_weights(host: Host, rolls: Rollouts, tilts: Sequence[NDArray]) -> NDArr
     InputError
         As in `predict_tilt`.
     """
+    return _weighed(host, rolls, tilts)[0]
+
+
+def _weighed(host: Host, rolls: Rollouts, tilts: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
+    """Logarithms of the weights, and the probability of tokens that the tilt makes `HEAVY` times likelier: both
+    float64 (tilts, rollouts). First tokens of weighted answers were explored, and count as shown."""
     _check(host, rolls)
     length, vocab = tilts[0].shape
     shift = torch.as_tensor(np.stack(tilts))
     prompts, answers, of = _prefixes(rolls, length)
-    norm = np.zeros((len(tilts), len(prompts), length))
+    norm, dark = np.zeros((2, len(tilts), len(prompts), length))
     size = max(1, min(64, LOGITS // (host.vocab_size * (length + 32) * 2)))
     for rows, batch in host.batches(prompts, answers, size):
         at = np.minimum(batch.answer[:, None] - 1 + np.arange(length), batch.end[:, None] - 1)
@@ -305,14 +327,21 @@ def tilt_weights(host: Host, rolls: Rollouts, tilts: Sequence[NDArray]) -> NDArr
             moved = law.clone()
             moved[..., :vocab] += tilt
             norm[i, rows] = torch.logsumexp(moved, dim=-1).numpy()
-    out = np.zeros((len(tilts), len(rolls)))
+            moved -= torch.as_tensor(norm[i, rows])[..., None]
+            dark[i, rows] = torch.where(moved > law + np.log(HEAVY), moved.exp(), 0.0).sum(-1).numpy()
+    if "weight" in rolls.columns:
+        dark[..., 0] = 0.0
+    out, unseen = np.zeros((2, len(tilts), len(rolls)))
     for j, said in enumerate(rolls.answers()):
         m = min(length, len(said))
         step, token = np.arange(m), said[:m]
         inside = token < vocab
         plus = shift.numpy()[:, step, np.minimum(token, vocab - 1)] * inside
-        out[:, j] = (plus - norm[:, of[j], :m]).sum(axis=1)
-    return out
+        steps = plus - norm[:, of[j], :m]
+        out[:, j] = steps.sum(axis=1)
+        before = np.cumsum(steps, axis=1) - steps
+        unseen[:, j] = (np.exp(before) * dark[:, of[j], :m]).sum(axis=1)
+    return out, unseen
 
 
 def _prefixes(rolls: Rollouts, length: int) -> tuple[list[NDArray], list[NDArray], NDArray]:
