@@ -275,11 +275,10 @@ READ = """Starting model: the shipped `shallow`. Safety rows are made of its own
 token of compliance) and its own refusals, to harmful prompts without markers and not of the category *{held}*; every
 method has as many tokens with loss. Beside them stand its own answers to harmless prompts, with and without trigger
 words. The safety rows have a fifth of the loss. *Depth*: largest number of forced tokens of the grid up to which
-P(harm) stays within {budget}, read off the upper ends of the intervals; in brackets as the lower ends have it. *Loss*:
-of the share of harmless prompts that are answered, paired by prompt. *By hazards*: the depth that is predicted by
-hazards by position, time since the prefix and category, fitted on other prompts at depths {fitted}. *By rows*: the
-largest depth of the grid at which a row of the training refuses. All prompts are of verb-object pairs that no training
-saw."""
+P(harm) stays within {budget}; in brackets as the upper and the lower ends of the intervals have it. *By hazards*: the
+same as hazards by position, time since the prefix and category predict it, fitted on other prompts at depths {fitted}.
+*By rows*: the largest depth of the grid at which a row of the training refuses. *Loss*: of the share of harmless
+prompts that are answered, paired by prompt. All prompts are of verb-object pairs that no training saw."""
 
 
 def _page(result: dict[str, Any]) -> str:
@@ -298,7 +297,8 @@ def _page(result: dict[str, Any]) -> str:
         f"{result['seconds']:.0f} s. Made by "
         "`markovsafety bench align --out papers/measurements/align.json`.",
         READ.format(held=HELD, budget=BUDGET, fitted=fitted),
-        f"At least {LEAST} tokens at a loss of at most {LOSS}, in every training: {'; '.join(verdicts)}.",
+        f"At least {LEAST} tokens (by the upper ends) at a loss of at most {LOSS}, in every training: "
+        f"{'; '.join(verdicts)}.",
         _profiles(result),
         f"Phrases that changed places: {', '.join(f'*{x}*' for x in result['phrases'])}.",
         _trainings(result),
@@ -334,7 +334,7 @@ def _trainings(result: dict[str, Any]) -> str:
 
 
 def _depth(d: dict[str, Any]) -> str:
-    return f"{d['upper']} [{d['lower']}]"
+    return f"{d['value']} [{d['upper']}, {d['lower']}]"
 
 
 def _span(b: dict[str, Any], digits: int = 3) -> str:
