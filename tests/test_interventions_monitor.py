@@ -162,7 +162,10 @@ def test_a_monitor_is_read_back_and_belongs_to_its_model(host, monitor, tmp_path
     np.testing.assert_allclose(again.scores(values), monitor.scores(values), rtol=1e-12)  # other strides, other sums
     assert (again.levels, again.rate, again.kind) == (LEVELS, 0.02, "mahalanobis")
     other = open_host(organism.model_path("base"))
-    with pytest.raises(InputError, match="fitted on another model"), inside.watching(other, again):
+    with (
+        pytest.raises(InputError, match="the monitor was made for another model: its weights differ"),
+        inside.watching(other, again),
+    ):
         pass
 
 

@@ -19,8 +19,8 @@ from ..bound import clustered
 from ..errors import InputError
 from .buckets import BUCKETS, Buckets, listed
 from .differences import cell_mean, states
-from .directions import POSITIONS, check_identity
-from .edits import Edit
+from .directions import POSITIONS
+from .edits import Edit, check_identity
 from .positions import Spans
 from .separation import auc, silhouette
 
@@ -225,7 +225,7 @@ def believe(
     two centres are one point (level 0 at t_post always, its token is the same for all prompts), which the mean over all
     levels would only scale.
     """
-    check_identity(means.model, means.template, host, "the belief centres")
+    check_identity(means.model, means.template, host, "the belief centres", ".transferred()")
     prompts = listed(prompts)
     cut = np.array([isinstance(p, dict) and bool(p.get("bare")) for p in prompts], dtype=bool)
     harm, refusal = (np.full((len(prompts), pair.shape[1]), np.nan) for pair in (means.harm, means.refusal))

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from .edits import Edit, Part, When
+from .edits import Edit, Part, When, check_identity
 from .positions import Span
 from .storage import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from .host import Host
 
-__all__ = ["POSITIONS", "Direction", "Position", "check_identity", "read_direction", "write_direction"]
+__all__ = ["POSITIONS", "Direction", "Position", "read_direction", "write_direction"]
 
 POSITIONS = ("t_inst", "t_post")
 Position = str | int
@@ -225,22 +225,5 @@ def read_direction(path: str | Path, host: Host | None = None) -> Direction:
             f"{path} holds only part of a direction", cause=f"missing or wrong: {error}", next="write it again"
         ) from error
     if host is not None:
-        check_identity(made.model, made.template, host, f"the direction in {path}")
+        check_identity(made.model, made.template, host, f"the direction in {path}", ".transferred()")
     return made
-
-
-def check_identity(model: str | None, template: str | None, host: Host, what: str) -> None:
-    """Raise unless something made with a model and a template belongs to a host.
-
-    Raises
-    ------
-    InputError
-        Another model, or another chat template.
-    """
-    for name, mine, theirs in zip(("model", "template"), (model, template), host.identity):
-        if None not in (mine, theirs) and mine != theirs:
-            raise InputError(
-                f"{what} was made with another {name}",
-                cause=f"it belongs to {str(mine)[:12]}, this host is {str(theirs)[:12]}",
-                next="make it again with this model, or say that it is meant: .transferred()",
-            )

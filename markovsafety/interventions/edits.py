@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import InputError
 from .storage import read_tensors, write_tensors
 
-__all__ = ["ANSWER", "Edit", "Part", "identity", "read_edit", "write_edit"]
+__all__ = ["ANSWER", "Edit", "Part", "check_identity", "identity", "read_edit", "write_edit"]
 
 Kind = Literal["add", "project", "head", "tilt"]
 When = Literal["prompt", "answer", "every"]
@@ -201,14 +201,7 @@ class Edit:
         InputError
             Other weights, another template, or a vector, layer or head that does not fit.
         """
-        model, template = engine.identity if hasattr(engine, "identity") else identity(engine)
-        for name, mine, theirs in (("weights", self.model, model), ("chat template", self.template, template)):
-            if mine is not None and theirs is not None and mine != theirs:
-                raise InputError(
-                    f"the edit was made for another model: its {name} differ",
-                    cause=f"it belongs to {mine[:12]}, the model here is {theirs[:12]}",
-                    next="make it again with this model, or say edit.transferred() if you mean to try it here",
-                )
+        check_identity(self.model, self.template, engine, "the edit", "edit.transferred()")
         for part in self.parts:
             size = {"head": head_dim, "tilt": vocab}.get(part.kind, width)
             last = layers - (part.kind == "head")
@@ -256,6 +249,35 @@ def identity(engine: Any) -> tuple[str, str | None]:
     weights = told.get("weights")
     model = weights["sha256"] if weights else f"{told.get('model')}@{told.get('revision')}"
     return model, told.get("template_hash")
+
+
+def check_identity(model: str | None, template: str | None, engine: Any, what: str, anyway: str = "") -> None:
+    """Raise unless what was made with a model and a template belongs to an engine or host.
+
+    Parameters
+    ----------
+    model, template : str or None
+        Identities; None fits any.
+    engine : Engine or Host
+    what : str
+        Such as "the direction": named in the error.
+    anyway : str
+        What to say where it is meant for another model too.
+
+    Raises
+    ------
+    InputError
+        Other weights, or another chat template.
+    """
+    here = engine.identity if hasattr(engine, "identity") else identity(engine)
+    for name, mine, theirs in zip(("weights", "chat template"), (model, template), here):
+        if None not in (mine, theirs) and mine != theirs:
+            raise InputError(
+                f"{what} was made for another model: its {name} differ",
+                cause=f"it belongs to {str(mine)[:12]}, the model here is {str(theirs)[:12]}",
+                next="make it again with this model"
+                + (f", or say {anyway} if you mean to try it here" if anyway else ""),
+            )
 
 
 def write_edit(edit: Edit, path: str | Path) -> None:

@@ -20,7 +20,7 @@ from ..errors import InputError
 from .beliefs import Beliefs, Centres, believe, centres
 from .buckets import BUCKETS, Buckets, label
 from .differences import states
-from .directions import check_identity
+from .edits import check_identity
 from .positions import Spans
 from .separation import Probed, auc, curve, probe
 
@@ -153,7 +153,7 @@ def assess(
             cause="it needs prompts of both kinds, and at least one random guard beside it",
             next="add prompts of the other kind; controls >= 1",
         )
-    check_identity(guard.means.model, guard.means.template, host, "the guard")
+    check_identity(guard.means.model, guard.means.template, host, "the guard", ".transferred()")
     points = states(host, buckets.prompts, ("t_inst",), spans=spans, batch_size=batch_size)[:, :, 0]
     scores, *moved = (
         means.average(means.scores(points, "harm"), "harm")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
 from ..errors import InputError
+from .edits import check_identity
 from .host import Host
 from .storage import read_tensors, write_tensors
 
@@ -74,7 +75,7 @@ class Monitor:
     template: str | None = None
 
     def level_scores(self, values: NDArray) -> NDArray:
-        """Root mean square of the features of activations (rows, levels, width), about 1 for clean ones, (rows, levels).
+        """Root mean square of the features of activations (rows, levels, width), (rows, levels); about 1 if clean.
 
         Features are all `width` directions for "mahalanobis", else those of `whiten`.
         """
@@ -226,7 +227,7 @@ def _root(x: NDArray) -> tuple[NDArray, float]:
     """Inverse square root of the shrunk covariance of centred rows, (1 - s) S + s tr(S)/d, s of Ledoit and Wolf.
 
     Its rows are the eigenvectors of S over the roots of the shrunk eigenvalues, and one factor for all the directions
-    in which S has none: with fewer rows than dimensions they come from the n x n Gram matrix, and nothing d x d is made.
+    in which S has none: with fewer rows than dimensions they come from the n x n Gram matrix; nothing is d x d then.
     """
     n, d = x.shape
     few = n < d
@@ -253,14 +254,7 @@ def check_monitor(host: Host, monitor: Monitor) -> None:
     InputError
         It was fitted on other weights, or watches what the model does not have.
     """
-    model, template = host.identity
-    for name, mine, here in (("weights", monitor.model, model), ("chat template", monitor.template, template)):
-        if mine is not None and here is not None and mine != here:
-            raise InputError(
-                f"the monitor was fitted on another model: its {name} differ",
-                cause=f"it belongs to {mine[:12]}, the model here is {here[:12]}",
-                next="fit it again on clean activations of this model",
-            )
+    check_identity(monitor.model, monitor.template, host, "the monitor")
     if max(monitor.levels) > host.layers or monitor.mean.shape[1] != host.width:
         raise InputError(
             f"the monitor watches levels {monitor.levels} of width {monitor.mean.shape[1]}",
