@@ -32,7 +32,7 @@ from .effects import LevelSweep, choose_level
 from .guard import Assessed, assess, latent_guard
 from .host import Host, open_host
 from .inspection_page import page
-from .inversion import Inversion, inversion_task, invert
+from .inversion import Inversion, Task, inversion_task, invert, replies
 from .pages import spanned
 from .policies import Policy, policy
 from .record import token_mass
@@ -312,14 +312,10 @@ class _Look:
                 edits[name] = sweep.direction.edit(sweep.best.scale)
         if question is not None:
             task = self.part("reply inversion", lambda: inversion_task(host, question, certainly=certainly, no=no))
-            for name, direction in directions.items():
-                if task is not None and direction.level is not None:
-                    edit = task.edit(direction)
-                    made = self.part(
-                        f"reply inversion along {name}",
-                        lambda e=edit, t=task: invert(host, t, held.accepted_harmless, e, seed=seed),
-                    )
-                    inversion |= {} if made is None else {name: made}
+            for name, direction in directions.items() if task is not None else ():
+                made: Any = (task, direction)
+                found = self.part(f"reply inversion along {name}", lambda m=made: self._inverted(*m))
+                inversion |= {} if found is None else {name: found[0], f"{name}, reversed": found[1]}
         return {
             "harmfulness": directions.get("harmfulness"),
             "refusal": directions.get("refusal"),
@@ -336,6 +332,21 @@ class _Look:
 
         both = self.held.refused_harmful, self.held.accepted_harmless
         return choose_level(self.host, direction, refuses, name="P(refuse)", held=both, seed=self.seed)
+
+    def _inverted(self, task: Task, direction: Direction) -> tuple[Inversion, Inversion]:
+        """Towards "certainly" on harmless and away from it on harmful prompts, at the level that inverts others best."""
+        host, fitted, held = self.host, self.fitted, self.held
+
+        def certainly(edit: Edit | None) -> np.ndarray:
+            return replies(host, task, fitted.accepted_harmless, edit=edit).likeliest == 0
+
+        where = task.edit(direction, level=1).parts[0].where
+        swept = choose_level(host, direction, certainly, name="certainly", scales=(1,), where=where, seed=self.seed)
+        chosen = swept.direction
+        return (
+            invert(host, task, held.accepted_harmless, task.edit(chosen), seed=self.seed),
+            invert(host, task, held.refused_harmful, task.edit(chosen, -1.0), reply="no", seed=self.seed),
+        )
 
     def _guarded(self, costs: tuple[float, float, float]) -> dict[str, Any]:
         guard = self.part("guard", lambda: latent_guard(self.host, self.fitted))
