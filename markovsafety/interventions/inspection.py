@@ -334,7 +334,7 @@ class _Look:
         return choose_level(self.host, direction, refuses, name="P(refuse)", held=both, seed=self.seed)
 
     def _inverted(self, task: Task, direction: Direction) -> tuple[Inversion, Inversion]:
-        """Towards "certainly" on harmless and away from it on harmful prompts, at the level that inverts others best."""
+        """Towards "certainly" on harmless, away from it on harmful prompts, at the level that inverts others best."""
         host, fitted, held = self.host, self.fitted, self.held
 
         def certainly(edit: Edit | None) -> np.ndarray:
