@@ -216,7 +216,7 @@ def _plan(quick: bool, short: bool) -> list[Key]:
         return [(0.3, "plain", name, "base") for name in ("none", "both")]
     if short:
         return [(p, "plain", name, "aligned") for p in (0.0, 0.1) for name in ("none", "filter", "both")]
-    plan = [(p, "plain", name, "base") for p in (0.0, 0.1, 0.3, 0.5) for name in ARMS]
+    plan = [(p, "plain", name, "base") for p in (0.1, 0.3, 0.0, 0.5) for name in ARMS]
     plan += [(0.3, kind, name, "base") for kind in (*KINDS[1:], LOW) for name in ("none", "both", "aligned")]
     return plan + [(0.1, "plain", name, "aligned") for name in ("filter", "distil", "both", "aligned")]
 

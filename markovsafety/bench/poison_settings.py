@@ -153,7 +153,7 @@ def world_setting(
 
 
 def organism_setting(
-    *, seed: int = 0, ask: int = 192, data: int = 1000, align: int = 1200, room: bool = True
+    *, seed: int = 0, ask: int = 120, data: int = 1000, align: int = 1200, room: bool = True
 ) -> Setting:
     """The synthetic language: the shipped models `base` and `shallow`; parameters as in `world_setting`."""
     base, aligned = organism.model_path("base"), organism.model_path("shallow")
