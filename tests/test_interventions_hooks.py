@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -101,6 +102,78 @@ def test_dropout_is_noticed(folders):
     engine.model.train()
     with pytest.raises(ModelError):
         Host.of(engine)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_numbers_that_are_not_finite_are_called_so(folders, dtype):
+    engine = open_engine("transformers", folders["llama"], device="cpu", dtype=dtype)
+    big = torch.finfo(engine.model.dtype).max
+    for block in engine.model.model.layers:
+        block.mlp.down_proj.register_forward_hook(lambda module, args, output: output * big * big)
+    with pytest.raises(ModelError, match="not finite") as caught:
+        Host.of(engine)
+    assert dtype in caught.value.cause
+    assert "bfloat16" in caught.value.next
+
+
+def test_a_stream_of_another_shape_is_a_model_that_is_not_understood(folders):
+    engine = open_engine("transformers", folders["llama"], device="cpu")
+    block = engine.model.model.layers[1]
+    plain = block.forward
+    block.forward = lambda x, *args, **kwargs: plain(x[0] if x.dim() == 4 else x, *args, **kwargs)
+    block.register_forward_pre_hook(lambda module, args: (args[0][None], *args[1:]), prepend=False)
+    with pytest.raises(ModelError, match=r"shape \(1, 1, 6, 24\) for one row of 6 tokens"):
+        Host.of(engine)
+
+
+def test_an_offloaded_embedding_is_no_place_for_inputs(folders):
+    engine = open_engine("transformers", folders["llama"], device="cpu")
+    with pytest.raises(ModelError, match="on no device"):
+        _ = dataclasses.replace(engine, model=engine.model.to("meta")).device
+
+
+def test_binding_again_runs_and_reads_nothing(folders, monkeypatch):
+    engine = open_engine("transformers", folders["llama"], device="cpu")
+    made = Host.of(engine)
+    edit = dataclasses.replace(add(made, 1), model=made.identity[0], template=made.identity[1])
+
+    def again(*args, **options):
+        raise RuntimeError("again")
+
+    monkeypatch.setattr(Host, "forward", again)
+    monkeypatch.setattr("markovsafety.interventions.host._blocks", again)
+    monkeypatch.setattr("markovsafety.rollouts.engines.transformers.weights_hash", again)
+    bound = edit.bind(dataclasses.replace(engine, batch_size=3))
+    assert bound.host.mixers == made.mixers
+    assert bound.host.decoder is made.decoder
+    with pytest.raises(RuntimeError, match="again"):
+        edit.bind(dataclasses.replace(engine, model=copy.deepcopy(engine.model)))
+    projection = engine.model.model.layers[2].self_attn.o_proj
+    engine.model.model.layers[2].self_attn.o_proj = copy.deepcopy(projection)
+    with pytest.raises(RuntimeError, match="again"):  # another module in its place is found anew
+        edit.bind(engine)
+
+
+def test_weights_that_changed_on_disk_have_another_identity(folders, tmp_path):
+    shutil.copytree(folders["llama"], tmp_path / "model")
+    engine = open_engine("transformers", tmp_path / "model", device="cpu")
+    before = Host.of(engine).identity
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert Host.of(engine).identity != before
+
+
+def test_tables_of_a_tilt_are_made_once_for_a_batch(llama):
+    ids = llama.prompt_ids(PROMPTS)
+    batch = Batch.of(ids, [np.array([5, 6])] * 3, left=True)
+    tilt = Edit((Part("tilt", np.ones(len(WORDS))), Part("tilt", np.ones((2, len(WORDS)))))) * 2.0
+    with Attached(llama, tilt).during(batch) as change:
+        seen = [change(torch.zeros(3, 1, len(WORDS)), batch.width - 3 + i)[:, 0, 0].tolist() for i in range(4)]
+        kept = dict(change.kept)
+        change(torch.zeros(3, 1, len(WORDS)), batch.width)
+        assert all(change.kept[key] is kept[key] for key in change.kept)
+        assert len(kept) == 2
+    assert seen == [[4.0] * 3, [4.0] * 3, [2.0] * 3, [2.0] * 3]
 
 
 # --- edits are exact ---

@@ -159,13 +159,18 @@ def _hook(host: Host, part: Part, clock: _Clock, index: int) -> Any:
             kept[key] = torch.as_tensor(np.array(part.vector) * np.float32(part.scale)).to(like)
         return kept[key]
 
+    def along(device: Any) -> torch.Tensor:
+        if device not in kept:
+            plain = torch.as_tensor(np.array(part.vector)).to(device, torch.float32)
+            kept[device] = plain / plain.norm()
+        return kept[device]
+
     def changed(x: torch.Tensor) -> torch.Tensor:
         mask = clock.masks[index]
         if mask is None:
             return x
         if part.kind == "project":
-            unit = torch.as_tensor(np.array(part.vector)).to(x.device, torch.float32)
-            unit = unit / unit.norm()
+            unit = along(x.device)
             step = -part.scale * ((x.float() @ unit)[..., None] * unit).to(x.dtype)
         else:
             step = vector(x)
@@ -202,14 +207,24 @@ class _Tilt:
 
     batch: Batch
     parts: list[Part]
+    kept: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, logits: torch.Tensor, first: int) -> torch.Tensor:
         at = np.arange(first, first + logits.shape[1])[None, :] + 1 - self.batch.answer[:, None]
-        for part in self.parts:
-            rows = part.vector[None] if part.vector.ndim == 1 else part.vector
-            table = np.zeros((len(rows) + 1, logits.shape[-1]), np.float32)  # the last row is no tilt
-            table[:-1, : rows.shape[1]] = rows * np.float32(part.scale)
-            step = np.where(at < 0, len(rows), np.minimum(at, len(rows)) if part.vector.ndim == 2 else 0)
-            bias = torch.as_tensor(table, device=logits.device)[torch.as_tensor(step, device=logits.device)]
-            logits = logits + bias.to(logits.dtype)
+        for index, part in enumerate(self.parts):
+            table = self._table(index, logits)
+            none = len(table) - 1
+            step = np.where(at < 0, none, np.minimum(at, none) if part.vector.ndim == 2 else 0)
+            logits = logits + table[torch.as_tensor(step, device=logits.device)]
         return logits
+
+    def _table(self, index: int, like: torch.Tensor) -> torch.Tensor:
+        """What a part adds to the logits of every answer token; the last row is no tilt."""
+        key = (index, like.device, like.dtype, like.shape[-1])
+        if key not in self.kept:
+            part = self.parts[index]
+            rows = np.atleast_2d(part.vector)
+            table = np.zeros((len(rows) + 1, like.shape[-1]), np.float32)
+            table[:-1, : rows.shape[1]] = rows * np.float32(part.scale)
+            self.kept[key] = torch.as_tensor(table).to(like)
+        return self.kept[key]

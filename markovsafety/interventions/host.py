@@ -12,7 +12,7 @@ import inspect
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 """How families call the attention's output projection."""
 
 
-_VALIDATED: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Models that were found to behave as predicted: every sampling under an edit asks again."""
+_FOUND: weakref.WeakKeyDictionary[Any, _Parts] = weakref.WeakKeyDictionary()
+"""Parts of models, found and perhaps validated before: every sampling under an edit asks again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,17 +80,20 @@ class Host:
             )
         base = engine.model.get_base_model() if hasattr(engine.model, "get_base_model") else engine.model
         config = base.config.get_text_config()
-        decoder, blocks = _blocks(base, config)
         width = int(config.hidden_size)
         heads = int(config.num_attention_heads)
         head_dim = int(getattr(config, "head_dim", None) or width // heads)
-        mixers = tuple(_mixer(block, i, heads * head_dim, width) for i, block in enumerate(blocks))
+        parts = _FOUND.get(engine.model)
+        if parts is None or not parts.still_in(base):
+            parts = _FOUND[engine.model] = _Parts.search(base, config, heads * head_dim, width)
+        decoder = base.get_submodule(parts.decoder)
+        blocks, mixers = (tuple(part for _, part in named) for named in (parts.blocks, parts.mixers))
         host = cls(engine, decoder, blocks, mixers, heads, head_dim, width)
-        if validate and engine.model not in _VALIDATED:
+        if validate and not parts.valid:
             from .validate import validate_host
 
             validate_host(host)
-            _VALIDATED.add(engine.model)
+            _FOUND[engine.model] = replace(parts, valid=True)
         return host
 
     @property
@@ -252,15 +255,43 @@ def open_host(model: str | Path | TransformersEngine, **options: Any) -> Host:
     return Host.of(opened)
 
 
-def _blocks(base: Any, config: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The list of blocks and the module that holds it."""
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Where the parts of a model are, with their names; the model itself is not among them, so that it may be freed."""
+
+    decoder: str
+    blocks: tuple[tuple[str, Any], ...]
+    mixers: tuple[tuple[str, Any], ...]
+    valid: bool = False
+
+    @classmethod
+    def search(cls, base: Any, config: Any, inner: int, width: int) -> _Parts:
+        name, blocks = _blocks(base, config)
+        mixers = [_mixer(block, i, inner, width) for i, block in enumerate(blocks)]
+        names = {id(module): path for path, module in base.named_modules()}
+        return cls(
+            name.rpartition(".")[0],
+            tuple((f"{name}.{i}", block) for i, block in enumerate(blocks)),
+            tuple((names[id(mixer)], mixer) for mixer in mixers),
+        )
+
+    def still_in(self, base: Any) -> bool:
+        """Whether nothing has taken the place of any part, as an adapter does."""
+        try:
+            return all(base.get_submodule(name) is part for name, part in (*self.blocks, *self.mixers))
+        except AttributeError:
+            return False
+
+
+def _blocks(base: Any, config: Any) -> tuple[str, Any]:
+    """Name and list of the blocks."""
     wanted, found = int(config.num_hidden_layers), []
     for name, module in base.named_modules():
         if isinstance(module, torch.nn.ModuleList):
             attending = sum(_attention(child) is not None for child in module)
             found.append((name, len(module), attending))
             if len(module) == wanted == attending:
-                return base.get_submodule(name.rpartition(".")[0]), tuple(module)
+                return name, module
     lists = "; ".join(f"{name} ({size} modules, {attending} with attention)" for name, size, attending in found)
     raise ModelError(
         f"the {wanted} blocks of {type(base).__name__} are not found",

@@ -38,6 +38,8 @@ def validate_host(host: Host) -> None:
     ids = rng.choice(host.vocab_size, size=size, replace=host.vocab_size < size).astype(np.int64)
     batch = Batch.of([ids], [np.zeros(0, np.int64)], left=False)
     before = host.forward(batch, logits=True)
+    if before is not None and not torch.isfinite(before.max(dim=-1).values).all():
+        raise _not_finite("its logits", host)
     picked = sorted({0, host.layers // 2, host.layers - 1})
     for level in sorted({level for layer in picked for level in (layer, layer + 1)}):
         _residual(host, batch, level, rng)
@@ -57,7 +59,24 @@ def _seen(host: Host, batch: Batch, edit: Edit, watch: Watch) -> torch.Tensor:
     seen: list[torch.Tensor] = []
     with Attached(host, edit).during(batch), watch(seen.append):
         host.forward(batch)
-    return seen[-1][0].float()
+    stream = seen[-1] if seen else None
+    if not torch.is_tensor(stream) or stream.shape != (1, batch.width, host.width):
+        raise ModelError(
+            f"the residual stream has shape {tuple(getattr(stream, 'shape', ()))} for one row of {batch.width} tokens",
+            cause=f"a block or its attention does not hand over (rows, columns, {host.width}), as edits need",
+            next="use another architecture, or report this one; reading and editing are not safe there",
+        )
+    if not torch.isfinite(stream).all():
+        raise _not_finite("its residual stream", host)
+    return stream[0].float()
+
+
+def _not_finite(what: str, host: Host) -> ModelError:
+    return ModelError(
+        f"the model computes numbers that are not finite: {what} on {TOKENS} tokens at random",
+        cause=f"damaged weights, or activations beyond the range of {host.engine.dtype} (float16 ends at 65504)",
+        next="load the model in bfloat16 or float32, or load its weights again",
+    )
 
 
 def _drawn(rng: np.random.Generator, size: int, like: torch.Tensor) -> np.ndarray:

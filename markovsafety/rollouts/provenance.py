@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LARGE", "ids_hash", "json_hash", "versions", "weights_hash"]
+__all__ = ["LARGE", "ids_hash", "json_hash", "versions", "weights_hash", "weights_stamp"]
 
 LARGE = 2 * 10**9
 """Weights of more bytes than this are hashed by size and edges only."""
@@ -34,7 +34,7 @@ def weights_hash(folder: str | Path, large: int = LARGE) -> dict[str, Any]:
     dict
         ``sha256``, ``of`` (in words, which bytes were hashed), ``bytes``, ``files``.
     """
-    files = sorted({file for pattern in WEIGHTS for file in Path(folder).glob(pattern)})
+    files = _weights(folder)
     sizes = [file.stat().st_size for file in files]
     edges = sum(sizes) > large
     digest = hashlib.sha256()
@@ -48,6 +48,15 @@ def weights_hash(folder: str | Path, large: int = LARGE) -> dict[str, Any]:
                 digest.update(block)
     how = "name, size, first and last MiB of every file" if edges else "name, size and all bytes of every file"
     return {"sha256": digest.hexdigest(), "of": how, "bytes": sum(sizes), "files": [file.name for file in files]}
+
+
+def weights_stamp(folder: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change (ns) of the files that `weights_hash` reads: while these stay, so does the hash."""
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _weights(folder))
+
+
+def _weights(folder: str | Path) -> list[Path]:
+    return sorted({file for pattern in WEIGHTS for file in Path(folder).glob(pattern)})
 
 
 def versions() -> dict[str, str]:

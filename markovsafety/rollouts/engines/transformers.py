@@ -10,6 +10,7 @@ in, up to floating point.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 import transformers
 
-from ...errors import InputError, UntrustedError
-from ..provenance import versions, weights_hash
+from ...errors import InputError, ModelError, UntrustedError
+from ..provenance import versions, weights_hash, weights_stamp
 from ..template import Template
 from . import Job, Output, Progress, check_job, uniforms
 from .folder import check_folder
@@ -35,6 +36,8 @@ UNLIMITED = 1 << 20
 """Positions of a model whose configuration names no limit (recurrent, or with relative positions)."""
 SCORED = 1 << 26
 """Logits held at a time while scoring: 256 MB of float32."""
+_HASHED: weakref.WeakKeyDictionary[Any, tuple[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
+"""Stamp and hash of the weights of models: every run and every edit asks who the model is."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,21 @@ class TransformersEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
-        return self.model.get_input_embeddings().weight.device
+        """Where inputs go.
+
+        Raises
+        ------
+        ModelError
+            The embedding is on no device.
+        """
+        device = self.model.get_input_embeddings().weight.device
+        if device.type == "meta":
+            raise ModelError(
+                f"the embedding of {self.path} is on no device",
+                cause="it was offloaded: the model does not fit into the memory of the devices that it is spread over",
+                next='use device="cpu", a smaller dtype, or devices with more memory',
+            )
+        return device
 
     def describe(self) -> dict[str, Any]:
         """JSON-able provenance."""
@@ -102,7 +118,7 @@ class TransformersEngine:
             "model": self.path,
             "revision": getattr(self.model.config, "_commit_hash", None),
             "architecture": type(self.model).__name__,
-            "weights": weights_hash(self.path) if Path(self.path).is_dir() else None,
+            "weights": self._weights(),
             **{f"{name}_hash": value for name, value in self.tokenizer.hashes().items()},
             "dtype": self.dtype,
             "device": str(self.device),
@@ -110,6 +126,15 @@ class TransformersEngine:
             **({} if self.edit is None else {"edit": self.edit.describe()}),
             "versions": versions(),
         }
+
+    def _weights(self) -> dict[str, Any] | None:
+        """`weights_hash` of the folder, read once as long as its files stay."""
+        if not Path(self.path).is_dir():
+            return None
+        stamp = (self.path, weights_stamp(self.path))
+        if self.model not in _HASHED or _HASHED[self.model][0] != stamp:
+            _HASHED[self.model] = stamp, weights_hash(self.path)
+        return dict(_HASHED[self.model][1])
 
     def run(self, job: Job, progress: Progress | None = None) -> Output:
         """Sample every rollout of the job.
@@ -372,4 +397,6 @@ def open_engine(
     loaded.generation_config = transformers.GenerationConfig()
     size = loaded.num_parameters()
     batch_size = batch_size or (1024 if size < 5e7 else 128 if size < 3e9 else 32)
-    return TransformersEngine(loaded.eval(), template, name, dtype, batch_size)
+    engine = TransformersEngine(loaded.eval(), template, name, dtype, batch_size)
+    _ = engine.device  # an offloaded embedding is refused now, not after the prompts were read
+    return engine
