@@ -104,12 +104,12 @@ def test_phrases_that_cannot_change_places_are_refused(wrong, says):
 
 
 def test_the_critical_phrases_of_a_log_lead_to_its_harm():
-    """Harm comes after tokens 7 8, and only there; 3 4 leads nowhere, and 1 is where all answers pass."""
-    answers = [[1, 7, 8, 9], [1, 3, 4, 2], [1, 3, 4, 2], [1, 7, 8, 9], [1, 7, 2]]
-    rolls = ms.Rollouts.of(answers, prompt_id=range(5), outcome=[0, 2, 2, 0, 2], hit=[3, 3, 3, 3, 2])
+    """Harm comes after tokens 7 8, more rarely after 5 6, and only there; 3 4 leads nowhere, and all answers pass 1."""
+    answers = [[1, 7, 8, 9], [1, 3, 4, 2], [1, 3, 4, 2], [1, 7, 8, 9], [1, 7, 2], [1, 5, 6, 9], [1, 5, 2]]
+    rolls = ms.Rollouts.of(answers, prompt_id=range(7), outcome=[0, 2, 2, 0, 2, 0, 2], hit=[3, 3, 3, 3, 2, 3, 2])
     chain = ms.estimate(ms.count(rolls, states=ms.KGram(2)))
     found = critical_phrases(ms.critical(chain, "harm", top=20))
-    assert set(found[:2]) == {(1, 7), (7, 8)}
+    assert found.index((7, 8)) < found.index((5, 6))
     assert (3, 4) not in found
     assert critical_phrases(ms.critical(chain, "harm", top=20), top=1) == found[:1]
     ladder = ms.Chain(np.array([[0.5, 0.5], [0, 1]]), outcomes={"harm": [1]}, start=[1, 0])
