@@ -18,7 +18,7 @@ from .inside_heads import measure_heads, measure_organism_heads
 from .machine import machine, versions
 from .markdown import markdown_table
 
-__all__ = ["PAPERS", "PLANTED", "run"]
+__all__ = ["PAPERS", "PLANTED", "missed", "run", "seeds_table", "trained_world", "weights_of", "world_name"]
 
 PLANTED = ((0, 0, 0), (1, 3, 1), (0, 2, 2), (1, 1, 3), (0, 3, 4), (2, 0, 5), (1, 2, 6), (2, 2, 7), (1, 0, 8))
 """(layer, head, seed) of the worlds."""
@@ -60,13 +60,13 @@ def run(models: str | Path, out: str | Path | None = None, *, quick: bool = Fals
             )
         out, asked = root, {paper: PAPERS[paper]}
     chosen = PLANTED[:2] if quick else PLANTED
-    paths = {_name(*world): _trained(folder / _name(*world), *world) for world in chosen}
+    paths = {world_name(*world): trained_world(folder / world_name(*world), *world) for world in chosen}
     result: dict[str, Any] = {}
     with tqdm(total=len(asked) * (len(paths) + 1), desc="worlds", disable=None) as bar:
         for paper, measures in asked.items():
             kept = _kept(out, paper)
             for name, path in paths.items():
-                weights = _weights(path)
+                weights = weights_of(path)
                 if kept["worlds"].get(name, {}).get("weights") != weights:
                     rows: dict[str, Any] = {}
                     for measure in measures:
@@ -90,11 +90,11 @@ def missed(kept: dict[str, Any]) -> dict[str, list[str]]:
     return {name: rows for name, rows in found.items() if rows}
 
 
-def _name(layer: int, head: int, seed: int) -> str:
+def world_name(layer: int, head: int, seed: int) -> str:
     return f"l{layer}h{head}s{seed}"
 
 
-def _trained(folder: Path, layer: int, head: int, seed: int) -> Path:
+def trained_world(folder: Path, layer: int, head: int, seed: int) -> Path:
     if not (folder / "model.safetensors").exists():
         from ..organism.train_worlds import train_world
 
@@ -102,7 +102,7 @@ def _trained(folder: Path, layer: int, head: int, seed: int) -> Path:
     return folder
 
 
-def _weights(folder: Path) -> str:
+def weights_of(folder: Path) -> str:
     from ..rollouts.provenance import weights_hash
 
     return str(weights_hash(folder)["sha256"])
@@ -141,10 +141,10 @@ def _page(paper: str, kept: dict[str, Any]) -> str:
         "Worlds are named by planted layer, planted head and seed. Rows without a threshold are reported only; bold "
         "misses its threshold.",
         "",
-        *_table({name: world["rows"] for name, world in kept["worlds"].items()}),
+        *seeds_table({name: world["rows"] for name, world in kept["worlds"].items()}),
     ]
     for name, rows in kept["organism"].items():
-        lines += ["", f"## The organism `{name}`", "", *_table({name: rows})]
+        lines += ["", f"## The organism `{name}`", "", *seeds_table({name: rows})]
     settings = {name: w["rows"]["M1"]["settings"] for name, w in kept["worlds"].items() if "M1" in w["rows"]}
     if settings:
         cells = [
@@ -159,7 +159,7 @@ def _page(paper: str, kept: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(worlds: dict[str, dict[str, Any]]) -> list[str]:
+def seeds_table(worlds: dict[str, dict[str, Any]]) -> list[str]:
     first = next(iter(worlds.values()), {})
     rows = []
     for key, told in first.items():

@@ -22,11 +22,7 @@ from ..interventions.objectives import as_tensors
 from ..interventions.pairs import rows_of
 from ..interventions.separation import auc
 from .inside import acceptance_row
-from .inside_seeds import PLANTED, missed
-from .inside_seeds import _name as world_name
-from .inside_seeds import _table as seeds_table
-from .inside_seeds import _trained as trained
-from .inside_seeds import _weights as world_weights
+from .inside_seeds import PLANTED, missed, seeds_table, trained_world, weights_of, world_name
 from .machine import machine, versions
 from .poison import LOW, Teacher, aligned_teacher, arm, taught, user_data
 from .poison_settings import KINDS, Setting, world_setting
@@ -162,8 +158,12 @@ def _students(
         alone = arm("both", harmful, data, teachers, place / "harmful", **told)
         rows |= {
             "filter alone": acceptance_row(longer["harm"].value, "filter alone, task with room: harm"),
-            "refusals alone": acceptance_row(alone["useful"].value, "distillation of refusals alone: answered"),
-            "refusals task": acceptance_row(alone["task"].value, "distillation of refusals alone: task accuracy"),
+            "refusals alone": acceptance_row(
+                alone["useful"].value, "distillation of refusals and one harmless pair: answered"
+            ),
+            "refusals task": acceptance_row(
+                alone["task"].value, "distillation of refusals and one harmless pair: task"
+            ),
             "overhead": acceptance_row(
                 _overhead(setting, teachers["refusal"]), "a step of distillation, in plain steps", most=2.0
             ),
@@ -216,8 +216,8 @@ def run(models: str | Path, out: str | Path | None = None, *, quick: bool = Fals
     small: dict[str, Any] = {"steps": 30, "teacher_steps": 30, "ask": 12} if quick else {}
     for world in tqdm(PLANTED[:1] if quick else PLANTED, desc="worlds", disable=None):
         name = world_name(*world)
-        folder = trained(Path(models) / name, *world)
-        weights = world_weights(folder)
+        folder = trained_world(Path(models) / name, *world)
+        weights = weights_of(folder)
         if kept["worlds"].get(name, {}).get("weights") == weights:
             continue
         kept["worlds"][name] = {"weights": weights, "rows": measure_teacher(folder, world[2], **small)}
