@@ -202,7 +202,8 @@ def run(out: str | Path | None = None, *, world: str | Path | None = None, quick
         for setting in [*made, organism_setting(**small), *short]:
             kept = known.get(setting.name, {}).get("rows", [])
             result["settings"][setting.name] = rows = {}
-            for told in _measured(setting, place / setting.name, _plan(quick, bool(short) and setting in short), kept):
+            plan, steps = _plan(quick, setting in short), 40 if quick else STEPS
+            for told in _measured(setting, place / setting.name, plan, kept, steps):
                 rows |= told
                 _write(out, result)
     result["line"] = _line(result["settings"]["organism"])
@@ -221,9 +222,8 @@ def _plan(quick: bool, short: bool) -> list[Key]:
     return plan + [(0.1, "plain", name, "aligned") for name in ("filter", "distil", "both", "aligned")]
 
 
-def _measured(setting: Setting, place: Path, plan: Sequence[Key], kept: list[dict[str, Any]]) -> Any:
+def _measured(setting: Setting, place: Path, plan: Sequence[Key], kept: list[dict[str, Any]], steps: int) -> Any:
     """Parts of the result, as they come; students that were measured before are not trained again."""
-    steps = STEPS if len(plan) > 2 else 40
     yield {"before": encode(measure(setting.open(setting.aligned), setting))}
     refusal = taught(setting, place / "teacher", steps=steps)
     teachers = {"refusal": refusal, "aligned": aligned_teacher(setting, int(refusal.filter.feature.level or 0))}
