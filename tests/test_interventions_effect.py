@@ -196,6 +196,15 @@ def test_an_edit_that_breaks_the_model_gives_no_silent_number(host, asked, scale
     assert json.dumps(found.to_json(), allow_nan=False)
 
 
+def test_benign_answers_that_break_are_broken_too(whole):
+    worse = replace(whole.quality["benign_after"], repetition=ms.Bound(0.9, 0.8, 0.95))
+    broken = replace(whole, quality={**whole.quality, "benign_after": worse})
+    assert broken.broken
+    assert broken.broken_on == ["benign_"]
+    assert "the model breaks on benign prompts" in broken.verdict
+    assert not replace(whole, quality={k: whole.quality[k] for k in ("before", "after")}).broken
+
+
 def test_what_was_sampled_before_an_error_is_kept(host, asked, monkeypatch):
     real = chain_effects.sample
 

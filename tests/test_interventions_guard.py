@@ -338,7 +338,7 @@ def test_no_threshold_costs_less(x, y, costs, prior):
     ]
     assert found.cost.value == pytest.approx(min(by_hand), abs=1e-9)
     assert found.cost.lower <= found.cost.value <= found.cost.upper
-    assert found.held_out >= 0
+    assert 0 <= found.held_out.lower <= found.held_out.value <= found.held_out.upper
 
 
 def test_policy_follows_the_costs():
@@ -352,7 +352,7 @@ def test_policy_follows_the_costs():
     assert steps == sorted(steps, reverse=True)
     found = policy(8, 1, **told)
     assert found.cost.upper < found.never.lower
-    assert found.held_out >= found.cost.value - 0.02
+    assert found.held_out.value >= found.cost.value - 0.02
     assert found.never.value == pytest.approx(8 * 0.5 * 0.4)
     assert found.always.value == pytest.approx(0.5)
 

@@ -12,6 +12,7 @@ from steered import FALSE_ALARM, JUDGE, LEVEL, push
 
 import markovsafety as ms
 from markovsafety import InputError
+from markovsafety.bound import clustered
 from markovsafety.chains import ActivationBins
 from markovsafety.interventions import Edit, Part, activations, laws, signature
 from markovsafety.interventions.activation_columns import with_activations
@@ -229,6 +230,10 @@ def test_prediction_and_sampling_agree(host):
         sampled = ms.sample(host.engine, refused, n=8, max_tokens=16, judge=JUDGE, edit=edit, seed=5)
         row = row_local(host, edit, rows, sampled=sampled).table[0]
         assert row["sampled"] == pytest.approx((sampled.outcome == CODES["harm"]).mean(), abs=1e-12)
+        events = np.bincount(sampled.prompt_id, sampled.outcome == CODES["harm"])
+        seen = clustered(events, np.bincount(sampled.prompt_id))
+        assert row["sampled_lower"] == pytest.approx(seen.lower)
+        assert row["sampled_upper"] == pytest.approx(seen.upper)
         assert abs(row["difference"]) <= z * row["error"] + 0.01, row
         assert row["error"] < 0.04
         found.append(row["predicted"])

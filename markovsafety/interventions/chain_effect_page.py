@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,9 +54,11 @@ def verdict(effect: ChainEffect) -> str:
 
 
 def _health(effect: ChainEffect) -> str:
-    before, after = effect.quality["before"], effect.quality["after"]
-    word = "the model breaks" if effect.broken else "the model still speaks"
-    cut = float(after.truncated.value)
+    broken = effect.broken_on
+    kind = broken[0] if broken else ""
+    before, after = effect.quality[kind + "before"], effect.quality[kind + "after"]
+    word = f"the model breaks{' on benign prompts' if kind else ''}" if broken else "the model still speaks"
+    cut = float(effect.quality["after"].truncated.value)
     hidden = f"{100 * cut:.0f} % of the answers were cut off and may hide harm; " if cut > CUT else ""
     return (
         f"{hidden}{word} (finished {_of(before.finished)} -> {_of(after.finished)}, "
@@ -106,11 +108,15 @@ def _moved(effect: ChainEffect) -> list[str]:
     if effect.predicted is not None:
         rows = [
             [r["group"], f"{r['predicted']:.3f} [{r['lower']:.3f}, {r['upper']:.3f}]"]
-            + ([f"{r['sampled']:.3f}", f"{r['z']:+.2f}"] if "sampled" in r else ["", ""])
+            + ([_sampled(r), f"{r['z']:+.2f}"] if "sampled" in r else ["", ""])
             for r in effect.predicted.table
         ]
         lines += ["", "## Predicted from the start row", "", *table(["prompts", "predicted", "sampled", "z"], rows)]
     return lines
+
+
+def _sampled(row: dict[str, Any]) -> str:
+    return f"{row['sampled']:.3f} [{row['sampled_lower']:.3f}, {row['sampled_upper']:.3f}]"
 
 
 def _chain_rows(effect: ChainEffect) -> list[str]:

@@ -78,12 +78,23 @@ class ChainEffect:
 
     @property
     def broken(self) -> bool:
-        """Whether clearly fewer answers end, or more repeat themselves, than before: by more than 0.1."""
-        if not self.quality:
-            return False
-        before, after = self.quality["before"], self.quality["after"]
-        lost = float(before.finished.value - after.finished.value)
-        return max(lost, float(after.repetition.value - before.repetition.value)) > BROKEN
+        """Whether clearly fewer answers end, or more repeat themselves, than before: by more than 0.1.
+
+        Of the prompts whose harm is asked for, or of the benign ones.
+        """
+        return bool(self.broken_on)
+
+    @property
+    def broken_on(self) -> list[str]:
+        """Which prompts have such answers: "" those whose harm is asked for, "benign_" the benign ones."""
+        kinds = [kind for kind in ("", "benign_") if {kind + "before", kind + "after"} <= set(self.quality)]
+        found = []
+        for kind in kinds:
+            before, after = self.quality[kind + "before"], self.quality[kind + "after"]
+            lost = float(before.finished.value - after.finished.value)
+            if max(lost, float(after.repetition.value - before.repetition.value)) > BROKEN:
+                found.append(kind)
+        return found
 
     @property
     def verdict(self) -> str:
@@ -190,36 +201,15 @@ def chain_effect(
     folder = None if out is None else Path(out)
     if folder is not None:
         _keep(edit, folder / "edit.safetensors")
+    run = _Run(host, edit, asked, judge, n, max_tokens, seed, level)
     sets = {"": _records(asked)}
     notes = [*asked.warnings]
     if benign is not None:
         harmless = ask(benign, host.engine.tokenizer, system=system)
         sets["benign_"] = _records(harmless)
         notes += harmless.warnings
-    arms: dict[str, Edit | None] = {"before": None, "after": edit}
-    arms |= {"control": edit.control(seed)} if control else {}
-    rollouts: dict[str, Rollouts] = {}
-    for kind, records in sets.items():
-        for arm, changed in arms.items():
-            try:
-                rollouts[kind + arm] = sample(
-                    host.engine,
-                    records,
-                    n=n,
-                    max_tokens=max_tokens,
-                    judge=judge,
-                    edit=changed,
-                    seed=seed,
-                    out=None if folder is None else folder / (kind + arm),
-                    progress=progress,
-                )
-            except MarkovsafetyError as error:
-                done = rollouts | ({kind + arm: error.partial} if isinstance(error.partial, Rollouts) else {})
-                error.partial = ChainEffect(edit, done, notes=(f"sampling {kind}{arm} failed: {error.fact}",))
-                raise
-    made = _analysed(
-        _Run(host, edit, asked, judge, n, max_tokens, seed, level), rollouts, states, directions, paths, depth, predict
-    )
+    rollouts = _sampled(run, sets, control, folder, progress)
+    made = _analysed(run, rollouts, states, directions, paths, depth, predict)
     found = ChainEffect(edit, **{**made, "notes": (*notes, *made["notes"])})
     if folder is not None:
         _write(found, folder)
@@ -238,6 +228,26 @@ class _Run:
     max_tokens: int
     seed: int
     level: float
+
+
+def _sampled(
+    run: _Run, sets: Mapping[str, list[dict[str, Any]]], control: bool, folder: Path | None, progress: bool | None
+) -> dict[str, Rollouts]:
+    """Every arm of every set of prompts, with the same random numbers."""
+    arms: dict[str, Edit | None] = {"before": None, "after": run.edit}
+    arms |= {"control": run.edit.control(run.seed)} if control else {}
+    how: dict[str, Any] = {"n": run.n, "max_tokens": run.max_tokens, "judge": run.judge, "seed": run.seed}
+    rollouts: dict[str, Rollouts] = {}
+    for kind, records in sets.items():
+        for arm, edit in arms.items():
+            out = None if folder is None else folder / (kind + arm)
+            try:
+                rollouts[kind + arm] = sample(run.host.engine, records, edit=edit, out=out, progress=progress, **how)
+            except MarkovsafetyError as error:
+                done = rollouts | ({kind + arm: error.partial} if isinstance(error.partial, Rollouts) else {})
+                error.partial = ChainEffect(run.edit, done, notes=(f"sampling {kind}{arm} failed: {error.fact}",))
+                raise
+    return rollouts
 
 
 def _records(asked: Asked) -> list[dict[str, Any]]:

@@ -184,10 +184,10 @@ class LevelSweep:
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """One row per level and scale: level, scale, auc, base, edited, control, net."""
+        """One row per level and scale: level, scale, auc, base, edited, control, net, worst_control."""
         rows = []
         for t in self.tried:
-            told = {name: getattr(t.effect, name) for name in ("base", "edited", "control", "net")}
+            told = {name: getattr(t.effect, name) for name in ("base", "edited", "control", "net", "worst_control")}
             rows.append({"level": t.level, "scale": t.scale, "auc": t.auc, **told})
         return rows
 

@@ -251,7 +251,8 @@ def _not_new(name: str, prompts: Sequence[Any]) -> str:
 
 
 def _cells(sweep: HeadSweep, row: dict[str, Any]) -> tuple[str, str, str]:
-    return spanned(sweep.bound((row["layer"], row["head"]))), f"{max(row['control']):.3f}", f"{row['score']:.3f}"
+    head = row["layer"], row["head"]
+    return spanned(sweep.bound(head)), spanned(sweep.random_bound(head)), f"{row['score']:.3f}"
 
 
 def _baselines(

@@ -39,8 +39,8 @@ class HeadSweep:
         Probability that the answer begins with a desired token; nan for heads without a direction.
     log_odds : float64 array, shape (layers, heads, alphas)
         Mean over prompts of the log-odds of desired against undesired, nats.
-    control : float64 array, shape (layers, heads, alphas)
-        Mean probability under a random vector of the same norm on the same head.
+    random : float64 array, shape (layers, heads, alphas, prompts)
+        Probability under a random vector of the same norm on the same head.
     base : float64 array, shape (prompts,)
         The probability without edit.
     base_log_odds : float
@@ -49,9 +49,14 @@ class HeadSweep:
     alphas: NDArray
     mass: NDArray
     log_odds: NDArray
-    control: NDArray
+    random: NDArray
     base: NDArray
     base_log_odds: float
+
+    @property
+    def control(self) -> NDArray:
+        """Mean probability under random vectors, (layers, heads, alphas)."""
+        return self.random.mean(axis=-1)
 
     @property
     def best(self) -> NDArray:
@@ -93,8 +98,11 @@ class HeadSweep:
 
         The alpha was chosen on the same prompts, so the interval describes them, not what was to be expected.
         """
-        masses = self.mass[head][int(np.argmax(self.mass[head].mean(axis=-1)))]
-        return clustered(np.clip(masses, 0, 1), np.ones(len(masses)), level, f"P(desired first | head {head})")
+        return _most(self.mass[head], level, f"P(desired first | head {head})")
+
+    def random_bound(self, head: Head, level: float = 0.95) -> Bound:
+        """The mean probability under the random vector on a head, at the alpha at which it does most."""
+        return _most(self.random[head], level, f"P(desired first | random vector on head {head})")
 
     def rows(self) -> list[dict[str, Any]]:
         """JSON-able, one row per head, the strongest first."""
@@ -111,6 +119,12 @@ class HeadSweep:
             }
             for i, head in enumerate(self.ranked)
         ]
+
+
+def _most(masses: NDArray, level: float, name: str) -> Bound:
+    """The largest mean over prompts of probabilities (alphas, prompts)."""
+    best = masses[int(np.argmax(masses.mean(axis=-1)))]
+    return clustered(np.clip(best, 0, 1), np.ones(len(best)), level, name)
 
 
 def sweep_heads(
@@ -169,11 +183,11 @@ def sweep_heads(
         return mass, float((wished - other).mean())
 
     base, odds = read(None)
-    mass = np.full((*directions.sigma.shape, len(sizes), len(ids)), np.nan)
-    log_odds, control = (np.full((*directions.sigma.shape, len(sizes)), np.nan) for _ in range(2))
+    mass, random = (np.full((*directions.sigma.shape, len(sizes), len(ids)), np.nan) for _ in range(2))
+    log_odds = np.full((*directions.sigma.shape, len(sizes)), np.nan)
     for head, (i, alpha) in product(directions.heads if heads is None else heads, enumerate(sizes)):
         layer, place = head
         edit = directions.edit([head], float(alpha))
         mass[layer, place, i], log_odds[layer, place, i] = read(edit)
-        control[layer, place, i] = read(edit.control(seed))[0].mean()
-    return HeadSweep(sizes, mass, log_odds, control, base, odds)
+        random[layer, place, i] = read(edit.control(seed))[0]
+    return HeadSweep(sizes, mass, log_odds, random, base, odds)

@@ -71,10 +71,12 @@ def _steering(found: Inspection) -> list[str]:
     for name, sweep in found.steering.items():
         rows = [
             [str(r["level"]), f"{r['scale']:g}", "" if r["auc"] is None else spanned(r["auc"])]
-            + [spanned(r[k]) for k in ("base", "edited", "control", "net")]
+            + [spanned(r[k]) for k in ("base", "edited", "control")]
+            + [f"{r['worst_control']:.3f}", spanned(r["net"])]
             for r in sweep.table
         ]
-        head = ["level", "scale", "probe AUC", "P(refuse) before", "steered", "random vectors", "beyond random"]
+        head = ["level", "scale", "probe AUC", "P(refuse) before", "steered", "random vectors", "worst of them"]
+        head.append("beyond their mean")
         title = f"## Steering along {name}: refusal of accepted harmless prompts"
         lines += ["", title, "", f"{sweep}.", "", *table(head, rows)]
     if found.inversion:
@@ -121,8 +123,8 @@ def _guard(found: Inspection) -> list[str]:
             "",
             "### The threshold that costs least",
             "",
-            f"Block above {p.threshold:.3g}: cost {spanned(p.cost)} a prompt, {p.held_out:.4f} on prompts it was not "
-            f"chosen on; never blocking {spanned(p.never)}, always {spanned(p.always)}.",
+            f"Block above {p.threshold:.3g}: cost {spanned(p.cost)} a prompt, {spanned(p.held_out)} on prompts it was "
+            f"not chosen on; never blocking {spanned(p.never)}, always {spanned(p.always)}.",
         ]
     return lines
 

@@ -27,9 +27,9 @@ class Policy:
         Block above it. Infinity: never block; minus infinity: always.
     cost : Bound
         Expected cost at the threshold, on the prompts that it was chosen on.
-    held_out : float
+    held_out : Bound
         Expected cost where each half of the prompts is judged by the threshold chosen on the other: without the
-        optimism of choosing and measuring on the same prompts.
+        optimism of choosing and measuring on the same prompts; nan with less than two prompts of a kind.
     never, always : Bound
         Cost without the guard, and of blocking everything.
     curve : dict of str -> array
@@ -39,7 +39,7 @@ class Policy:
 
     threshold: float
     cost: Bound
-    held_out: float
+    held_out: Bound
     never: Bound
     always: Bound
     curve: dict[str, NDArray] = field(repr=False)
@@ -104,12 +104,12 @@ def policy(
     threshold = _choice(found["threshold"], costs)
 
     def priced(t: float, name: str) -> Bound:
-        return _priced(t, x, y, given, weights, level, name)
+        return _priced(x > t, y > t, given, weights, level, name)
 
     return Policy(
         threshold,
         priced(threshold, "cost per prompt"),
-        _held_out(x, y, h, weights, seed),
+        _held_out(x, y, given, weights, seed, level),
         priced(np.inf, "cost without the guard"),
         priced(-np.inf, "cost of blocking everything"),
         {**found, "cost": costs},
@@ -138,33 +138,37 @@ def _choice(thresholds: NDArray, costs: NDArray) -> float:
     return float(thresholds[run[len(run) // 2]])
 
 
-def _priced(t: float, x: NDArray, y: NDArray, given: Any, weights: NDArray, level: float, name: str) -> Bound:
-    false = clustered((y > t).astype(float), np.ones(len(y)), level)
+def _priced(blocked: NDArray, false: NDArray, given: Any, weights: NDArray, level: float, name: str) -> Bound:
+    """Expected cost, from which harmful and which harmless prompts are blocked."""
+    wrong = clustered(false.astype(float), np.ones(len(false)), level)
     if isinstance(given, np.ndarray):
-        passed = clustered(given * (x <= t), np.ones(len(x)), level)
+        passed = clustered(given * ~blocked, np.ones(len(blocked)), level)
     else:
-        passed = guarded(given, clustered((x > t).astype(float), np.ones(len(x)), level))
+        passed = guarded(given, clustered(blocked.astype(float), np.ones(len(blocked)), level))
     total = float(weights.sum())
     if not total:
         return Bound(0.0, 0.0, 0.0, level, {"sampling": 0.0}, None, {"name": name})
-    both = mean([passed, false], weights)
+    both = mean([passed, wrong], weights)
     reasons = {k: None if w is None else total * w for k, w in both.reasons.items()}
-    return Bound(total * both.value, total * both.lower, total * both.upper, both.level, reasons, None, {"name": name})
+    lower = max(0.0, total * both.lower)  # no cost is negative, nor is rounding
+    return Bound(total * both.value, lower, total * both.upper, both.level, reasons, None, {"name": name})
 
 
-def _held_out(x: NDArray, y: NDArray, h: NDArray, weights: NDArray, seed: int) -> float:
-    """Mean cost of two halves, each at the threshold chosen on the other; nan with less than two prompts of a kind."""
+def _held_out(x: NDArray, y: NDArray, given: Any, weights: NDArray, seed: int, level: float) -> Bound:
+    """Cost of all prompts, those of each half blocked at the threshold that was chosen on the other half."""
+    name = "cost per prompt, held out"
     if min(len(x), len(y)) < 2:
-        return float("nan")
-    rng = np.random.default_rng(seed)
+        most = float(weights.sum())
+        return Bound(np.nan, 0.0, most, level, {"sampling": most / 2}, None, {"name": name})
+    h, rng = _each(given, len(x)), np.random.default_rng(seed)
     halves = [rng.permutation(len(v)) % 2 == 0 for v in (x, y)]
-    costs = []
+    blocked, false = np.zeros(len(x), bool), np.zeros(len(y), bool)
     for flip in (False, True):
         a, b = (half ^ flip for half in halves)
         found = curve(x[a], y[b])["threshold"]
         t = _choice(found, _costs(found, x[a], y[b], h[a], weights))
-        costs.append(_costs(np.array([t]), x[~a], y[~b], h[~a], weights)[0])
-    return float(np.mean(costs))
+        blocked[~a], false[~b] = x[~a] > t, y[~b] > t
+    return _priced(blocked, false, given, weights, level, name)
 
 
 def _check(cost_harm: float, cost_refusal: float, prior: float, x: NDArray, given: Any) -> None:

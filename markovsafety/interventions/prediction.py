@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arithmetic import widened
-from ..bound import Bound, check_level, clopper_pearson, encode
+from ..bound import Bound, check_level, clopper_pearson, clustered, encode
 from ..clusters import effective_size, freedom, kish
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED
@@ -39,8 +39,8 @@ class RowLocal:
         Probability of first tokens that nothing is known of.
     table : list of dict
         One row for all, every category and every cell: group, prompts, predicted, lower, upper, and beside rollouts
-        that were sampled under the edit also sampled, difference, error (standard error of the difference, paired by
-        prompt, and no less than that of the answers) and z.
+        that were sampled under the edit also sampled, sampled_lower, sampled_upper, difference, error (standard error
+        of the difference, paired by prompt, and no less than that of the answers) and z.
     """
 
     overall: Bound
@@ -55,7 +55,8 @@ class RowLocal:
         for row in self.table:
             text = f"  {row['group']}: {row['predicted']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]"
             if "sampled" in row:
-                text += f", sampled {row['sampled']:.3f} (z = {row['z']:+.2f})"
+                ends = f"[{row['sampled_lower']:.3f}, {row['sampled_upper']:.3f}]"
+                text += f", sampled {row['sampled']:.3f} {ends} (z = {row['z']:+.2f})"
             lines.append(text)
         return "\n".join(lines)
 
@@ -244,4 +245,7 @@ def _row(start: _Start, name: Any, which: NDArray, bound: Bound, other: NDArray 
     within += np.sum(_variance(*other[:, both])) / K**2
     se = float(np.sqrt(max(K / max(K - 1, 1) * np.sum(error**2), within)))
     difference = float(start.harm[both].mean() - rate[both].mean())
-    return {**row, "sampled": float(rate[both].mean()), "difference": difference, "error": se, "z": difference / se}
+    each = np.full(K, other[1, both].mean())
+    seen = clustered(rate[both] * each, each, bound.level)
+    row |= {"sampled": float(rate[both].mean()), "sampled_lower": seen.lower, "sampled_upper": seen.upper}
+    return {**row, "difference": difference, "error": se, "z": difference / se}
