@@ -10,11 +10,12 @@ import pytest
 
 from markovsafety import interventions as inside
 from markovsafety import sample
-from markovsafety.bound import Bound
+from markovsafety.bound import Bound, clustered
 from markovsafety.errors import InputError
-from markovsafety.interventions import Host, open_host
-from markovsafety.interventions.audit import _crossing, _path
+from markovsafety.interventions import Edit, Host, open_host
+from markovsafety.interventions.audit import _crossing, _over_draws, _path, _predicted
 from markovsafety.interventions.head_baselines import _logistic
+from markovsafety.interventions.start_row import start_rows
 from markovsafety.organism import worlds
 
 torch = pytest.importorskip("torch")
@@ -208,6 +209,28 @@ def test_the_smallest_alpha_is_where_the_change_crosses_and_its_ends_where_the_i
     unsure = _crossing(_path(_curve(0.3), 0.5, (0.25, 4.5)), 0.5)
     assert unsure is not None
     assert unsure.upper == np.inf
+
+
+def test_subsets_of_examples_that_disagree_widen_the_interval():
+    alike = np.full((5, 400), 0.5)
+    spread = alike + np.array([-0.2, -0.1, 0.0, 0.1, 0.2])[:, None]
+    same, apart = _over_draws(alike), _over_draws(spread)
+    half = 2.7764451 * np.sqrt(0.1 / 4 / 5)  # Student's quantile, 4 degrees of freedom
+    assert apart.value == pytest.approx(same.value)
+    assert apart.upper - apart.value == pytest.approx(np.hypot(same.upper - same.value, half), rel=1e-6)
+    assert apart.value - apart.lower == pytest.approx(np.hypot(same.value - same.lower, half), rel=1e-6)
+    sure = _over_draws(np.ones((5, 40)))
+    assert sure.value == sure.upper == 1
+    assert sure.lower == clustered(np.ones(40), np.ones(40)).lower
+
+
+def test_a_predicted_change_has_the_error_of_the_plain_model_too(world):
+    rows = start_rows(world, worlds.prompts(n=16, half=1), judge=JUDGE, n=4, max_tokens=12, edits=())
+    found = _predicted(world, Edit(()), 1.0, rows)
+    rate = found["rate"]
+    assert found["change"].value == pytest.approx(0, abs=1e-9)
+    assert found["change"].level == pytest.approx(0.95)
+    assert found["change"].upper - found["change"].lower > 1.8 * (rate.upper - rate.lower)
 
 
 def test_the_audit_finds_the_smallest_edit_and_how_few_examples_are_enough(world):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arithmetic import difference
 from ..bound import Bound, clustered, encode
 from ..errors import InputError
 from .behaviour import Behaviour, behave
@@ -59,8 +60,7 @@ class Audit:
     examples : list of dict
         For each number of examples (both groups together): first-token mass of the desired tokens under the edit that
         these examples give, in sigma units at that alpha, over some random subsets: its mean as a Bound over prompts
-        for these subsets, and the least and the most of any subset; and the mean cosine of theta with that of all
-        examples.
+        and subsets, and the least and the most of any subset; and the mean cosine of theta with that of all examples.
     sweep : HeadSweep
     measure : str
         "sampled" or "predicted".
@@ -234,10 +234,15 @@ def _row(alpha: float, under: Behaviour, base: Behaviour, goal: tuple[str, ...])
 
 
 def _predicted(host: Host, edit: Any, alpha: float, rows: StartRows) -> dict[str, Any]:
-    """The predicted change; its interval is that of harm under the edit, shifted, for both use the same h(t)."""
-    rate, base = row_local(host, edit, rows).overall, row_local(host, None, rows).overall
-    value, lower, upper = (max(-1.0, float(x) - float(base.value)) for x in (rate.value, rate.lower, rate.upper))
-    change = Bound(value, lower, upper, rate.level, {"sampling": (upper - lower) / 2}, None, {"name": "change"})
+    """The predicted change, with the errors of both rates.
+
+    Both use the same h(t), so their errors are not independent, and nothing is taken off for that: each is given at
+    half the error rate, and their ends are subtracted.
+    """
+    rate = row_local(host, edit, rows).overall
+    each = (1 + rate.level) / 2
+    after, before = (row_local(host, what, rows, level=each).overall for what in (edit, None))
+    change = difference(after, before, independent=False, name="change")
     return {"alpha": alpha, "rate": rate, "change": change, "finished": None, "repetition": None}
 
 
@@ -307,16 +312,27 @@ def _curve(
             seen = [h for h in heads if fewer.kept[h]]
             edit = fewer.edit(seen, alpha, when=when) if seen else None
             masses.append(token_mass(host, prompts, tokens, edit=edit))
-        table = np.clip(np.array(masses), 0, 1)
-        mass = clustered(table.sum(axis=0), np.full(table.shape[1], float(len(table))), name="P(desired first)")
-        draws = table.mean(axis=1)
+        masses = np.clip(np.array(masses), 0, 1)
+        draws = masses.mean(axis=1)
         curve.append(
             {
                 "examples": 2 * count,
-                "mass": mass,
+                "mass": _over_draws(masses),
                 "least": float(draws.min()),
                 "most": float(draws.max()),
                 "cosine": float(np.mean(cosines)),
             }
         )
     return curve
+
+
+def _over_draws(masses: NDArray, level: float = 0.95) -> Bound:
+    """Mean of probabilities (subsets, prompts): the error of prompts, and Student's of the subsets' means."""
+    from scipy.special import stdtrit
+
+    seen = clustered(masses.sum(axis=0), np.full(masses.shape[1], float(len(masses))), level, "P(desired first)")
+    subsets = len(masses)
+    half = stdtrit(subsets - 1, (1 + level) / 2) * masses.mean(axis=1).std(ddof=1) / np.sqrt(subsets)
+    lower = max(0.0, seen.value - np.hypot(seen.value - seen.lower, half))
+    upper = min(1.0, seen.value + np.hypot(seen.upper - seen.value, half))
+    return Bound(seen.value, lower, upper, level, {"sampling": (upper - lower) / 2}, None, seen.info)
