@@ -40,7 +40,7 @@ def _judge(v: argparse.ArgumentParser, n: int) -> None:
 
 def _engine(v: argparse.ArgumentParser) -> None:
     v.add_argument("--device")
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     v.add_argument("--batch-size", type=int)
 
 
