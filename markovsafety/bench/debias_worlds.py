@@ -174,7 +174,7 @@ def _predicted(tuned: Host, table: Any, asked: list[dict[str, Any]], seed: int) 
     return {
         "P4 predicted": _row(excess, "harm predicted - sampled, beyond 2 s.e., the worst strength", most=0.01),
         "P4 harm": _row(max(r["sampled"] for r in cells), "harm of jailbroken prompts at 2"),
-        "P4 z": _row(max(abs(r["z"]) for r in cells), "the largest |z| of five strengths"),
+        "P4 z": _row(max(abs(r["z"]) for r in cells), "the largest z of five strengths, in size"),
     }
 
 
