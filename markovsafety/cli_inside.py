@@ -39,6 +39,7 @@ def _judge(v: argparse.ArgumentParser, n: int) -> None:
 
 
 def _engine(v: argparse.ArgumentParser) -> None:
+    v.add_argument("--system", help="system prompt for the chat template")
     v.add_argument("--device")
     v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     v.add_argument("--batch-size", type=int)
@@ -107,7 +108,6 @@ def _steer(v: argparse.ArgumentParser) -> None:
     v.add_argument("--depth", type=int, default=6, help="of the depth signature, where prompts have a prefix")
     v.add_argument("--no-control", action="store_true", help="leave the random edit of the same size out")
     v.add_argument("--no-prediction", action="store_true", help="do not predict harm from the start row")
-    v.add_argument("--system", help="system prompt for the chat template")
     _engine(v)
     v.add_argument("--out", required=True, help="folder: rollouts, effect.json, effect.md; goes on where it stopped")
 

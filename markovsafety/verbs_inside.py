@@ -90,7 +90,6 @@ def steer(options: argparse.Namespace) -> Answer:
         control=not options.no_control,
         predict=not options.no_prediction,
         seed=options.seed,
-        system=options.system,
         out=options.out,
         progress=False if options.json else None,
     )
@@ -105,7 +104,8 @@ def steer(options: argparse.Namespace) -> Answer:
 def _host(options: argparse.Namespace) -> Any:
     from .interventions import open_host
 
-    told = {"device": options.device, "dtype": options.dtype, "batch_size": options.batch_size}
+    names = ("system", "device", "dtype", "batch_size")
+    told = {name: getattr(options, name) for name in names}
     return open_host(model_of(options.model), **told)
 
 

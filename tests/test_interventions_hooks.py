@@ -176,6 +176,21 @@ def test_tables_of_a_tilt_are_made_once_for_a_batch(llama):
     assert seen == [[4.0] * 3, [4.0] * 3, [2.0] * 3, [2.0] * 3]
 
 
+def test_a_system_message_stands_before_every_prompt_of_a_host(llama):
+    host = open_host(llama.engine, system="the sea is")
+    for mine, given in zip(host.prompt_ids(PROMPTS), llama.prompt_ids(PROMPTS, "the sea is")):
+        np.testing.assert_array_equal(mine, given)
+    assert host.spans() == llama.spans(system="the sea is")
+    assert host.identity == llama.identity
+    told = {"n": 2, "max_tokens": 3, "progress": False}
+    rolls = sample(host.engine, PROMPTS, **told)
+    given = sample(llama.engine, PROMPTS, system="the sea is", **told)
+    np.testing.assert_array_equal(rolls.tokens, given.tokens)
+    assert rolls.provenance["sampling"]["system"] == given.provenance["sampling"]["system"] == "the sea is"
+    own = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    np.testing.assert_array_equal(host.engine.tokenizer.prompt_ids(own), llama.engine.tokenizer.prompt_ids(own))
+
+
 # --- edits are exact ---
 
 

@@ -223,13 +223,15 @@ def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def open_host(model: str | Path | TransformersEngine, **options: Any) -> Host:
+def open_host(model: str | Path | TransformersEngine, *, system: str | None = None, **options: Any) -> Host:
     """Load a model and find where it can be read and edited.
 
     Parameters
     ----------
     model : str, Path or TransformersEngine
         Folder or hub id, or an engine that is open already.
+    system : str, optional
+        System message of all prompts that bring none: when they are read, sampled, and when positions are looked for.
     **options
         Of the engine: device, dtype, batch_size, revision, attn_implementation ...
 
@@ -252,6 +254,9 @@ def open_host(model: str | Path | TransformersEngine, **options: Any) -> Host:
             cause="activations are read in torch, from a model that transformers loads",
             next='give a model folder, a hub id or open_engine("transformers", ...)',
         )
+    if system is not None:
+        opened = replace(opened, tokenizer=replace(opened.tokenizer, system=system))
+        opened.tokenizer.prompt_text("word")  # a template without system messages says so now
     return Host.of(opened)
 
 

@@ -182,7 +182,7 @@ def spans(
         Of the model; one without a chat template works too (then nothing, or the tokenizer's end token, follows the
         instruction).
     system : str, optional
-        The system prompt that all prompts have; by default what the template does without one.
+        The system prompt that all prompts have; by default ``template.system``, else what the template does without.
     question : str, optional
         Text that follows every instruction within the user's message, with the white space before it.
     wrap : callable, optional
@@ -205,6 +205,7 @@ def spans(
             cause="each of them says what the user's message is",
             next="give one of them",
         )
+    system = template.system if system is None else system
     message = wrap or (lambda instruction: instruction + (question or ""))
     before, after = frame(template, message, system)
     opening, closing = frame(template, str, system)

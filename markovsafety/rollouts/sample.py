@@ -184,7 +184,8 @@ def planned(
     said = None if judge is None else open_judge(judge, {})
     said = getattr(said, "bind", lambda _: said)(template)  # gives it the model's tokenizer, if it wants one
     size = shard_size or SHARD.get(opened.name, 1024)
-    told = {**sampling, "n": int(n), "prefill": levels, "seed": int(seed), "system": system}
+    told = {**sampling, "n": int(n), "prefill": levels, "seed": int(seed)}
+    told["system"] = getattr(template, "system", None) if system is None else system
     told |= {"eos_ids": list(stop), "end_ids": list(stop)}
     told["classes"] = {name: ids.tolist() for name, ids in sampling["classes"].items()}
     provenance = _provenance(model, opened, asked, told)

@@ -50,6 +50,8 @@ class Template:
         Ids that end an answer: those of generation_config.json (else config.json), and the tokenizer's own.
     folder : str
         Where it was read from.
+    system : str or None
+        System message of prompts for which none is given; by default the template's own, if it has one.
 
     Attributes
     ----------
@@ -65,6 +67,7 @@ class Template:
     eos_ids: tuple[int, ...]
     folder: str = ""
     tokenizer_hash: str = ""
+    system: str | None = None
     end_ids: tuple[int, ...] = field(default=(), init=False)
 
     def __post_init__(self):
@@ -148,6 +151,8 @@ class Template:
             )
         _check_prompt(messages, system)
         chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
+        if system is None and chat and chat[0].get("role") != "system":
+            system = self.system
         if system is not None:
             chat = [{"role": "system", "content": system}, *chat]
         chat = [{k: v for k, v in message.items() if v is not None} for message in chat]
@@ -199,7 +204,7 @@ class Template:
         if self.chat_template is not None:
             return self.render(prompt, system)
         _check_prompt(prompt, system)
-        if not isinstance(prompt, str) or system is not None:
+        if not isinstance(prompt, str) or (self.system if system is None else system) is not None:
             raise InputError(
                 f"{self.folder} has no chat template, so it takes plain text only",
                 cause="messages and a system message have a place only in a chat template",
