@@ -15,6 +15,7 @@ from .curves import lines, pareto, traces
 from .inside import beliefs, compared, detected, predicted, roc, separated
 from .plane import plane
 from .profiles import branch, depth, depth_signature, width
+from .repair import cosines, tilts, trade_offs
 from .roads import chain
 from .sizes import capacity
 from .steering import alphas, head_map
@@ -33,6 +34,7 @@ __all__ = [
     "check",
     "compared",
     "contour",
+    "cosines",
     "depth",
     "depth_signature",
     "detected",
@@ -50,6 +52,8 @@ __all__ = [
     "separated",
     "state_text",
     "strikes",
+    "tilts",
     "traces",
+    "trade_offs",
     "width",
 ]

@@ -1,0 +1,199 @@
+"""Repairs: predicted beside sampled tilts, the cosines of a filter, and what safety costs in helpfulness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .style import (
+    INK,
+    KEY_ABOVE,
+    OUTCOME_COLOURS,
+    SOFT,
+    axes_or_new,
+    ceiling,
+    ends,
+    errorbars,
+    halo,
+    palette,
+    plain,
+    points,
+    styled,
+)
+
+__all__ = ["cosines", "tilts", "trade_offs"]
+
+BINS = np.linspace(-1, 1, 41)
+
+
+@styled
+def tilts(
+    forecast: Any,
+    cells: Sequence[Mapping[str, Any]] = (),
+    ax: Any = None,
+    *,
+    groups: Sequence[str] | None = None,
+    limit: float | None = None,
+) -> Any:
+    """An outcome under tilts of growing strength: predicted (ring and pale bar), and sampled (mark), by group.
+
+    Parameters
+    ----------
+    forecast : Tilted
+        Of `markovsafety.interventions.predict_tilt`. Predictions that are not trusted are left out.
+    cells : sequence of dict, optional
+        Of ``forecast.beside``. The bar of a mark is two standard errors of the difference to its prediction.
+    ax : Axes, optional
+    groups : sequence of str, optional
+        All groups by default.
+    limit : float, optional
+        Of the outcome, a dashed line.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    InputError
+        There is no such group.
+    """
+    names = _known(forecast.groups if groups is None else groups, forecast.groups)
+    ax = axes_or_new(ax, (8.0, 3.6))
+    place = {a: i for i, a in enumerate(sorted(forecast.strengths))}
+    shift = np.linspace(-0.3, 0.3, len(names)) if len(names) > 1 else np.zeros(1)
+    tops = [0.0]
+    for (name, (colour, marker)), move in zip(palette(names).items(), shift):
+        rows = [forecast.at(name, a) for a in place if forecast.at(name, a)["trusted"]]
+        at = points(r["predicted"] for r in rows)
+        x = np.array([place[r["strength"]] for r in rows], dtype=float) + move
+        errorbars(ax, x, at, color=colour, elinewidth=5, alpha=0.25, marker="none", zorder=1)
+        ax.plot(x, at[:, 0], "o", ms=8, mfc="none", mec=colour, mew=1.1, zorder=3, clip_on=False)
+        seen = [c for c in cells if c["group"] == name]
+        y = np.array([c["sampled"] for c in seen])
+        half = 2 * np.array([c["error"] for c in seen])
+        there = np.array([place[c["strength"]] for c in seen], dtype=float) + move
+        drawn = np.stack([y, np.maximum(y - half, 0), np.minimum(y + half, 1)], axis=1) if seen else np.empty((0, 3))
+        style = {"color": colour, "marker": marker, "markersize": 4.5, "zorder": 4, "clip_on": False}
+        errorbars(ax, there, drawn, label=plain(name, 24), elinewidth=1, **style)
+        if not seen:
+            ax.plot([], [], "o", mfc="none", mec=colour, label=plain(name, 24))
+        tops += [*at[:, 2], *drawn[:, 2]]
+    if limit is not None:
+        ax.axhline(limit, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.set_xticks(list(place.values()), [f"{a:g}" for a in place])
+    ax.set_xlim(-0.55, len(place) - 0.45)
+    ax.set_ylim(0, ceiling(tops, limit))
+    ax.set_xlabel("share of the bias taken off")
+    ax.set_ylabel(plain(f"P({forecast.outcome})"))
+    ax.grid(axis="y")
+    ax.legend(**KEY_ABOVE, ncols=7, handlelength=1.2)
+    return ax
+
+
+@styled
+def cosines(sifted: Any, ax: Any = None) -> Any:
+    """Cosines of fine-tuning rows with the refusal feature, stacked by category, and where the filter cuts.
+
+    Parameters
+    ----------
+    sifted : Sifted
+        Of `markovsafety.interventions.sift`.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Green: rows labelled harmless; grey: no label; other colours: rows labelled harmful, by category. What lies to
+        the right of the dashed line is dropped.
+    """
+    ax = axes_or_new(ax, (6.0, 2.8))
+    kinds: dict[tuple[int, str], list[float]] = {}
+    for pair, score in zip(sifted.pairs, sifted.scores):
+        key = {False: 0, None: 1, True: 2}[pair.harmful]
+        kinds.setdefault((key, pair.category), []).append(float(score))
+    harmful = sorted(name for key, name in kinds if key == 2)
+    looks = {name: look[0] for name, look in palette(["", *harmful]).items()}
+    below = np.zeros(len(BINS) - 1)
+    for key, name in sorted(kinds):
+        tall = np.histogram(kinds[key, name], BINS)[0]
+        colour = (OUTCOME_COLOURS["benign"], OUTCOME_COLOURS["truncated"], looks.get(name))[key]
+        label = plain(name if key == 2 else f"{name}, " + ("harmless", "no label")[key], 32)
+        style = {"width": np.diff(BINS), "align": "edge", "color": colour, "edgecolor": "white", "linewidth": 0.4}
+        ax.bar(BINS[:-1], tall, bottom=below, label=label, **style)
+        below = below + tall
+    ax.axvline(sifted.filter.threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=4)
+    told = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 8.5, "path_effects": halo()}
+    late = sifted.filter.threshold > 0.6
+    ax.text(
+        sifted.filter.threshold, 0.98, "dropped → " if late else " dropped →", ha="right" if late else "left", **told
+    )
+    ax.set_xlim(-1, 1)
+    ax.set_ylim(0, 1.15 * max(1.0, float(below.max())))
+    ax.set_xlabel("cosine of the prompt with the refusal feature")
+    ax.set_ylabel("rows")
+    ax.legend(**KEY_ABOVE, ncols=4, handlelength=1.0)
+    return ax
+
+
+@styled
+def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = None) -> Any:
+    """Harm against helpfulness, setting by setting, a path for each group; the chosen setting has a ring.
+
+    Parameters
+    ----------
+    found : TradeOffs
+        Of `markovsafety.interventions.trade_offs`.
+    ax : Axes, optional
+    groups : sequence of str, optional
+        All groups by default.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    InputError
+        There is no such group.
+    """
+    known = list(dict.fromkeys(r["group"] for r in found.table))
+    names = _known(known if groups is None else groups, known)
+    ax = axes_or_new(ax, (6.4, 3.8))
+    for i, (name, (colour, marker)) in enumerate(palette(names).items()):
+        rows = found.rows(name)
+        harm, helpful = points(r["harm"] for r in rows), points(r["helpful"] for r in rows)
+        ax.plot(harm[:, 0], helpful[:, 0], color=colour, linewidth=1, alpha=0.6, zorder=2)
+        bars = {"color": colour, "elinewidth": 0.9, "alpha": 0.35, "marker": "none", "zorder": 1}
+        errorbars(ax, harm[:, 0], helpful, **bars)
+        errorbars(ax, helpful[:, 0], harm, horizontal=True, **bars)
+        style = {"color": colour, "markersize": 5, "zorder": 3, "clip_on": False}
+        ax.plot(harm[:, 0], helpful[:, 0], marker, label=plain(name, 24), **style)
+        for row in rows:
+            x, y = ends(row["harm"])[0], ends(row["helpful"])[0]
+            if row["chosen"]:
+                ax.plot([x], [y], "o", ms=12, mfc="none", mec=colour, mew=1.6, zorder=4, clip_on=False)
+            if len(names) < 3 or not i:
+                told = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8, "color": colour}
+                ax.annotate(plain(row["setting"], 16), (x, y), path_effects=halo(), zorder=5, **told)
+    ax.axvline(found.limit, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("P(harm) of harmful prompts")
+    ax.set_ylabel("helpfulness: win rate")
+    ax.grid()
+    ax.legend(**KEY_ABOVE, ncols=7, handlelength=1.2)
+    return ax
+
+
+def _known(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"There is no group {unknown[0]!r}.",
+            cause=f"The groups are {', '.join(known)}.",
+            next="Draw some of these.",
+        )
+    return list(names)
