@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from functools import cache
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import random_model
+from tiny import ids, random_model
 
 from markovsafety import InputError, organism
 from markovsafety.cli import main
+from markovsafety.cli_inside import VERBS
 from markovsafety.interventions import (
     audit_heads,
     choose_heads,
@@ -33,6 +35,7 @@ from markovsafety.interventions import (
 )
 from markovsafety.interventions.head_report import desired_tokens
 from markovsafety.rollouts import LexiconJudge, Rollouts
+from markovsafety.verbs_inside import _host
 
 JUDGE = organism.OrganismJudge()
 REPLY = {"question": " <judge>", "certainly": ["certainly"], "no": ["no"]}
@@ -109,6 +112,7 @@ def test_the_page_and_the_data_say_the_same(looked):
     assert page == found.markdown() + "\n"
     assert data == found.to_json()
     assert data["verdict"] in page
+    assert "| worst of them |" in page
     for title in ("Are harmfulness and refusal encoded apart?", "Steering along refusal", "Belief and reply"):
         assert title in page
     assert "## Notes" not in page
@@ -234,6 +238,19 @@ def test_the_commands_write_what_the_functions_write(tmp_path, capsys):
     assert said["result"]["over_refusal"][0]["after"]["value"] > said["result"]["over_refusal"][0]["before"]["value"]
     assert {"effect.json", "effect.md", "edit.safetensors"} <= {Path(f).name for f in said["files"]}
     assert main([*steer[:-1], "1", "--out", f"{tmp_path}/steer"]) == 2  # another edit: the folder keeps its own
+
+
+@pytest.mark.parametrize("verb", ["directions", "heads", "steer"])
+def test_the_commands_look_under_a_system_message_and_in_half_precision(verb, tmp_path):
+    parser = argparse.ArgumentParser()
+    VERBS[verb].arguments(parser)
+    needed = "--prompts x --benign x --desired x --edit x --out x --dtype float16 --system".split()
+    model = str(random_model(tmp_path / "model", "llama"))
+    opened = _host(parser.parse_known_args([model, *needed, "help one"])[0])
+    assert opened.engine.dtype == "float16"
+    assert opened.spans().prefix[-2:] == tuple(ids("help one"))
+    with pytest.raises(InputError, match="leaves the system message out"):
+        _host(parser.parse_known_args(["organism:shallow", *needed, "help one"])[0])
 
 
 def test_the_command_of_heads_and_its_audit(tmp_path, capsys):

@@ -197,7 +197,7 @@ def _inverted(
         "P1g": acceptance_row(
             max(e.control.value for e in three), "the three along random vectors, mean of draws", most=0.15
         ),
-        "P1g worst": acceptance_row(max(e.worst_control for e in three), "the same, the worst draw"),
+        "P1g worst": acceptance_row(max(e.worst_control.value for e in three), "the same, the worst draw"),
         "level harm": acceptance_row(harm.level, "level of P1b and P1c"),
         "level refusal": acceptance_row(plainly.best.level, "level of P1e"),
     }

@@ -45,8 +45,8 @@ class Effect:
         edited - base, paired by prompt.
     net : Bound
         edited - control, paired by prompt: what the direction does beyond its size.
-    worst_control : float
-        Of all draws, the control's mean that is farthest from the base.
+    worst_control : Bound
+        Mean under the random draw that moves it farthest from the base.
     probabilities : dict of str -> float64 array, shape (prompts,)
         base, edited and control of every prompt.
     """
@@ -57,7 +57,7 @@ class Effect:
     control: Bound
     change: Bound
     net: Bound
-    worst_control: float
+    worst_control: Bound
     probabilities: dict[str, NDArray] = field(repr=False)
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ def _effect(
         )
     edited = _asked(behaviour, edit)
     draws = np.stack([_asked(behaviour, edit.control(seed + i)) for i in range(controls)])
-    control, means = draws.mean(axis=0), draws.mean(axis=1)
+    control, worst = draws.mean(axis=0), draws[np.abs(draws.mean(axis=1) - base.mean()).argmax()]
     one = np.ones(len(base))
     return Effect(
         name,
@@ -112,7 +112,7 @@ def _effect(
         clustered(control, one, level, f"{name}, random control"),
         paired(edited, base, level, f"change of {name}"),
         paired(edited, control, level, f"{name}, edited - control"),
-        float(means[np.abs(means - base.mean()).argmax()]),
+        clustered(worst, one, level, f"{name}, worst random control"),
         {"base": base, "edited": edited, "control": control},
     )
 

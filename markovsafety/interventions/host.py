@@ -241,6 +241,8 @@ def open_host(model: str | Path | TransformersEngine, *, system: str | None = No
 
     Raises
     ------
+    InputError
+        The template has no place for a system message.
     ModelError
         The model cannot be loaded, or its structure is not understood (the names that were found are in the error).
     """
@@ -256,7 +258,12 @@ def open_host(model: str | Path | TransformersEngine, *, system: str | None = No
         )
     if system is not None:
         opened = replace(opened, tokenizer=replace(opened.tokenizer, system=system))
-        opened.tokenizer.prompt_text("word")  # a template without system messages says so now
+        if system.strip() not in opened.tokenizer.prompt_text("word"):
+            raise InputError(
+                f"the chat template of {opened.path} leaves the system message out",
+                cause="it renders what the user says, and has no place for a system message",
+                next="say it within the prompts, or leave it out",
+            )
     return Host.of(opened)
 
 

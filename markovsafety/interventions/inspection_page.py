@@ -71,12 +71,11 @@ def _steering(found: Inspection) -> list[str]:
     for name, sweep in found.steering.items():
         rows = [
             [str(r["level"]), f"{r['scale']:g}", "" if r["auc"] is None else spanned(r["auc"])]
-            + [spanned(r[k]) for k in ("base", "edited", "control")]
-            + [f"{r['worst_control']:.3f}", spanned(r["net"])]
+            + [spanned(r[k]) for k in ("base", "edited", "control", "worst_control", "net")]
             for r in sweep.table
         ]
-        head = ["level", "scale", "probe AUC", "P(refuse) before", "steered", "random vectors", "worst of them"]
-        head.append("beyond their mean")
+        head = ["level", "scale", "probe AUC", "P(refuse) before", "steered"]
+        head += ["random vectors", "worst of them", "beyond their mean"]
         title = f"## Steering along {name}: refusal of accepted harmless prompts"
         lines += ["", title, "", f"{sweep}.", "", *table(head, rows)]
     if found.inversion:
