@@ -15,7 +15,6 @@ from .style import (
     SOFT,
     axes_or_new,
     ceiling,
-    ends,
     errorbars,
     halo,
     palette,
@@ -172,13 +171,14 @@ def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = Non
         errorbars(ax, helpful[:, 0], harm, horizontal=True, **bars)
         style = {"color": colour, "markersize": 5, "zorder": 3, "clip_on": False}
         ax.plot(harm[:, 0], helpful[:, 0], marker, label=plain(name, 24), **style)
-        for row in rows:
-            x, y = ends(row["harm"])[0], ends(row["helpful"])[0]
+        labels: dict[tuple[float, float], list[str]] = {}
+        for row, x, y in zip(rows, harm[:, 0].tolist(), helpful[:, 0].tolist()):
+            labels.setdefault((x, y), []).append(plain(row["setting"], 16))
             if row["chosen"]:
                 ax.plot([x], [y], "o", ms=12, mfc="none", mec=colour, mew=1.6, zorder=4, clip_on=False)
-            if len(names) < 3 or not i:
-                told = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8, "color": colour}
-                ax.annotate(plain(row["setting"], 16), (x, y), path_effects=halo(), zorder=5, **told)
+        for place, settings in labels.items() if len(names) < 3 or not i else ():
+            told = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8, "color": colour}
+            ax.annotate(", ".join(settings), place, path_effects=halo(), zorder=5, **told)
     ax.axvline(found.limit, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     ax.set_xlim(left=0)
     ax.set_xlabel("P(harm) of harmful prompts")
