@@ -329,7 +329,7 @@ def test_the_level_is_chosen_by_its_effect():
     assert swept.direction.level == swept.best.level == max(swept.tried, key=lambda t: t.effect.net.value).level
     assert [t.level for t in swept.tried] == [1, 2, 3]  # level 0 is one token, the last fifth is not searched
     assert swept.best.effect.control.value <= 0.15
-    assert set(swept.table[0]) == {"level", "scale", "auc", "base", "edited", "control", "net"}
+    assert set(swept.table[0]) == {"level", "scale", "auc", "base", "edited", "control", "net", "worst_control"}
     again = effect(swept.direction.edit(), lambda e: token_mass(host(), plain, worlds.REFUSAL_IDS, edit=e))
     assert again.edited.value == pytest.approx(swept.best.effect.edited.value, abs=1e-6)
 
