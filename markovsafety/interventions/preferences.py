@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..rollouts.engines.transformers import open_engine
 from .augment import Row
 from .batches import check_rows, collate_rows, rows_hash
-from .objectives import Setting, as_tensors, each_kept, log_probs, logits_of, summed
+from .objectives import Setting, _name, as_tensors, each_kept, log_probs, logits_of, summed
 
 __all__ = ["Preference", "Preferred", "cleaned", "preference_rows"]
 
@@ -147,5 +147,6 @@ class Preferred:
             "objective": "preferred",
             "beta": self.beta,
             "anchor": self.anchor,
+            "reference": "the model before training" if self.reference is None else _name(self.reference),
             "rejected": rows_hash(list(self.rejected)),
         }
