@@ -239,7 +239,7 @@ def _measured(setting: Setting, place: Path, plan: Sequence[Key], kept: list[dic
     done = {(r["share"], r["kind"], r["arm"], r["start"]): r for r in kept if r["steps"] == steps}
     rows: list[dict[str, Any]] = []
     for i, key in enumerate(tqdm(plan, desc=setting.name, disable=None)):
-        share, kind, name, start = key
+        share, kind, name, start = key = (*key[:3], "aligned" if key[2] == "none" else key[3])
         if key in done:
             rows.append(done[key])
             continue
