@@ -50,10 +50,8 @@ for name, direction in (("refusal", refusal), ("harmfulness", harm)):
     swept = choose_level(host, direction, refuses, name="P(refuse)", scales=(1.0,))
     e = swept.best.effect
     print(f"{name}: P(refuse) {e.base.value:.2f} -> {e.edited.value:.2f}, random {e.control.value:.2f}")
-    turned = invert(host, task, held.accepted_harmless, task.edit(swept.direction)).share
-    print(
-        f"{name}: says certainly {turned.base.value:.2f} -> {turned.edited.value:.2f}, random {turned.control.value:.2f}"
-    )
+    t = invert(host, task, held.accepted_harmless, task.edit(swept.direction)).share
+    print(f"{name}: says certainly {t.base.value:.2f} -> {t.edited.value:.2f}, random {t.control.value:.2f}")
 guard = assess(host, latent_guard(host, fitted), held)
 right = {k: f"{b.value:.2f} ({guard.refusal[k].value:.2f})" for k, b in guard.accuracy.items()}
 print(f"guard: AUC {guard.auc.value:.2f}; right, and in brackets 'did it refuse?':", right)
