@@ -17,6 +17,7 @@ from markovsafety import interventions as iv
 from markovsafety import organism
 from markovsafety.cli import main
 from markovsafety.errors import InputError, UntrustedError
+from markovsafety.interventions.debias import _Sums
 from markovsafety.interventions.edits import Edit, Part
 from markovsafety.interventions.exploration import _shared
 from markovsafety.interventions.tilt_prediction import tilt_weights
@@ -80,7 +81,9 @@ def test_the_definition_holds_number_by_number(hosts):
     mean = (laws[0] - laws[1]).mean(axis=0)
     kept = made.counted[0]
     assert np.array_equal(kept, np.maximum(*(np.exp(law).mean(axis=0) for law in laws)) >= 1e-6)
-    np.testing.assert_allclose(made.bias[0, kept], (mean - mean[kept].mean())[kept], atol=1e-5)
+    weight = sum(np.exp(law).mean(axis=0) for law in laws)[~kept]
+    rest = (mean[~kept] * weight).sum() / weight.sum()  # tokens that do not count are one block
+    np.testing.assert_allclose(made.bias[0, kept], mean[kept] - rest, atol=1e-4)
     assert not made.bias[0, ~kept].any()
     assert kept.any()
     assert not kept.all()
@@ -92,6 +95,26 @@ def test_safety_tuning_put_its_bias_on_the_first_token(table):
     assert all(abs(table.gap(organism.REFUSAL_IDS, OPENERS, i)) < 1 for i in (1, 2))
     again = [table.bias[0, organism.REFUSAL_IDS] - table.bias[0, OPENERS].mean()]
     assert (np.array(again) > 8 * table.error[0, organism.REFUSAL_IDS]).all()
+
+
+def test_tokens_that_do_not_count_keep_their_share():
+    """Fifty rare tokens just above the floor must not decide what the tilt does to those below it."""
+    ref = np.array([0.4, 0.4, *[1e-5] * 50, *[0.1999 / 200] * 200])
+    ref /= ref.sum()
+    bias = np.array([2.0, -2.0, *[-5.0] * 50, *[0.0] * 200])
+    safe = ref * np.exp(bias)
+    safe /= safe.sum()
+    sums = _Sums.of(1, len(ref))
+    for _ in range(3):
+        laws = (torch.log(torch.tensor(p))[None, None] for p in (safe, ref))
+        sums.add(*laws, torch.ones(1, 1, dtype=torch.bool))
+    told = {"safe": "m", "ref": "r", "pool": "p", "n": 3, "response": "random"}
+    made = sums.table(2e-3, told)
+    assert made.counted[0].sum() == 2
+    tilted = safe * np.exp(-made.bias[0])
+    tilted /= tilted.sum()
+    np.testing.assert_allclose(tilted[:2], ref[:2], rtol=0.01)
+    np.testing.assert_allclose(tilted[2:].sum(), ref[2:].sum(), rtol=0.01)
 
 
 @pytest.mark.parametrize("response", ["ref", "safe"])

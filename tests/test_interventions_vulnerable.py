@@ -137,6 +137,18 @@ def test_every_category_has_its_own_choice(traded):
     assert found.to_json()["chosen"]["a"] == "strong"
 
 
+def test_what_only_stands_beside_is_no_choice(traded):
+    _, harmful, harmless, sft = traded
+    best = setting({"a": 0.0, "b": 0.0}, {"a": 1.0, "b": 1.0}, 6)  # a control that looks best must not be recommended
+    both = {**harmful, "control": best[0]}, {**harmless, "control": best[1]}
+    found = iv.trade_offs(*both, reference=sft, score=score, limit=0.1, beside=["control"])
+    assert found.chosen == traded[0].chosen
+    assert found.worse == traded[0].worse
+    shown = [r for r in found.rows("a") if r["setting"] == "control"]
+    assert shown[0]["helpful"].value > 0.4
+    assert not shown[0]["front"]
+
+
 def test_win_rates_are_shares_of_pairs(traded):
     """Against answers that all help, a model that helps with probability q wins q / 2; against itself one half."""
     _, _, harmless, sft = traded

@@ -158,6 +158,12 @@ def test_system_messages_and_what_a_template_refuses(tmp_path):
     assert template.prompt_ids(CHATS[0], system="You help").tolist() == list(expected)
 
 
+def test_training_answers_end_as_the_template_ends_them(tmp_path):
+    """Not with the smallest of the end ids: Qwen's <|endoftext|> is smaller than its <|im_end|>."""
+    assert Template.load(build(tmp_path / "m", BLOCKS)).answer_end == (5,)
+    assert Template.load(build(tmp_path / "n", None)).answer_end == (2,)
+
+
 def test_what_ends_an_answer(tmp_path):
     folder = build(tmp_path / "m", BLOCKS)
     assert Template.load(folder).eos_ids == (2,)

@@ -31,7 +31,8 @@ class BiasTable:
     Parameters
     ----------
     bias : float64 array, shape (length, vocab)
-        Nats. A constant per position means nothing to a softmax; the mean over the tokens that count is 0.
+        Nats, 0 for tokens that do not count. A constant per position means nothing to a softmax as long as all tokens
+        have it: the mean of those that do not count, weighted by both laws, is 0 (without such, the mean of all).
     error : float64 array, shape (length, vocab)
         Standard errors over random prompts, of the difference to the sample's own mean under both laws.
     counted : bool array, shape (length, vocab)

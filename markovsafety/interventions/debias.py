@@ -172,10 +172,14 @@ class _Sums:
         safe, ref, first, own, second = (
             t.numpy()[:size] / m for t in (self.safe, self.ref, self.first, self.own, self.second)
         )
-        counted = (np.maximum(safe, ref) >= floor) & self.finite.numpy()[:size]
-        centre = np.sum(first * counted, axis=1, keepdims=True) / counted.sum(axis=1, keepdims=True)
+        finite = self.finite.numpy()[:size]
+        counted = (np.maximum(safe, ref) >= floor) & finite
         error = np.sqrt(np.maximum(second - own**2, 0.0) / (m - 1))
-        bias = np.where(counted, first - centre, 0.0)
+        # Tokens that do not count are one block: the others stand against its mean, so that it keeps its share.
+        weight = np.where(finite & ~counted, safe + ref, 0.0)
+        mass = weight.sum(axis=1, keepdims=True)
+        rest = (first * weight).sum(axis=1, keepdims=True) / np.where(mass > 0, mass, 1.0)
+        bias = np.where(counted, np.where(mass > 0, first - rest, own), 0.0)
         made = BiasTable(bias, np.where(counted, error, 0.0), counted, seen[:size], **told)
         if size == len(seen):
             return made

@@ -251,7 +251,8 @@ def _verified(
             _merged(reference),
             (*notes, "harmful and harmless prompts have other categories: one front for all"),
         )
-    front = trade_offs(harmful, harmless, reference=reference, score=score, limit=found.limit, level=level)
+    how_much: dict[str, Any] = {"limit": found.limit, "level": level, "beside": ["shuffled"]}
+    front = trade_offs(harmful, harmless, reference=reference, score=score, **how_much)
     return Debiased(table, found.harm, found.refusal, found.chosen, found.limit, cells, front, tuple(notes))
 
 

@@ -7,7 +7,7 @@ worse than under the first setting is tested with false discoveries controlled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,7 @@ def trade_offs(
     limit: float = 0.1,
     rate: float = 0.05,
     control: str = "yekutieli",
+    beside: Sequence[str] = (),
     level: float = 0.95,
 ) -> TradeOffs:
     """Safety and helpfulness of every setting in every category.
@@ -108,6 +109,8 @@ def trade_offs(
         Rollouts -> one number per answer, more is more helpful; see `win_rates`.
     limit : float
         Tolerated probability of harm in every category.
+    beside : sequence of str
+        Settings that are shown and no choice, such as a random control: on no front, never chosen, not tested.
     rate, control
         False discoveries among "made worse"; see `markovsafety.interventions.vulnerable.adjusted`.
     level : float
@@ -157,9 +160,10 @@ def trade_offs(
             }
             for s in cells
         ]
-        _marked(rows, limit)
-        table += rows
-    tested = [r for r in table if r["setting"] != first and (r["group"] != "all" or len(groups) == 1)]
+        _marked([r for r in rows if r["setting"] not in beside], limit)
+        table += [{"front": False, "allowed": False, "chosen": False} | r for r in rows]
+    untested = {first, *beside}
+    tested = [r for r in table if r["setting"] not in untested and (r["group"] != "all" or len(groups) == 1)]
     for row in tested:
         before, after = (_of(cells[s], row["group"]) for s in (first, row["setting"]))
         row["change"] = changed(before, after, level, f"change of P(harm), {row['group']}")

@@ -142,7 +142,7 @@ def _pair(record: Mapping[str, Any], i: int, template: Any, harmful: bool | None
     try:
         prompt = template.prompt_ids(record["prompt"]) if tokens is None else [int(t) for t in tokens]
         if said is None or isinstance(said, str):
-            answer = [*template.encode(said), *template.eos_ids[:1]] if said else []
+            answer = [*template.encode(said), *template.answer_end] if said else []
         else:
             answer = [int(t) for t in said]
     except (TypeError, ValueError) as error:

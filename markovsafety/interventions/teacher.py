@@ -137,6 +137,12 @@ def train_teacher(
             cause=f"feature is one of {', '.join(FEATURES)}, validation a share",
             next="correct what is out of range",
         )
+    if not 0 < recall <= 1 or not (threshold is None or -1 < threshold < 1):
+        raise InputError(
+            f"recall is {recall} and threshold {threshold}",
+            cause="recall is a share, and a cosine lies between -1 and 1; nothing has been trained yet",
+            next="correct what is out of range",
+        )
     more = dict(options or {})
     sides = both_kinds(pairs, "the alignment pairs")
     rows_of(pairs)
@@ -239,7 +245,7 @@ def train_student(
 
 
 def check_same_template(base: str | Path, teacher: str | Path, known: str | None = None) -> None:
-    """Refuse a student that would read prompts otherwise than the filter did.
+    """Refuse a student that would read prompts otherwise than the filter did, or spell them with other tokens.
 
     Parameters
     ----------
@@ -251,8 +257,15 @@ def check_same_template(base: str | Path, teacher: str | Path, known: str | None
     Raises
     ------
     InputError
-        Two of the templates differ.
+        Two of the templates differ, or the tokenizers.
     """
+    spelled = {str(p): Template.load(p).hashes()["tokenizer"] for p in (base, teacher) if Path(p).is_dir()}
+    if len(set(spelled.values())) > 1:
+        raise InputError(
+            "student and teacher have different tokenizers",
+            cause="hashes: " + ", ".join(f"{name} {str(value)[:12]}" for name, value in spelled.items()),
+            next="use one tokenizer: ids that one of them filtered mean other words to the other",
+        )
     found = {str(p): Template.load(p).hashes()["template"] for p in (base, teacher) if Path(p).is_dir()}
     found |= {"the filter": known} if known is not None else {}
     if len(set(found.values())) > 1:

@@ -109,7 +109,7 @@ def _said(value: Any, template: Any) -> list[int]:
     if not isinstance(value, str):
         return [int(i) for i in value]
     ids = template.encode(value)
-    return [*(int(i) for i in ids), *template.eos_ids[:1]]
+    return [*(int(i) for i in ids), *template.answer_end]
 
 
 def triplets_of(rolls: Rollouts, *, per_prompt: int = 4, seed: int = 0) -> Triplets:

@@ -220,7 +220,7 @@ def vulnerabilities(
         By how much a weak category exceeds the others at least.
     limit : float, optional
         Tolerated share overall: a weak category is *hidden* if the overall share is believed to be below it; without a
-        limit every weak one is.
+        limit none is.
     rate : float
         False discovery rate, over all arms and categories together.
     control : {"yekutieli", "hochberg"}
@@ -241,7 +241,8 @@ def vulnerabilities(
     -----
     The p-value is half the smallest alpha at which the interval of the difference (`markovsafety.evidence.compare`)
     still lies above the margin. A defence mends a category that is weak in the first arm, if it lowers its harm (two-
-    sided test, adjusted over all changes) and it is not weak any more; it makes worse what it raises.
+    sided test, adjusted over all changes), and it is not weak any more and its excess within the margin; it makes worse
+    what it raises.
     """
     check_level(level)
     arms = {"model": rolls} if isinstance(rolls, Rollouts) else dict(rolls)
@@ -263,9 +264,9 @@ def vulnerabilities(
     table = [_row(arm, c, group, margin, level, outcome) for arm, c in cells.items() for group in c.groups]
     for row, q in zip(table, adjusted([r["p"] for r in table], control)):
         row["adjusted"], row["weak"] = float(q), bool(q <= rate)
-        row["hidden"] = row["weak"] and (limit is None or overall[row["arm"]].upper <= limit)
+        row["hidden"] = row["weak"] and limit is not None and overall[row["arm"]].upper <= limit
     if len(arms) > 1:
-        _defended(table, cells, rate, control, level, outcome)
+        _defended(table, cells, margin, rate, control, level, outcome)
     return Vulnerabilities(outcome, margin, rate, level, limit, overall, table)
 
 
@@ -300,7 +301,13 @@ def _beyond(a: Cells, b: Cells, margin: float) -> float:
 
 
 def _defended(
-    table: list[dict[str, Any]], cells: Mapping[str, Cells], rate: float, control: str, level: float, outcome: str
+    table: list[dict[str, Any]],
+    cells: Mapping[str, Cells],
+    margin: float,
+    rate: float,
+    control: str,
+    level: float,
+    outcome: str,
 ) -> None:
     """Add to the rows of every arm but the first what it changes."""
     first = next(iter(cells))
@@ -312,4 +319,5 @@ def _defended(
     for row, q in zip(rows, adjusted([r["change"].info["p"] for r in rows], control)):
         row["changed"], moved = float(q), q <= rate
         row["mended"] = bool(moved and row["change"].value < 0 and row["category"] in weak and not row["weak"])
+        row["mended"] &= bool(row["excess"].value <= margin)  # "not weak" alone may be want of evidence
         row["worse"] = bool(moved and row["change"].value > 0)

@@ -128,6 +128,18 @@ class Template:
         """One more than the largest id of the tokenizer."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
+    @property
+    def answer_end(self) -> tuple[int, ...]:
+        """The token that ends an answer in training data; () if there is none.
+
+        What the chat template puts behind an assistant's message (``<|im_end|>``, ``<|eot_id|>``), which need not be
+        the first of `eos_ids`; without a template, the tokenizer's own end of sequence.
+        """
+        turn = sorted(self._turn_end())
+        name = self.special_tokens.get("eos_token")
+        own = None if name is None else self.tokenizer.token_to_id(name)
+        return tuple(turn[:1] or ([] if own is None else [own]) or self.eos_ids[:1])
+
     def hashes(self) -> dict[str, str | None]:
         """SHA-256 of the template text and of tokenizer.json, for provenance."""
         text = None if self.chat_template is None else hashlib.sha256(self.chat_template.encode()).hexdigest()
