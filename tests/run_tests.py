@@ -44,7 +44,7 @@ AREAS = {
         ("rollouts", "device", "engine", "engines", "judges", "parquet", "replay", "sample", "template"),
     ),
     "interventions": (500, ("interventions",)),
-    "notebooks": (150, ("notebooks",)),
+    "notebooks": (240, ("notebooks",)),
     "faces": (300, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
     "papers": (200, ("note", "papers")),
     "depth": (400, ("depth", "pareto", "sweep", "width", "profile")),

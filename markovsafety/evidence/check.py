@@ -237,7 +237,7 @@ def state_map(chain: Chain) -> Any:
     if not kind and labels and not isinstance(chain.states, range):
         grams = all(isinstance(x, (tuple, list)) and all(isinstance(t, int) for t in x) for x in labels)
         # An answer begins with nothing said, -1 in a k-gram; pairs of other numbers are something else.
-        if grams and any(-1 in x for x in labels) and len({len(x) for x in labels}) == 1:
+        if grams and (any(-1 in x for x in labels) or not labels[0]) and len({len(x) for x in labels}) == 1:
             return KGram(len(labels[0]))
         if all(isinstance(x, int) for x in labels):
             return Position()
