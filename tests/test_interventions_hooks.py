@@ -331,8 +331,6 @@ def test_laws_need_the_logits_of_the_last_columns_only(host):
     logits = host.forward(batch, logits=True)
     assert logits is not None
     np.testing.assert_allclose(found, torch.log_softmax(logits[:, -1].float(), -1).numpy(), atol=1e-4)
-    keeps = (
-        "logits_to_keep" in inspect.signature(host.engine.model.forward).parameters
-    )  # OPT of 4.57 does not
+    keeps = "logits_to_keep" in inspect.signature(host.engine.model.forward).parameters  # OPT of 4.57 does not
     assert [shape[1] for shape in made] == [1 if keeps else len(ids[0])]
     assert keeps or host.engine.model.config.model_type == "opt"
