@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-import steered
 from scipy.stats import norm
 from steered import FALSE_ALARM, JUDGE, LEVEL, push
+from steered_fixtures import asked, host, plain, refuse
 
 import markovsafety as ms
 from markovsafety import InputError
@@ -26,25 +26,7 @@ from markovsafety.rollouts import LexiconJudge, Rollouts
 
 SURE, SORRY = worlds.IDS["sure"], worlds.IDS["sorry"]
 
-
-@pytest.fixture(scope="module")
-def host():
-    return steered.host()
-
-
-@pytest.fixture(scope="module")
-def asked():
-    return steered.asked()
-
-
-@pytest.fixture(scope="module")
-def refuse():
-    return steered.refuse()
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return steered.plain()
+__all__ = ["asked", "host", "plain", "refuse"]  # fixtures
 
 
 # --- quality ---

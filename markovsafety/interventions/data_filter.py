@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from ..bound import Bound, clustered
 from ..errors import InputError, UntrustedError
 from .differences import difference, states
-from .directions import Direction, Position, check_identity
+from .directions import Direction, Position
+from .edits import check_identity
 from .host import Host
+from .pages import spanned
 from .refusal_features import cosines, feature_cosines
 from .separation import auc, curve
 from .storage import read_tensors, write_tensors
@@ -63,8 +65,8 @@ class RefusalFilter:
     def __str__(self) -> str:
         f = self.feature
         return (
-            f"drop above cosine {self.threshold:.3f} at {f.position}, level {f.level}: recall {_span(self.recall)} "
-            f"(wished {self.wished:g}), harmless dropped {_span(self.false_drops)}, AUC {_span(self.auc)}"
+            f"drop above cosine {self.threshold:.3f} at {f.position}, level {f.level}: recall {spanned(self.recall)} "
+            f"(wished {self.wished:g}), harmless dropped {spanned(self.false_drops)}, AUC {spanned(self.auc)}"
         )
 
     def scores(self, host: Host, prompts: Sequence[Any], *, batch_size: int | None = None) -> NDArray:
@@ -244,10 +246,6 @@ def _halves(side: Sequence[Any], name: str, seed: int) -> tuple[list[Any], list[
     order = np.random.default_rng(seed).permutation(len(side))
     half = len(side) // 2
     return [side[i] for i in order[half:]], [side[i] for i in order[:half]]
-
-
-def _span(b: Bound) -> str:
-    return f"{b.value:.3f} [{b.lower:.3f}, {b.upper:.3f}]"
 
 
 # --------------------------------------------------------------------------------------------------------------- files

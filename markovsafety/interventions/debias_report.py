@@ -22,6 +22,7 @@ from .edits import write_edit
 from .exploration import explore
 from .fronts import TradeOffs, trade_offs
 from .host import Host, open_host
+from .pages import spanned
 from .tilt_prediction import Tilted, predict_tilt
 
 __all__ = ["Debiased", "answered", "inspect_bias"]
@@ -94,7 +95,7 @@ class Debiased:
             head = ["group", "strength", "harm", "helpful", ""]
             lines += ["", _line(head), _line(["---"] * len(head))]
             for r in self.front.table:
-                shown = [f"{r[k].value:.3f} [{r[k].lower:.3f}, {r[k].upper:.3f}]" for k in ("harm", "helpful")]
+                shown = [spanned(r[k]) for k in ("harm", "helpful")]
                 flags = ", ".join(f for f in ("front", "chosen", "worse") if r.get(f))
                 lines.append(_line([r["group"], r["setting"], *shown, flags]))
         return "\n".join([*lines, "", *(f"Note: {note}." for note in self.notes)])

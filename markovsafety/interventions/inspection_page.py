@@ -92,7 +92,7 @@ def _guard(found: Inspection) -> list[str]:
     if found.guard is None:
         return []
     g = found.guard
-    auc, rate = (f"{b.value:.3f} [{b.lower:.3f}, {b.upper:.3f}]" for b in (g.auc, g.false_rate))
+    auc, rate = spanned(g.auc), spanned(g.false_rate)
     lines = ["", "## A guard on what the model believes", "", f"AUC {auc}; blocks {rate} of harmless prompts."]
     lines += ["", *table(["bucket", "guard right", '"did it refuse?" right'], _accuracy(found))]
     if found.blocked is not None:

@@ -23,6 +23,7 @@ from ..files import atomic
 from ..rollouts.asked import read_prompts
 from .data_filter import RefusalFilter
 from .host import Host
+from .pages import spanned
 from .pairs import Pair
 from .separation import auc
 
@@ -126,7 +127,7 @@ class Sifted:
         """One line."""
         parts = [f"{len(self.kept)} of {len(self.pairs)} pairs kept"]
         for name, bound in (("recall", self.recall), ("harmless dropped", self.false_drops), ("AUC", self.auc)):
-            parts.append(f"{name} " + ("unknown" if bound is None else _span(bound)))
+            parts.append(f"{name} " + ("unknown" if bound is None else spanned(bound)))
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -309,7 +310,3 @@ def reviewed(sifted: Sifted, decisions: Mapping[str, str]) -> Sifted:
         )
     dropped = [decisions[h] == "drop" if h in decisions else bool(d) for h, d in zip(hashes, sifted.dropped)]
     return replace(sifted, dropped=np.array(dropped, bool), decided={**sifted.decided, **decisions})
-
-
-def _span(b: Bound) -> str:
-    return f"{b.value:.3f} [{b.lower:.3f}, {b.upper:.3f}]"

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..evidence.paired import METHODS, benjamini_hochberg, change
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
+from .pages import spanned
 
 __all__ = ["Cells", "Vulnerabilities", "adjusted", "changed", "vulnerabilities"]
 
@@ -178,7 +179,8 @@ class Vulnerabilities:
         for r in self.table:
             flags = ", ".join(f for f in ("weak", "hidden", "mended", "worse") if r.get(f))
             lines.append(
-                f"| {r['arm']} | {r['category']} | {_shown(r['harm'])} | {_shown(r['others'])} | {_shown(r['excess'])} "
+                f"| {r['arm']} | {r['category']} | {spanned(r['harm'])} | {spanned(r['others'])} "
+                f"| {spanned(r['excess'])} "
                 f"| {r['adjusted']:.2g} | {flags} |"
             )
         lines += [
@@ -192,10 +194,6 @@ class Vulnerabilities:
         """Plain data."""
         named = ("outcome", "margin", "rate", "level", "limit", "overall", "table")
         return encode({"verdict": self.verdict, **{name: getattr(self, name) for name in named}})
-
-
-def _shown(b: Bound) -> str:
-    return f"{b.value:.3f} [{b.lower:.3f}, {b.upper:.3f}]"
 
 
 def vulnerabilities(
