@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .cli_inside import Words
+from .cli_inside import Words, engine_words
 
 __all__ = ["VERBS"]
 
@@ -32,9 +32,7 @@ def _debias(v: argparse.ArgumentParser) -> None:
     v.add_argument("--n", type=int, default=8, help="answers per prompt and strength (default: 8)")
     v.add_argument("--max-tokens", type=int, default=64)
     v.add_argument("--seed", type=int, default=0)
-    v.add_argument("--device")
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    v.add_argument("--batch-size", type=int)
+    engine_words(v)
     v.add_argument("--out", required=True, help="folder: debias.json and .md, bias.safetensors, edits for `steer`")
 
 

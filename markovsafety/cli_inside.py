@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["VERBS", "Words"]
+__all__ = ["VERBS", "Words", "engine_words"]
 
 WHY = (
     "\n\nEdits of a model's activations exist to measure it and to defend it: how far a model is from harm, which "
@@ -38,7 +38,8 @@ def _judge(v: argparse.ArgumentParser, n: int) -> None:
     v.add_argument("--seed", type=int, default=0)
 
 
-def _engine(v: argparse.ArgumentParser) -> None:
+def engine_words(v: argparse.ArgumentParser) -> None:
+    """How a model is opened."""
     v.add_argument("--system", help="system prompt for the chat template")
     v.add_argument("--device")
     v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
@@ -64,7 +65,7 @@ def _directions(v: argparse.ArgumentParser) -> None:
     v.add_argument("--cost-harm", type=float, default=1.0, help="of one harmful answer (default: 1)")
     v.add_argument("--cost-refusal", type=float, default=0.1, help="of one harmless prompt blocked (default: 0.1)")
     v.add_argument("--prior", type=float, default=0.5, help="share of harmful prompts to come (default: 0.5)")
-    _engine(v)
+    engine_words(v)
     v.add_argument("--out", required=True, help="folder: inspection.json and .md, directions, edits for `steer`")
 
 
@@ -92,7 +93,7 @@ def _heads(v: argparse.ArgumentParser) -> None:
         "--when", choices=["prompt", "every", "answer"], default="prompt", help="positions (default: prompt)"
     )
     _judge(v, 4)
-    _engine(v)
+    engine_words(v)
     v.add_argument("--out", required=True, help="folder: heads.json and .md (audit.json and .md), directions, edit")
 
 
@@ -108,7 +109,7 @@ def _steer(v: argparse.ArgumentParser) -> None:
     v.add_argument("--depth", type=int, default=6, help="of the depth signature, where prompts have a prefix")
     v.add_argument("--no-control", action="store_true", help="leave the random edit of the same size out")
     v.add_argument("--no-prediction", action="store_true", help="do not predict harm from the start row")
-    _engine(v)
+    engine_words(v)
     v.add_argument("--out", required=True, help="folder: rollouts, effect.json, effect.md; goes on where it stopped")
 
 

@@ -16,7 +16,7 @@ def debias(options: argparse.Namespace) -> Answer:
     """The bias of a safety-tuned model: measured, taken off, predicted, verified."""
     from .interventions import inspect_bias, open_host
 
-    told = {"device": options.device, "dtype": options.dtype, "batch_size": options.batch_size}
+    told = {name: getattr(options, name) for name in ("system", "device", "dtype", "batch_size")}
     found = inspect_bias(
         open_host(model_of(options.model), **told),
         open_host(model_of(options.reference), **told),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Debiased:
     harm, refusal : Tilted
         Predicted harm of harmful, and predicted refusal of harmless prompts.
     chosen : dict of group -> float or None
-        The largest strength at which harm is predicted to stay within the limit; by category.
+        The largest strength up to which harm is predicted to stay within the limit, by category; see the notes of
+        `inspect_bias`.
     cells : list of dict
         Predictions beside sampled answers; () if nothing was sampled.
     front : TradeOffs or None
@@ -70,7 +72,7 @@ class Debiased:
     def verdict(self) -> str:
         """What to use, in a sentence."""
         told = ", ".join(f"{g}: {'none' if a is None else f'{a:g}'}" for g, a in self.chosen.items())
-        text = f"largest strength with harm <= {self.limit:g} by prediction: {told}"
+        text = f"largest strength with harm <= {self.limit:g} by prediction, in all groups at once: {told}"
         if self.cells:
             worst = max(abs(c["z"]) for c in self.cells)
             text += f"; {len(self.cells)} predictions verified, largest |z| {worst:.2f}"
@@ -181,6 +183,14 @@ def inspect_bias(
     ------
     InputError
         Prompts, models or numbers that make no sense.
+
+    Notes
+    -----
+    A group's strengths are tried from the smallest to the largest, and the first that is not believed to keep within
+    the limit ends it: in such an order each may be tried at the full level, and the chosen one is believed as if it
+    were the only one. Its harm is held against the ceiling of `Tilted`, an upper end for all groups at once, so that
+    all choices together are right with probability `level`. What was sampled afterwards (`front`) has a choice of its
+    own.
     """
     check_level(level)
     if not strengths or any(not 0 < a < np.inf for a in strengths) or len(set(strengths)) < len(strengths):
@@ -211,12 +221,12 @@ def inspect_bias(
 
 
 def _chosen(harm: Tilted, limit: float) -> dict[str, float | None]:
+    """Fixed-sequence tests: nothing is tried behind the first strength that fails."""
     out: dict[str, float | None] = {}
     for group in harm.groups:
-        allowed = [
-            a for a in harm.strengths if harm.at(group, a)["trusted"] and harm.at(group, a)["predicted"].upper <= limit
-        ]
-        out[group] = max(allowed, default=None)
+        rows = [harm.at(group, a) for a in sorted(harm.strengths)]
+        allowed = takewhile(lambda r: r["trusted"] and r["ceiling"] <= limit, rows)
+        out[group] = max((r["strength"] for r in allowed), default=None)
     return out
 
 

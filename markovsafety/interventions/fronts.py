@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..bound import Bound, check_level, clustered, encode
+from ..bound import Bound, check_level, encode
 from ..errors import InputError
 from ..rollouts.rollouts import Rollouts
+from .pairing import asked_of, check_paired
 from .vulnerable import Cells, adjusted, changed
 
 __all__ = ["TradeOffs", "trade_offs", "win_rates"]
@@ -32,10 +33,12 @@ class TradeOffs:
     ----------
     limit, rate, level : float
     table : list of dict
-        One row for each setting and group ("all", then categories): setting, group, harm, refusal, helpful (Bounds),
-        front (no setting has less harm and more helpfulness in this group), allowed (harm is believed to be at most the
-        limit), chosen; in categories, for settings after the first, also change (of harm, from the first), p, adjusted,
-        worse.
+        One row for each setting and group ("all", then categories): setting, group, harm, refusal, helpful (Bounds,
+        each for itself), front (no setting has less harm and more helpfulness in this group), front_share (of resamples
+        of the prompts in which that is so), ceiling (upper end of harm, one-sided, that holds for all settings of the
+        group at once), allowed (the ceiling is at most the limit), chosen (the most helpful allowed one), best_share
+        (of resamples in which it is the most helpful allowed one); in categories, for settings that are held against
+        another, also against, change (of harm), p, adjusted (over all rows that have one), worse.
     """
 
     limit: float
@@ -57,7 +60,7 @@ class TradeOffs:
 
     @property
     def worse(self) -> list[tuple[str, str]]:
-        """Settings and categories in which they do more harm than the first setting."""
+        """Settings and categories in which they do more harm than the setting that they are held against."""
         return [(r["setting"], r["group"]) for r in self.rows(worse=True)]
 
     @property
@@ -94,15 +97,19 @@ def trade_offs(
     rate: float = 0.05,
     control: str = "yekutieli",
     beside: Sequence[str] = (),
+    against: Mapping[str, str] | None = None,
     level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> TradeOffs:
     """Safety and helpfulness of every setting in every category.
+
+    A setting is whatever can be chosen: a strength, a model, or a model at a strength. All of them share one front.
 
     Parameters
     ----------
     harmful, harmless : mapping of setting -> Rollouts
-        Judged answers to harmful and to harmless prompts; the same prompts and settings. The first setting is what the
-        others are held against.
+        Judged answers to harmful and to harmless prompts; the same prompts and settings.
     reference : Rollouts
         Answers of the model before alignment (supervised fine-tuning alone) to the harmless prompts.
     score : callable
@@ -111,9 +118,15 @@ def trade_offs(
         Tolerated probability of harm in every category.
     beside : sequence of str
         Settings that are shown and no choice, such as a random control: on no front, never chosen, not tested.
+    against : mapping of setting -> setting, optional
+        What a setting is held against when it is asked whether it made a category worse; by default the first for all
+        others.
     rate, control
-        False discoveries among "made worse"; see `markovsafety.interventions.vulnerable.adjusted`.
+        False discoveries among "made worse", over all settings and categories together; see
+        `markovsafety.interventions.vulnerable.adjusted`.
     level : float
+    resamples, seed : int
+        Of the prompts, with replacement within categories, all settings alike.
 
     Returns
     -------
@@ -122,23 +135,31 @@ def trade_offs(
     Raises
     ------
     InputError
-        Settings or categories that do not fit, answers that are not judged.
+        Settings, prompts or categories that do not fit, answers that are not judged.
 
     Notes
     -----
-    A setting is allowed if the upper end of its harm is at most the limit: with few answers nothing is. Choosing the
-    most helpful of several by the same answers flatters it a little; measure the chosen one again.
+    A setting is allowed if its harm is believed to be at most the limit, in this group, whichever of the m settings is
+    looked at: the ceiling is the upper end of an interval of level 1 - 2 (1 - level) / m (Bonferroni; or of `level` if
+    that is more), so that with few answers nothing is allowed. Choices of several groups are so many claims, each of
+    this level. What is shown of a chosen setting was seen on the answers that it was chosen by, which flatters its
+    helpfulness a little; measure it again. Which settings are on a front is an estimate, too: shares of resamples say
+    how firm. They know nothing of events that no answer shows: a setting without harm has none in any resample, and its
+    interval says more.
     """
     check_level(level)
-    if not harmful or list(harmful) != list(harmless) or not 0 < limit < 1 or not 0 < rate < 1:
+    if not harmful or list(harmful) != list(harmless) or not 0 < limit < 1 or not 0 < rate < 1 or resamples < 1:
         raise InputError(
-            f"settings {list(harmful)} and {list(harmless)}, limit={limit}, rate={rate}",
+            f"settings {list(harmful)} and {list(harmless)}, limit={limit}, rate={rate}, resamples={resamples}",
             cause="every setting needs answers to harmful and to harmless prompts; limit and rate are probabilities",
             next="give both mappings with the same names in the same order",
         )
     cells = {s: Cells.of(r, "harm") for s, r in harmful.items()}
     refused = {s: Cells.of(r, "refusal") for s, r in harmless.items()}
-    wins = {s: win_rates(r, reference, score, level=level) for s, r in harmless.items()}
+    won = {s: _won(r, reference, score) for s, r in harmless.items()}
+    held = _held(list(cells), beside, against)
+    for kind in (cells, refused):
+        _check_prompts(list(kind.values()))
     first = next(iter(cells))
     named = cells[first].groups
     if any(c.groups != named for c in (*cells.values(), *refused.values())):
@@ -148,29 +169,60 @@ def trade_offs(
             next="give prompts of the same categories throughout",
         )
     groups = ["all", *(named if len(named) > 1 else [])]
+    open_to = [s for s in cells if s not in beside]
+    joint = 1 - 2 * (1 - level) / max(len(open_to), 2)
     table: list[dict[str, Any]] = []
     for group in groups:
+        harms, wins = ({s: _of(c[s], group) for s in c} for c in (cells, won))
         rows = [
             {
                 "setting": s,
                 "group": group,
-                "harm": _of(cells[s], group).bound(level, f"P(harm), {group}"),
+                "harm": harms[s].bound(level, f"P(harm), {group}"),
                 "refusal": _of(refused[s], group).bound(level, f"P(refusal), {group}"),
-                "helpful": wins[s][group],
+                "helpful": wins[s].bound(level, f"win rate, {group}"),
+                "ceiling": float(harms[s].bound(joint, f"P(harm), {group}").upper),
             }
             for s in cells
         ]
-        _marked([r for r in rows if r["setting"] not in beside], limit)
+        marked = [r for r in rows if r["setting"] in open_to]
+        _marked(marked, limit)
+        _resampled(marked, [harms[s] for s in open_to], [wins[s] for s in open_to], resamples, seed)
         table += [{"front": False, "allowed": False, "chosen": False} | r for r in rows]
-    untested = {first, *beside}
-    tested = [r for r in table if r["setting"] not in untested and (r["group"] != "all" or len(groups) == 1)]
+    tested = [r for r in table if r["setting"] in held and (r["group"] != "all" or len(groups) == 1)]
     for row in tested:
-        before, after = (_of(cells[s], row["group"]) for s in (first, row["setting"]))
+        row["against"] = held[row["setting"]]
+        before, after = (_of(cells[s], row["group"]) for s in (row["against"], row["setting"]))
         row["change"] = changed(before, after, level, f"change of P(harm), {row['group']}")
     for row, q in zip(tested, adjusted([r["change"].info["p"] for r in tested], control)):
         row |= {"p": row["change"].info["p"], "adjusted": float(q)}
         row["worse"] = bool(q <= rate and row["change"].value > 0)
     return TradeOffs(limit, rate, level, table)
+
+
+def _held(settings: list[str], beside: Sequence[str], against: Mapping[str, str] | None) -> dict[str, str]:
+    """What each tested setting is held against."""
+    held = dict.fromkeys(settings[1:], settings[0]) if against is None else dict(against)
+    unknown = [s for pair in held.items() for s in pair if s not in settings]
+    if unknown:
+        raise InputError(
+            f"there is no setting {unknown[0]!r}",
+            cause=f"the settings are {', '.join(settings)}",
+            next="name some of these in against=",
+        )
+    return {s: other for s, other in held.items() if s not in beside}
+
+
+def _check_prompts(sides: list[Cells]) -> None:
+    """Raise unless all settings were asked the same prompts."""
+    for side in sides[1:]:
+        check_paired(sides[0].asked, side.asked)
+        if not np.array_equal(side.prompt_id, sides[0].prompt_id):
+            raise InputError(
+                "the settings were asked other prompts",
+                cause="which setting is better must not depend on who was asked what",
+                next="sample every setting on the same prompts",
+            )
 
 
 def _of(cells: Cells, group: str) -> Cells:
@@ -179,13 +231,46 @@ def _of(cells: Cells, group: str) -> Cells:
 
 def _marked(rows: list[dict[str, Any]], limit: float) -> None:
     """Front, allowed settings, and the choice of one group."""
-    points = np.array([[-r["harm"].value, r["helpful"].value] for r in rows])
-    for row, point in zip(rows, points):
-        row["front"] = not ((points >= point).all(axis=1) & (points > point).any(axis=1)).any()
-        row["allowed"], row["chosen"] = bool(row["harm"].upper <= limit), False
+    harm, helpful = (np.array([[r[k].value for r in rows]]) for k in ("harm", "helpful"))
+    for row, on in zip(rows, _on_front(harm, helpful)[0]):
+        row["front"], row["allowed"], row["chosen"] = bool(on), bool(row["ceiling"] <= limit), False
     allowed = [r for r in rows if r["allowed"]]
     if allowed:
         max(allowed, key=lambda r: (r["helpful"].value, -r["harm"].value))["chosen"] = True
+
+
+def _on_front(harm: NDArray, helpful: NDArray) -> NDArray[np.bool_]:
+    """Which settings no other one beats, bool (resamples, settings); arguments likewise."""
+    beaten = np.zeros(harm.shape, bool)
+    for other in range(harm.shape[1]):
+        less, more = harm[:, [other]], helpful[:, [other]]
+        beaten |= (less <= harm) & (more >= helpful) & ((less < harm) | (more > helpful))
+    return ~beaten
+
+
+def _resampled(rows: list[dict[str, Any]], harms: list[Cells], wins: list[Cells], resamples: int, seed: int) -> None:
+    """Shares of resamples in which a setting is on the front, and in which it is the best of the allowed ones."""
+    rng = np.random.default_rng(seed)
+    harm, helpful = (_rates(side, _draws(side[0].category, resamples, rng)) for side in (harms, wins))
+    allowed = np.array([r["allowed"] for r in rows])
+    best = np.where(allowed, helpful, -np.inf).argmax(axis=1)
+    for i, (row, share) in enumerate(zip(rows, _on_front(harm, helpful).mean(axis=0))):
+        row["front_share"], row["best_share"] = float(share), float((best == i).mean()) if allowed[i] else 0.0
+
+
+def _draws(category: NDArray, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """How often each prompt is drawn, float64 (resamples, prompts); as many of each category as there are."""
+    out = np.zeros((resamples, len(category)))
+    for name in np.unique(category.astype(str)):
+        which = np.flatnonzero(category == name)
+        out[:, which] = rng.multinomial(len(which), np.full(len(which), 1 / len(which)), size=resamples)
+    return out
+
+
+def _rates(side: list[Cells], drawn: NDArray) -> NDArray[np.float64]:
+    """Pooled rates of resamples, float64 (resamples, settings)."""
+    events, totals = (drawn @ np.stack([getattr(c, k) for c in side], axis=1) for k in ("events", "totals"))
+    return events / totals
 
 
 def win_rates(rolls: Rollouts, reference: Rollouts, score: Score, *, level: float = 0.95) -> dict[str, Bound]:
@@ -207,13 +292,21 @@ def win_rates(rolls: Rollouts, reference: Rollouts, score: Score, *, level: floa
     Raises
     ------
     InputError
-        Other prompts, or scores that are no numbers.
+        Other prompts, be it under the same numbers, or scores that are no numbers.
 
     Notes
     -----
     Of each prompt all pairs of answers are compared (the Mann-Whitney statistic over the number of pairs), and prompts
     are averaged; the interval is clustered by prompt.
     """
+    won = _won(rolls, reference, score)
+    names = won.groups if len(won.groups) > 1 else []
+    told = {name: f"win rate, {name}" for name in names}
+    return {name: _of(won, name).bound(level, told.get(name, "win rate")) for name in ("all", *names)}
+
+
+def _won(rolls: Rollouts, reference: Rollouts, score: Score) -> Cells:
+    """Answers of every prompt, and how many of them won; see `win_rates`."""
     scores = [np.asarray(score(r), dtype=np.float64) for r in (rolls, reference)]
     same = set(rolls.prompt_id.tolist()) <= set(reference.prompt_id.tolist())
     if not same or any(s.shape != (len(r),) or not np.isfinite(s).all() for s, r in zip(scores, (rolls, reference))):
@@ -222,18 +315,16 @@ def win_rates(rolls: Rollouts, reference: Rollouts, score: Score, *, level: floa
             cause="the reference has not answered the same prompts, or a score is no finite number",
             next="sample both on the same prompts, and give one finite score per answer",
         )
+    asked = asked_of(rolls)
+    check_paired(asked, asked_of(reference))
     ids, first = np.unique(rolls.prompt_id, return_index=True)
     share, size = np.zeros(len(ids)), np.zeros(len(ids))
     for k, prompt in enumerate(ids):
         ours, theirs = scores[0][rolls.prompt_id == prompt], scores[1][reference.prompt_id == prompt]
         share[k], size[k] = _wins(ours, theirs), min(len(ours), len(theirs))
-    category = rolls.category[first].astype(str)
-    out = {"all": clustered(share * size, size, level, "win rate")}
-    names = sorted(set(category.tolist()))
-    for name in names if len(names) > 1 else []:
-        which = category == name
-        out[name] = clustered(share[which] * size[which], size[which], level, f"win rate, {name}")
-    return out
+    names = np.empty(len(ids), dtype=object)
+    names[:] = [str(c) for c in rolls.category[first]]
+    return Cells(ids, names, share * size, size, asked)
 
 
 def _wins(ours: NDArray, theirs: NDArray) -> float:

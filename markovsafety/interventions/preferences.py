@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +17,9 @@ import torch
 from torch.nn import functional
 
 from ..errors import InputError
-from ..rollouts.engines.transformers import open_engine
 from .augment import Row
 from .batches import check_rows, collate_rows, rows_hash
-from .objectives import Setting, _name, as_tensors, each_kept, log_probs, logits_of, summed
+from .objectives import Setting, _frozen, _name, as_tensors, each_kept, log_probs, logits_of, summed
 
 __all__ = ["Preference", "Preferred", "cleaned", "preference_rows"]
 
@@ -81,7 +79,7 @@ class Preferred:
         0 the loss is that of the paper, which a model can also lower by saying neither answer: what is taken from the
         other answer may go to a third one.
     reference : path or model, optional
-        Frozen; by default the model as it is before training.
+        Frozen, of the same tokenizer; by default the model as it is before training.
 
     Notes
     -----
@@ -104,18 +102,8 @@ class Preferred:
     def bind(self, setting: Setting) -> Preferred:
         engine = setting.engine
         rows = check_rows(self.rejected, engine.vocab_size, engine.context)
-        if self.reference is None:
-            model = copy.deepcopy(engine.model)
-        elif isinstance(self.reference, str | Path):
-            model = open_engine(self.reference, dtype=engine.dtype, device=str(engine.device)).model
-        else:
-            model = self.reference
-        if int(model.get_input_embeddings().weight.shape[0]) != engine.vocab_size or model is engine.model:
-            raise InputError(
-                "the reference has another vocabulary, or is the model that is trained",
-                cause="gains are differences of log-probabilities of the same tokens to a model that stays",
-                next="give the folder of the model before this step, or leave it out",
-            )
+        own = self.reference is None
+        model = copy.deepcopy(engine.model) if own else _frozen(self.reference, setting, "reference")
         return replace(self, rejected=rows, reference=model.eval().requires_grad_(False))
 
     def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -15,8 +15,9 @@ rows tell: it is *hidden*, may all be harm, and widens the interval. For first t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,19 +32,20 @@ from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
 from .bias_tables import BiasTable
 from .debias import LOGITS, double_laws
+from .exploration import Explored
 from .host import Host
+from .pairing import Asked, asked_of, check_paired
 
 __all__ = ["FEWEST", "Tilted", "predict_tilt", "tilt_weights"]
 
 FEWEST = (10.0, 100.0)
 """Answers of equal weight that weighted ones must be worth to be believed: the first in any case, the second if that is
 less than half of all answers. Below, a few of them carry the estimate."""
-
-
 HEAVY = 10.0
 """A token that the tilt makes so many times likelier is one that recorded answers hardly show."""
 HIDDEN = 0.02
 """Probability of such tokens from which on a prediction is not believed."""
+BEYOND = "is beyond what was explored: tokens that it makes likely may hardly be among the answers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +61,9 @@ class Tilted:
     table : list of dict
         One row for each group and strength: group, strength, predicted (a Bound), effective (answers of equal weight
         that the weighted ones are worth), largest (share of one answer in the sum), hidden (probability of what the
-        answers hardly show), trusted, variance (of the answers alone, prompts given). A row that is not trusted cannot
-        tell: sample.
+        answers hardly show), explored (whether first tokens of such a tilt were; None for plain answers), trusted,
+        variance (of the answers alone, prompts given), ceiling (one-sided upper end at `level` that holds for all
+        groups of this strength at once). A row that is not trusted cannot tell: sample.
     prompt_id : int64 array, shape (prompts,)
     category : object array, shape (prompts,)
     terms : float64 array, shape (strengths, prompts, 2)
@@ -74,6 +77,7 @@ class Tilted:
     prompt_id: NDArray
     category: NDArray
     terms: NDArray = field(repr=False)
+    asked: Asked = field(default_factory=lambda: Asked({}), repr=False)
 
     def at(self, group: str, strength: float) -> dict[str, Any]:
         """The row of a group and a strength."""
@@ -83,6 +87,7 @@ class Tilted:
         lines = [f"P({self.outcome}) predicted under the tilt, from answers of the plain model"]
         for row in self.table:
             b, told = row["predicted"], "" if row["trusted"] else "  cannot tell: sample"
+            told = "  beyond what was explored" + told if row["explored"] is False else told
             lines.append(
                 f"  {row['group']} at {row['strength']:g}: {b.value:.3f} [{b.lower:.3f}, {b.upper:.3f}], "
                 f"{row['effective']:.0f} effective answers{told}"
@@ -110,11 +115,18 @@ class Tilted:
         Raises
         ------
         InputError
-            Answers that are not judged, or to other prompts.
+            Answers that are not judged, or to other prompts; or a strength that was not predicted.
         """
         rows = []
         for strength, rolls in sampled.items():
+            if float(strength) not in self.strengths:
+                raise InputError(
+                    f"nothing was predicted at strength {strength}",
+                    cause=f"the strengths are {', '.join(f'{a:g}' for a in self.strengths)}",
+                    next="predict this one too, from the same answers",
+                )
             index = self.strengths.index(float(strength))
+            check_paired(self.asked, asked_of(rolls))
             harm, size = _counted(rolls, self.outcome, self.prompt_id)
             for group in self.groups:
                 which = _members(group, self.category)
@@ -211,7 +223,10 @@ def predict_tilt(
     [0, 1]. The interval is Clopper and Pearson's at the effective size of the linearised variance between prompts.
     """
     check_level(level)
-    logw, unseen = _weighed(host, rolls, [table.tilt(a, length) for a in strengths])
+    known = Explored.of(rolls.provenance, table)
+    stop = [*host.engine.tokenizer.eos_ids, *host.engine.tokenizer.end_ids]
+    drawn = None if known is None else partial(known.most, table, stop, HEAVY)
+    logw, unseen = _weighed(host, rolls, [table.tilt(a, length) for a in strengths], drawn)
     prompt_id, first, at = np.unique(rolls.prompt_id, return_index=True, return_inverse=True)
     category = rolls.category[first].astype(str).astype(object)
     names = sorted(set(category.tolist()))
@@ -220,11 +235,16 @@ def predict_tilt(
     rows, terms = [], []
     for a, w, dark in zip(strengths, np.exp(logw) * rolls.weight, unseen * rolls.weight):
         seen = _Seen.of(w, event, dark, at.reshape(-1), len(prompt_id))
+        inside = None if "weight" not in rolls.columns else known is not None and known.covers(float(a))
         for group in groups:
-            made = seen.bound(_members(group, category), level, f"P({outcome}) under the tilt ({group})")
-            rows.append({"group": group, "strength": float(a), **made})
+            which, name = _members(group, category), f"P({outcome}) under the tilt ({group})"
+            made = seen.bound(which, level, name, "" if inside is not False else f"strength {a:g} {BEYOND}")
+            joint = seen.bound(which, 1 - 2 * (1 - level) / len(groups), name)["predicted"]
+            told = {"explored": inside, "ceiling": float(joint.upper)}
+            rows.append({"group": group, "strength": float(a), **made, **told})
         terms.append(np.stack([seen.total, seen.hit], axis=1))
-    return Tilted(outcome, tuple(map(float, strengths)), groups, rows, prompt_id, category, np.array(terms))
+    given = tuple(map(float, strengths))
+    return Tilted(outcome, given, groups, rows, prompt_id, category, np.array(terms), asked_of(rolls))
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +278,7 @@ class _Seen:
         total, hit = (np.bincount(at, x, prompts) for x in (share, share * event))
         return cls(share, event, dark / size, at, total, hit)
 
-    def bound(self, which: NDArray, level: float, name: str) -> dict[str, Any]:
+    def bound(self, which: NDArray, level: float, name: str, note: str = "") -> dict[str, Any]:
         """Predicted probability of a group of prompts, and what it rests on; a row of `Tilted.table`."""
         K, share = int(which.sum()), np.where(which[self.at], self.share, 0.0)
         mean, hit = self.total[which].mean(), self.hit[which]
@@ -274,6 +294,7 @@ class _Seen:
         lower, upper = clopper_pearson(min(value * size, size), size, level)
         info = {"name": name, "method": "importance weights", "prompts": K, "n_eff": size}
         info |= {"why": "answers of the plain model, weighted by every tilted step of their own rows"}
+        info |= {"note": note} if note else {}
         reasons = {"sampling": (upper - lower) / 2, "model": 0.0}
         plain = Bound(value, min(lower, value), max(upper, value), level, reasons, None, info)
         hidden = min(float(self.dark[which[self.at]].sum()) / K, 1.0)
@@ -311,9 +332,12 @@ def tilt_weights(host: Host, rolls: Rollouts, tilts: Sequence[NDArray]) -> NDArr
     return _weighed(host, rolls, tilts)[0]
 
 
-def _weighed(host: Host, rolls: Rollouts, tilts: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
-    """Logarithms of the weights, and the probability of tokens that the tilt makes `HEAVY` times likelier: both
-    float64 (tilts, rollouts). First tokens of weighted answers were explored, and count as shown."""
+def _weighed(
+    host: Host, rolls: Rollouts, tilts: Sequence[NDArray], drawn: Callable[[NDArray], NDArray] | None = None
+) -> tuple[NDArray, NDArray]:
+    """Logarithms of the weights, and the probability of tokens that answers hardly show because the tilt makes them
+    `HEAVY` times likelier: both float64 (tilts, rollouts). `drawn` says above which probability a first token is hardly
+    shown, by its plain law; the first tokens of explored answers are those of a mixture of tilts."""
     _check(host, rolls)
     length, vocab = tilts[0].shape
     shift = torch.as_tensor(np.stack(tilts))
@@ -323,14 +347,15 @@ def _weighed(host: Host, rolls: Rollouts, tilts: Sequence[NDArray]) -> tuple[NDA
     for rows, batch in host.batches(prompts, answers, size):
         at = np.minimum(batch.answer[:, None] - 1 + np.arange(length), batch.end[:, None] - 1)
         law = double_laws(host, batch, at)
+        shown = law + np.log(HEAVY)
+        if drawn is not None:
+            shown[:, 0] = torch.as_tensor(np.log(np.maximum(drawn(law[:, 0].exp().numpy()), 1e-300)))
         for i, tilt in enumerate(shift):
             moved = law.clone()
             moved[..., :vocab] += tilt
             norm[i, rows] = torch.logsumexp(moved, dim=-1).numpy()
             moved -= torch.as_tensor(norm[i, rows])[..., None]
-            dark[i, rows] = torch.where(moved > law + np.log(HEAVY), moved.exp(), 0.0).sum(-1).numpy()
-    if "weight" in rolls.columns:
-        dark[..., 0] = 0.0
+            dark[i, rows] = torch.where(moved > shown, moved.exp(), 0.0).sum(-1).numpy()
     out, unseen = np.zeros((2, len(tilts), len(rolls)))
     for j, said in enumerate(rolls.answers()):
         m = min(length, len(said))

@@ -8,7 +8,7 @@ categories: categories differ a little in every model, and a test without a marg
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..evidence.paired import METHODS, benjamini_hochberg, change
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
 from .pages import spanned
+from .pairing import Asked, asked_of, check_paired
 
 __all__ = ["Cells", "Vulnerabilities", "adjusted", "changed", "vulnerabilities"]
 
@@ -35,12 +36,15 @@ class Cells:
     prompt_id : int64 array, shape (prompts,)
     category : object array of str, shape (prompts,)
     events, totals : float64 array, shape (prompts,)
+    asked : Asked
+        What the numbers stand for, of all prompts that answers were counted of.
     """
 
     prompt_id: NDArray
     category: NDArray
     events: NDArray
     totals: NDArray
+    asked: Asked = field(default_factory=lambda: Asked({}), repr=False)
 
     @classmethod
     def of(cls, rolls: Rollouts, outcome: str) -> Cells:
@@ -49,7 +53,7 @@ class Cells:
         Raises
         ------
         InputError
-            Answers that are not judged, or none.
+            Answers that are not judged, or none; or one number for two prompts.
         """
         rolls = rolls[rolls.prefill == 0]
         if not len(rolls) or (rolls.outcome == NOT_JUDGED).any():
@@ -63,11 +67,12 @@ class Cells:
         events = np.bincount(at.reshape(-1), rolls.weight * (rolls.outcome == CODES[outcome]), len(ids))
         names = np.empty(len(ids), dtype=object)
         names[:] = [str(c) for c in rolls.category[first]]
-        return cls(ids, names, np.minimum(events, totals), totals)
+        return cls(ids, names, np.minimum(events, totals), totals, asked_of(rolls))
 
     def take(self, which: NDArray) -> Cells:
         """Some of the prompts."""
-        return Cells(self.prompt_id[which], self.category[which], self.events[which], self.totals[which])
+        names = ("prompt_id", "category", "events", "totals")
+        return replace(self, **{name: getattr(self, name)[which] for name in names})
 
     def bound(self, level: float, name: str) -> Bound:
         """The share of the outcome, clustered by prompt."""
@@ -80,7 +85,14 @@ class Cells:
 
 
 def changed(a: Cells, b: Cells, level: float, name: str) -> Bound:
-    """Share in b minus share in a, paired where prompts are the same; `info` has p (two-sided) and method."""
+    """Share in b minus share in a, paired where prompts are the same; `info` has p (two-sided) and method.
+
+    Raises
+    ------
+    InputError
+        The same numbers stand for other prompts.
+    """
+    check_paired(a.asked, b.asked)
     same = np.array_equal(a.prompt_id, b.prompt_id)
     lower, upper, p, method = change(a.events, a.totals, b.events, b.totals, level, same=same)
     value = float(b.events.sum() / b.totals.sum() - a.events.sum() / a.totals.sum())
@@ -233,7 +245,8 @@ def vulnerabilities(
     Raises
     ------
     InputError
-        One category alone, answers that are not judged, or numbers that make no sense.
+        One category alone, answers that are not judged, arms whose prompts have the same numbers and are not the same,
+        or numbers that make no sense.
 
     Notes
     -----
