@@ -61,11 +61,11 @@ def prompts_of(source: str, seed: int) -> Any:
     return prompts(n=count, seed=seed)
 
 
-def rollouts_of(path: str, warnings: list[str]) -> Any:
+def rollouts_of(path: str, warnings: list[str], skip_corrupt: bool = False) -> Any:
     """Rollouts from disk; what their provenance warns of (an unfinished run, unknown words) is passed on."""
     from .rollouts import read_rollouts
 
-    rolls = read_rollouts(path)
+    rolls = read_rollouts(path, skip_corrupt=skip_corrupt)
     told = [rolls.provenance.get("note"), *(rolls.provenance.get("warnings") or [])]
     warnings += [f"{path}: {text}" for text in told if text]
     return rolls

@@ -172,6 +172,11 @@ def _parser() -> argparse.ArgumentParser:
 Verb = Callable[..., argparse.ArgumentParser]
 
 
+def skipping(v: argparse.ArgumentParser) -> None:
+    """The option of commands that read folders of shards."""
+    v.add_argument("--skip-corrupt", action="store_true", help="leave damaged or lost shards of a folder out")
+
+
 def _demo(verb: Verb) -> None:
     v = verb("demo", "the main job on four tiny models, from sampling to the report", "demo --seed 1", "demo")
     v.add_argument(
@@ -188,6 +193,7 @@ def _demo(verb: Verb) -> None:
     v.add_argument("--states", default="kgram:2")
     v.add_argument("--budget", type=float, default=0.1)
     v.add_argument("--title")
+    skipping(v)
     v = verb(
         "bench", "measure against the peers, side by side on this machine", "bench rollouts", "bench", "verbs_bench"
     )
@@ -270,6 +276,7 @@ def _evidence(verb: Verb) -> None:
     v.add_argument("--labels", metavar="FILE", help="true outcomes: CSV with outcome[, row], or rollouts judged better")
     v.add_argument("--labels-by", choices=["category"], help="take the judge's errors as different by category")
     v.add_argument("--out", required=True, help="Parquet file")
+    skipping(v)
     for name, summary in (("count", "count transitions of judged rollouts"), ("estimate", "estimate a chain")):
         example = f"{name} x.parquet --states kgram:2 --out x.npz"
         v = verb(name, summary, example, name)
@@ -281,6 +288,7 @@ def _evidence(verb: Verb) -> None:
             v.add_argument("--method", default="mle", choices=["mle", "dirichlet", "mass"])
             v.add_argument("--prior", type=float)
         v.add_argument("--out", required=True, help="file to write (.npz)")
+        skipping(v)
 
 
 def _numbers(verb: Verb) -> None:
@@ -289,11 +297,13 @@ def _numbers(verb: Verb) -> None:
     v.add_argument("held_out", help="judged rollouts with prefill")
     v.add_argument("--states", help="the chain's state map, if the file does not say (kgram:K or position)")
     v.add_argument("--margin", type=float, default=0.05)
+    skipping(v)
     v = verb(
         "compare", "the difference between two sets of rollouts", "compare before.parquet after.parquet", "compare"
     )
     v.add_argument("before")
     v.add_argument("after")
+    skipping(v)
     v = verb(
         "solve",
         "probability of harm, expected length, visits",

@@ -76,3 +76,4 @@ def arguments(v: argparse.ArgumentParser) -> None:
     v.add_argument("--along", metavar="AXIS", help="lines: the axis to the right")
     v.add_argument("--by", metavar="AXIS", help="lines: the axis of the lines")
     v.add_argument("--out", help="also write the grid here (CSV)")
+    v.add_argument("--skip-corrupt", action="store_true", help="leave damaged or lost shards of a folder out")

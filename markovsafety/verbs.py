@@ -90,7 +90,7 @@ def judge(options: argparse.Namespace) -> Answer:
     if options.tokenizer and options.judge != "organism":
         extra["template"] = model_of(options.tokenizer)
     warnings: list[str] = []
-    rolls = label(rollouts_of(options.rollouts, warnings), options.judge, **extra)
+    rolls = label(rollouts_of(options.rollouts, warnings, options.skip_corrupt), options.judge, **extra)
     write_rollouts(rolls, options.out)
     shares = {name: int((rolls.outcome == code).sum()) for code, name in enumerate(OUTCOMES)}
     line = f"{len(rolls):,} rollouts: " + ", ".join(f"{n:,} {name}" for name, n in shares.items())
@@ -133,7 +133,8 @@ def _counts(options: argparse.Namespace, warnings: list[str]) -> Any:
                 next="Leave --states away, or count the rollouts again.",
             )
     else:
-        counts = tally(rollouts_of(options.rollouts, warnings), state_map(options.states or "kgram:2"))
+        rolls = rollouts_of(options.rollouts, warnings, options.skip_corrupt)
+        counts = tally(rolls, state_map(options.states or "kgram:2"))
     if options.category or options.prefill is not None:
         counts = counts.select(categories=options.category, prefill=options.prefill)
     return counts
@@ -169,7 +170,7 @@ def check(options: argparse.Namespace) -> Answer:
 
     warnings: list[str] = []
     states = state_map(options.states) if options.states else None
-    held = rollouts_of(options.held_out, warnings)
+    held = rollouts_of(options.held_out, warnings, options.skip_corrupt)
     found = test(read_chain(options.chain), held, margin=options.margin, states=states)
     return Answer(found.verdict, found.to_json(), warnings=warnings, trusted=found.passed is True)
 
@@ -178,7 +179,7 @@ def compare(options: argparse.Namespace) -> Answer:
     from .evidence import compare as difference
 
     warnings: list[str] = []
-    found = difference(rollouts_of(options.before, warnings), rollouts_of(options.after, warnings))
+    found = difference(*(rollouts_of(p, warnings, options.skip_corrupt) for p in (options.before, options.after)))
     first = next(row for row in found.table if row["category"] is None)
     span = f"[{first['difference_lower']:+.3g}, {first['difference_upper']:+.3g}]"
     line = f"harm at {first['k']} forced tokens changes by {first['difference']:+.3g} {span}"
@@ -259,8 +260,8 @@ def report(options: argparse.Namespace) -> Answer:
     analyses = [
         analyse(
             name,
-            rollouts_of(path, warnings),
-            held_out=rollouts_of(held[name], warnings) if name in held else None,
+            rollouts_of(path, warnings, options.skip_corrupt),
+            held_out=rollouts_of(held[name], warnings, options.skip_corrupt) if name in held else None,
             states=state_map(options.states),
             budget=options.budget,
             labels=labels_of(labels[name], warnings) if name in labels else None,

@@ -72,22 +72,22 @@ def _source(options: argparse.Namespace, warnings: list[str]) -> tuple[Any, dict
 
         table = capacity_table(first)
         if table is None:
-            return _file(first, warnings), None
+            return _file(first, warnings, options.skip_corrupt), None
         return table.harm, table.allowed(laws_of(options.attack))
-    return _by_capacity(options.source, warnings), None
+    return _by_capacity(options.source, warnings, options.skip_corrupt), None
 
 
-def _file(path: str, warnings: list[str]) -> Any:
+def _file(path: str, warnings: list[str], skip: bool) -> Any:
     from .chains import read_chain
 
-    return read_chain(path) if path.endswith(".npz") else rollouts_of(path, warnings)
+    return read_chain(path) if path.endswith(".npz") else rollouts_of(path, warnings, skip)
 
 
-def _by_capacity(items: list[str], warnings: list[str]) -> dict[Any, Any]:
+def _by_capacity(items: list[str], warnings: list[str], skip: bool) -> dict[Any, Any]:
     """{capacity: source}, or {capacity: {trained depth: source}}."""
     out: dict[Any, Any] = {}
     for name, path in named(items).items():
-        part: Any = path[1:].strip() or "no reason given" if path.startswith("-") else _file(path, warnings)
+        part: Any = path[1:].strip() or "no reason given" if path.startswith("-") else _file(path, warnings, skip)
         size, at, depth = name.partition("@")
         key = _number(size)
         if at and not depth.isdigit():

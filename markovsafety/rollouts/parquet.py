@@ -25,7 +25,6 @@ __all__ = ["METADATA_KEY", "read_rollouts", "write_rollouts"]
 
 METADATA_KEY = b"markovsafety"
 FORMAT = 1
-MANIFEST = "manifest.json"
 REQUIRED = ("prompt_id", "category", "tokens", "prefill", "outcome", "hit")
 ROWS = 1 << 17  # rollouts per row group: list offsets are int32, and a reader needs one group in memory at a time
 LARGEST_ID = 2**31 - 1
@@ -121,7 +120,7 @@ def _strings(name: str, values: np.ndarray) -> pa.Array:
         ) from error
 
 
-def read_rollouts(path: str | Path, *, template: Any = None) -> Rollouts:
+def read_rollouts(path: str | Path, *, template: Any = None, skip_corrupt: bool = False) -> Rollouts:
     """Read rollouts from a Parquet file, a folder of shards, or a JSONL log.
 
     Parameters
@@ -130,12 +129,14 @@ def read_rollouts(path: str | Path, *, template: Any = None) -> Rollouts:
         A file, or a folder with ``part-*.parquet`` as `sample` writes it; ``*.jsonl`` goes through `replay`.
     template : Template or model folder, optional
         Needed for a log that holds text instead of token ids.
+    skip_corrupt : bool
+        Leave out the shards of a folder that are damaged or lost; ``provenance["skipped"]`` names them and says why.
 
     Returns
     -------
     Rollouts
-        Of an unfinished run: what is there, with ``provenance["complete"]`` False and a sentence in
-        ``provenance["note"]``.
+        Of an unfinished run, or without the shards that were skipped: what is there, with ``provenance["complete"]``
+        False and a sentence in ``provenance["note"]``.
 
     Notes
     -----
@@ -146,7 +147,8 @@ def read_rollouts(path: str | Path, *, template: Any = None) -> Rollouts:
     ------
     InputError
         Nothing there, not Parquet, columns missing or of the wrong type, or rows that contradict themselves; names the
-        file, the column and the first bad row.
+        file, the column and the first bad row. Of a folder: shards that are damaged, lost, or of another run, tokenizer
+        or chat template; ``partial`` holds the rollouts of the others.
     """
     if not isinstance(path, str | Path):
         raise InputError(
@@ -156,7 +158,9 @@ def read_rollouts(path: str | Path, *, template: Any = None) -> Rollouts:
         )
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        from .folders import read_folder
+
+        return read_folder(path, skip_corrupt)
     if not path.is_file():
         raise InputError(
             f"{path} does not exist",
@@ -168,46 +172,6 @@ def read_rollouts(path: str | Path, *, template: Any = None) -> Rollouts:
 
         return replay(path, template=template)
     return read_parquet(path)
-
-
-def _read_folder(folder: Path) -> Rollouts:
-    manifest = _manifest(folder)
-    shards = sorted(folder.glob("part-*.parquet"))
-    if not shards and manifest is None:
-        raise InputError(
-            f"{folder} holds no rollouts",
-            cause="there is no part-*.parquet and no manifest in it",
-            next="give the folder that sample(..., out=folder) wrote",
-        )
-    parts = [read_parquet(shard) for shard in shards]
-    rolls = Rollouts.concat(parts)
-    if manifest is None:
-        return rolls
-    provenances = [part.provenance for part in parts] or [manifest["provenance"]]
-    # A continued run differs from part to part in its time, and perhaps in its versions, but in nothing else.
-    runs = [{key: p.get(key) for key in ("created", "versions")} for p in provenances]
-    runs = [r for i, r in enumerate(runs) if r not in runs[:i]]
-    provenance = {**provenances[0], "complete": True} | ({"runs": runs} if len(runs) > 1 else {})
-    missing = sorted({f"part-{i:05d}.parquet" for i in range(manifest["shards"])} - {s.name for s in shards})
-    if missing:
-        provenance["complete"] = False
-        provenance["note"] = (
-            f"unfinished run: {len(rolls)} of {manifest['total']} rollouts, {len(missing)} of {manifest['shards']} "
-            f"shards missing, {missing[0]} the first; the same call of sample with this folder as out finishes it"
-        )
-    return rolls.replace(provenance=provenance)
-
-
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        numbers = {key: int(manifest[key]) for key in ("shards", "total")}
-        return {**manifest, **numbers, "provenance": dict(manifest["provenance"])}
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{path} is damaged", cause=str(error), next="delete it to read the bare shards") from error
 
 
 def read_parquet(path: Path) -> Rollouts:

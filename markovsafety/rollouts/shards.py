@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import InputError, MarkovsafetyError
-from ..files import atomic, clear_leftovers
+from ..files import atomic, claimed, clear_leftovers
 from ..outcomes import NOT_JUDGED
 from .asked import Asked
 from .engines import Engine, Job, Output, Progress, rollout_keys
-from .parquet import MANIFEST, read_parquet, read_rollouts, write_rollouts
+from .folders import MANIFEST
+from .parquet import read_parquet, read_rollouts, write_rollouts
 from .rollouts import Ragged, Rollouts
 
-__all__ = ["Plan", "Shard", "begin", "blocks", "interrupted", "job", "run", "shown"]
+__all__ = ["Plan", "Shard", "begun", "blocks", "interrupted", "job", "run", "shown"]
 
 Shard = tuple[np.ndarray, Path | None]
 """Numbers of the rollouts in the plan, and the file that holds them."""
@@ -123,22 +124,25 @@ def run(
         With a message that says what was kept.
     """
     folder = None if out is None else Path(out)
-    if folder is not None:
-        begin(plan, folder, "part-*.parquet")
     shards = blocks(plan, folder, ".parquet")
     parts: list[Rollouts] = []
 
     def finished(partial: Any) -> Rollouts:
         return Rollouts.concat([*parts, *([partial] if isinstance(partial, Rollouts) else [])])
 
-    with interrupted(plan, parts, folder, finished), shown(plan, shards, progress) as advance:
+    with (
+        begun(plan, folder, ".parquet"),
+        interrupted(plan, parts, folder, finished),
+        shown(plan, shards, progress) as advance,
+    ):
         for rows, path in shards:
             if path is not None and path.exists():
                 parts.append(_finished(path, len(rows)))
                 continue
             part = judged(_sampled(plan, engine, rows, advance))
             if path is not None:
-                write_rollouts(part, path)
+                with carrying(part):
+                    write_rollouts(part, path)
             parts.append(part)
     return Rollouts.concat(parts) if folder is None else read_rollouts(folder)
 
@@ -161,6 +165,16 @@ def interrupted(plan: Plan, done: Sized, folder: Path | None, finished: Callable
         raise
 
 
+@contextmanager
+def carrying(part: Any) -> Iterator[None]:
+    """An error of the disk carries what could not be written."""
+    try:
+        yield
+    except MarkovsafetyError as error:
+        error.partial = part
+        raise
+
+
 def _sampled(plan: Plan, engine: Engine, rows: np.ndarray, progress: Progress) -> Rollouts:
     """Some rollouts of the plan; an engine's partial output becomes the rollouts that it had finished."""
     try:
@@ -180,26 +194,50 @@ def _sampled(plan: Plan, engine: Engine, rows: np.ndarray, progress: Progress) -
         raise
 
 
-def begin(plan: Plan, folder: Path, pattern: str) -> None:
-    """Write the manifest, or check that the one there is of the same run; what killed runs left behind goes.
+@contextmanager
+def begun(plan: Plan, folder: Path | None, suffix: str) -> Iterator[None]:
+    """The folder of a run, which nobody else writes to until the block ends; without a folder, nothing.
+
+    The manifest is written, or that of the same run is found; what killed runs left behind goes. When the block ends
+    well and every shard is there, the manifest says that the run is finished: a shard missing later was lost.
+
+    Parameters
+    ----------
+    plan : Plan
+    folder : Path or None
+    suffix : str
+        Of its shards.
 
     Raises
     ------
     InputError
-        The folder holds another run, or files of this pattern without a manifest.
+        Another process writes to the folder; it holds another run, or shards without a manifest.
     """
-    _manifest(plan, folder, pattern)
-    clear_leftovers(folder)
-
-
-def _manifest(plan: Plan, folder: Path, pattern: str) -> None:
-    path = folder / MANIFEST
+    if folder is None:
+        yield
+        return
     if folder.exists() and not folder.is_dir():
         raise InputError(
             f"{folder} is a file", cause="shards and their manifest are written into a folder", next="give out a folder"
         )
+    with claimed(folder / ".lock", f"the run in {folder}"):
+        manifest = _manifest(plan, folder, suffix)
+        clear_leftovers(folder)
+        yield
+        if not manifest.get("finished") and all(path and path.exists() for _, path in blocks(plan, folder, suffix)):
+            with suppress(InputError):  # nothing is lost where it cannot be written
+                _keep({**manifest, "finished": True}, folder / MANIFEST)
+
+
+def _keep(manifest: dict[str, Any], path: Path) -> None:
+    with atomic(path) as part:
+        part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _manifest(plan: Plan, folder: Path, suffix: str) -> dict[str, Any]:
+    path = folder / MANIFEST
     if not path.exists():
-        if any(folder.glob(pattern)):
+        if any(folder.glob(f"part-*{suffix}")):
             raise InputError(
                 f"{folder} holds shards without a manifest",
                 cause="they come from another program, or the manifest was deleted",
@@ -213,11 +251,11 @@ def _manifest(plan: Plan, folder: Path, pattern: str) -> None:
             "parameters": plan.parameters,
             "provenance": plan.provenance,
         }
-        with atomic(path) as part:
-            part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        return
+        _keep(manifest, path)
+        return manifest
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+        there = manifest["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged", cause=str(error), next="choose another folder") from error
     here = json.loads(json.dumps(plan.parameters))
@@ -229,6 +267,7 @@ def _manifest(plan: Plan, folder: Path, pattern: str) -> None:
             cause=told,
             next="choose another folder, or call again with the parameters of manifest.json to finish that run",
         )
+    return manifest
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError
 from .rules import Rule, rule_of
 from .sample import _check, _engine, planned
-from .shards import Plan, begin, blocks, interrupted, job, shown
+from .shards import Plan, begun, blocks, carrying, interrupted, job, shown
 from .sums import Added, Sums, read_added, write_added
 
 __all__ = ["tally"]
@@ -134,20 +134,26 @@ def _known(classes: dict[str, Any]) -> None:
 
 def _run(plan: Plan, engine: Any, order: int, rule: Rule, folder: Path | None, progress: bool | None) -> Sums:
     """Add up what is not there yet, shard by shard; errors carry the shards that were finished."""
-    if folder is not None:
-        begin(plan, folder, "part-*.npz")
     parts: list[Added] = []
     fresh: list[dict[str, Any]] = []
     shards, groups = blocks(plan, folder, ".npz"), len(plan.asked.tokens) * len(plan.prefill)
-    finished = lambda _: _sums(plan, order, parts, fresh)  # noqa: E731
-    with interrupted(plan, parts, folder, finished), shown(plan, shards, progress) as advance:
+
+    def finished(partial: Any) -> Sums:
+        return _sums(plan, order, [*parts, *([partial] if isinstance(partial, Added) else [])], fresh)
+
+    with (
+        begun(plan, folder, ".npz"),
+        interrupted(plan, parts, folder, finished),
+        shown(plan, shards, progress) as advance,
+    ):
         for rows, path in shards:
             cell = rows // plan.n
             if path is not None and path.exists():
-                part = read_added(path, len(rows))
-            else:
-                part = engine.tally(job(plan, rows), order, rule, cell - cell[0], advance)
-                fresh.append(part.info)
+                parts.append(read_added(path, len(rows)).within(groups, int(cell[0])))
+                continue
+            part = engine.tally(job(plan, rows), order, rule, cell - cell[0], advance)
+            fresh.append(part.info)
+            with carrying(part.within(groups, int(cell[0]))):
                 if path is not None:
                     write_added(part, path)
             parts.append(part.within(groups, int(cell[0])))
