@@ -38,13 +38,17 @@ def _align(v: argparse.ArgumentParser) -> None:
     v.add_argument("--answers", type=int, default=4, help="of the model to every harmless prompt (default: 4)")
     v.add_argument("--max-tokens", type=int, default=64, help="of these (default: 64)")
     v.add_argument("--steps", type=int, default=500, help="updates (default: 500)")
-    v.add_argument("--batch-size", type=int, default=32)
+    v.add_argument("--batch-size", type=int, default=32, help="rows per update (default: 32)")
+    v.add_argument(
+        "--accumulate", type=int, default=1, metavar="PARTS", help="of a batch, one after the other, to save memory"
+    )
     v.add_argument("--learning-rate", type=float, default=1e-3, help="the largest (default: 1e-3)")
     v.add_argument("--warmup", type=int, default=20)
     v.add_argument("--lora", type=int, metavar="RANK", help="train adapters on all linear maps, and merge them")
     v.add_argument("--save-every", type=int, default=250, help="updates between checkpoints (default: 250)")
     v.add_argument("--device")
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    v.add_argument("--system", help="system prompt for the chat template")
     v.add_argument("--seed", type=int, default=0)
     v.add_argument("--out", required=True, help="model folder to write; a run that was stopped goes on")
 

@@ -26,7 +26,7 @@ def align(options: argparse.Namespace) -> Answer:
     if options.lora is not None:
         more["lora"] = {"r": options.lora, "lora_alpha": 2 * options.lora, "target_modules": "all-linear"}
     names = ("method", "depth", "alpha", "plain", "budget", "hold_out", "answers", "max_tokens", "steps", "batch_size")
-    names += ("learning_rate", "warmup", "save_every", "device", "dtype", "seed")
+    names += ("learning_rate", "warmup", "accumulate", "save_every", "system", "device", "dtype", "seed")
     found = run(
         model,
         triplets,
@@ -52,7 +52,8 @@ def _triplets(model: str, options: argparse.Namespace, warnings: list[str]) -> t
     if count is None and Path(options.data).suffix.lower() in (".jsonl", ".json"):
         from .rollouts.engines.transformers import open_engine
 
-        return read_triplets(options.data, open_engine(model, device="cpu").tokenizer), None
+        template = open_engine(model, device="cpu", dtype=options.dtype).tokenizer
+        return read_triplets(options.data, template, system=options.system), None
     rolls = rollouts_of(options.data, warnings) if count is None else _asked(model, count, options)
     return triplets_of(rolls, seed=options.seed), rolls
 
@@ -62,7 +63,7 @@ def _asked(model: str, count: int, options: argparse.Namespace) -> Any:
     from .organism import prompts
     from .rollouts import sample
 
-    told: dict[str, Any] = {"n": 8, "prefill": [0, 1], "max_tokens": 96, "judge": "organism"}
+    told: dict[str, Any] = {"n": 8, "prefill": [0, 1], "max_tokens": 96, "judge": "organism", "system": options.system}
     return sample(model, prompts("train", n=count, seed=options.seed), seed=options.seed, progress=False, **told)
 
 

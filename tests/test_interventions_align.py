@@ -157,6 +157,9 @@ def test_triplets_of_a_file_are_encoded_as_the_model_reads_them(tmp_path):
     assert found.items[0].refusal == [*ids("sorry i cannot"), 2]
     assert found.items[0].prompt == template.prompt_ids("help tea").tolist()
     assert found.items[1] == ([1, 4], [5, 2], [6, 2])
+    told = read_triplets(path, template, system="hello")
+    assert told.items[0].prompt == template.prompt_ids("help tea", "hello").tolist() != found.items[0].prompt
+    assert told.items[1] == found.items[1]
     assert found.only(["tea"]).items == found.items[:1]
     assert found.without(["tea"]).items == found.items[1:]
 
@@ -250,11 +253,11 @@ def test_recovery_rows_deepen_a_shallow_model_also_in_a_category_that_was_left_o
     assert min(h["before"]) - max(h["after"]) > 0.3
 
 
-def test_the_divergence_is_that_of_the_two_laws_and_nothing_when_nothing_is_learned(log, tmp_path):
+def test_the_divergence_is_that_of_the_two_laws_and_nothing_when_nothing_is_learned(log, tmp_path, monkeypatch):
     from markovsafety.interventions import alignment
 
     one, two = (open_engine(organism.model_path(name), device="cpu") for name in ("shallow", "base"))
-    _, rows = alignment._own_answers(one, BENIGN[:20], 2, 32, 0)
+    _, rows = alignment._own_answers(one, BENIGN[:20], 2, 32, None, 0)
     expected: dict = {}
     for row in rows:
         with torch.no_grad():
@@ -268,6 +271,9 @@ def test_the_divergence_is_that_of_the_two_laws_and_nothing_when_nothing_is_lear
     found = alignment._divergence(one, two, rows)
     assert found.value == pytest.approx(np.mean([np.mean(v) for v in expected.values()]), rel=1e-5)
     assert found.info["prompts"] == 4
+    monkeypatch.setattr(alignment, "LOGITS", 3 * one.vocab_size * max(len(r.tokens) for r in rows))
+    monkeypatch.setattr(alignment, "LAWS", 7 * one.vocab_size)
+    assert alignment._divergence(one, two, rows).value == pytest.approx(found.value, rel=1e-6)
     still = align(
         organism.model_path("shallow"),
         triplets_of(log),
@@ -280,6 +286,36 @@ def test_the_divergence_is_that_of_the_two_laws_and_nothing_when_nothing_is_lear
     )
     assert still.kl.value < 1e-6
     assert all(r["after"].value == pytest.approx(r["before"].value, rel=1e-3) for r in still.refusals.values())
+
+
+def test_a_model_is_measured_as_it_is_trained_and_asked_with_its_system_prompt(tmp_path, monkeypatch):
+    """In the same type of weights, with the same options; what lies in `out` has no revision."""
+    from markovsafety.interventions import alignment
+
+    base, asked, opened = random_model(tmp_path / "base", "llama"), [], []
+    load, ask = alignment.open_engine, alignment.sample
+
+    def loaded(name, **options):
+        opened.append((str(name), options))
+        return load(name, **options)
+
+    def sampled(*words, **options):
+        asked.append(options["system"])
+        return ask(*words, **options)
+
+    monkeypatch.setattr(alignment, "open_engine", loaded)
+    monkeypatch.setattr(alignment, "sample", sampled)
+    told = {"dtype": "bfloat16", "device": "cpu", "attn_implementation": "eager", "revision": "main"}
+    triplets = [(ids(f"<bos> help {w}"), ids("sure step one . <eos>"), ids("sorry <eos>")) for w in ("tea", "poison")]
+    more = {"benign": ["hello", "sure", "step", "one", "tea"], "max_tokens": 4, "system": "help", "steps": 1}
+    found = align(base, triplets, tmp_path / "out", progress=False, **told, **more)
+    assert asked == ["help"]
+    assert found.kl.info["prompts"] == 1
+    assert opened == [
+        (str(base), told),
+        (str(tmp_path / "out"), {k: v for k, v in told.items() if k != "revision"}),
+        (str(base), told),
+    ]
 
 
 def test_without_harmless_prompts_the_report_says_what_is_missing(log, tmp_path):
@@ -308,8 +344,11 @@ SHORT = ["--steps", 2, "--batch-size", 8, "--device", "cpu"]
 def test_the_command_makes_rows_of_the_models_own_answers(tmp_path, capsys):
     out = tmp_path / "deep"
     words = ["align", "organism:shallow", "--data", "organism:30", "--benign", "organism:10", "--out", out, *SHORT]
-    code, told = run(capsys, *words, "--method", "permutation", "--hold-out", "bio", "--constrained", "0.5")
+    words += ["--constrained", "0.5", "--accumulate", 4, "--dtype", "bfloat16"]
+    code, told = run(capsys, *words, "--method", "permutation", "--hold-out", "bio")
     assert code == 0, told
+    assert told["result"]["record"]["dtype"] == "bfloat16"
+    assert told["result"]["record"]["accumulate"] == 4
     assert told["result"]["method"] == "permutation"
     assert told["result"]["refusals"]["bio"]["trained"] is False
     assert told["result"]["record"]["objective"]["beta"] == [0.5]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import WORDS, ids, random_model
 
 import markovsafety as ms
 from markovsafety import InputError, UntrustedError
-from markovsafety.interventions import fine_tune, tuning
+from markovsafety.interventions import fine_tune, tuned_folder, tuning
 from markovsafety.interventions.augment import Row
 from markovsafety.interventions.batches import RowBatches, collate_rows
 from markovsafety.interventions.objectives import Constrained, CrossEntropy, Distilled, Setting, as_tensors
@@ -109,7 +111,16 @@ def test_rows_that_cannot_be_trained_on_are_refused(base, tmp_path, rows, says):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"batch_size": 1.5}, {"learning_rate": 0.0}, {"warmup": -1}, {"schedule": "steep"}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"batch_size": 1.5},
+        {"learning_rate": 0.0},
+        {"warmup": -1},
+        {"schedule": "steep"},
+        {"accumulate": 0},
+        {"accumulate": 3},  # of 2 rows
+    ],
 )
 def test_arguments_out_of_range_are_refused(base, tmp_path, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -269,9 +280,11 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.2}])
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(base, tmp_path, monkeypatch, lora):
-    options = {"steps": 7, "save_every": 3, "objective": Constrained(0.5), "seed": 5, "lora": lora}
+@pytest.mark.parametrize(
+    ("lora", "parts"), [(None, 1), ({"r": 2, "target_modules": "all-linear", "lora_dropout": 0.2}, 2)]
+)
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(base, tmp_path, monkeypatch, lora, parts):
+    options = {"steps": 7, "save_every": 3, "objective": Constrained(0.5), "seed": 5, "lora": lora, "accumulate": parts}
     tune(base, tmp_path / "whole", **options)
     step = tuning._Trainer.training_step
 
@@ -287,11 +300,45 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(base, tmp_path, monke
     done = []
     monkeypatch.setattr(tuning._Trainer, "training_step", lambda self, *a, **k: done.append(1) or step(self, *a, **k))
     record = tune(base, tmp_path / "killed", **options)
-    assert len(done) == 7 - 3  # from the checkpoint on
+    assert len(done) == (7 - 3) * parts  # from the checkpoint on
     assert [line["step"] for line in record["losses"]] == list(range(1, 8))
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     assert not same(weights(base), weights(tmp_path / "killed"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "constrained", "distilled"])
+def test_an_update_in_parts_is_the_update_of_all_rows(base, other, tmp_path, monkeypatch, kind):
+    """Five parts of one row each: the gradient of every update, not its direction alone, and what is logged."""
+    seen, step = [], tuning._Parts.on_pre_optimizer_step
+
+    def keep(self, args, state, control, **kwargs):
+        seen.append(torch.cat([p.grad.flatten() for p in kwargs["model"].parameters()]).clone())
+        return step(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(tuning._Parts, "on_pre_optimizer_step", keep)
+    objective = {"plain": CrossEntropy(), "constrained": Constrained(BETAS, other), "distilled": Distilled(other)}[kind]
+    if kind == "distilled":
+        objective = Distilled(other, rows=ROWS, size=5)
+    told = {"steps": 3, "batch_size": 5, "objective": objective, "weight_decay": 0.01}
+    whole = tune(base, tmp_path / "whole", **told)
+    parts = tune(base, tmp_path / "parts", accumulate=5, **told)
+    assert len(seen) == 6
+    for one, other_ in zip(seen[:3], seen[3:]):  # clipped after this, so the size is seen
+        assert torch.allclose(one, other_, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+    assert [line["loss"] for line in parts["losses"]] == pytest.approx([line["loss"] for line in whole["losses"]], 1e-4)
+    assert parts["accumulate"] == 5
+    assert parts["plan"] != whole["plan"]
+
+
+def test_a_second_model_is_loaded_as_the_first_one(base, other):
+    """Options of loading hold for it too, but not the revision of another model."""
+    engine = open_engine(base, device="cpu", attn_implementation="eager")
+    assert open_engine(base, device="cpu").model.config._attn_implementation != "eager"
+    setting = Setting(engine, 4, 3, 0, options={"attn_implementation": "eager", "revision": "of another model"})
+    told = Setting(engine, 4, 3, 0, options={"attn_implementation": "eager"})
+    models = [Distilled(other).bind(setting).teacher, Constrained().bind(told).reference]
+    assert {m.config._attn_implementation for m in models} == {"eager"}
 
 
 def test_the_same_call_is_not_trained_again_and_other_folders_stay(base, tmp_path):
@@ -328,12 +375,12 @@ def test_objectives_that_do_not_describe_themselves_are_not_taken_for_each_other
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_nan_stops_and_keeps_the_last_good_checkpoint(base, tmp_path, broken):
     class Breaks(CrossEntropy):
-        seen = 0
+        seen, at = 0, 6
 
         def __call__(self, model, batch):
             loss, parts = super().__call__(model, batch)
             type(self).seen += 1
-            if self.seen == 6:
+            if self.seen == self.at:
                 at_zero = sum(p.sum() for p in model.parameters()) * 0
                 loss = loss + (float("nan") if broken == "loss" else torch.sqrt(at_zero))  # slope of sqrt at 0
             return loss, parts
@@ -344,8 +391,12 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(base, tmp_path, broken):
     assert not (tmp_path / "out").exists()
     kept = weights_of_checkpoint(caught.value.partial)
     assert all(torch.isfinite(p).all() for p in kept.values())
-    tune(base, tmp_path / "four", steps=6)
     assert not same(kept, weights(base))
+    Breaks.at, before = 0, Breaks.seen  # it goes on from there, to what it would have been without the fault
+    tune(base, tmp_path / "out", objective=Breaks(), save_every=2)
+    assert Breaks.seen - before == 6 - 4
+    tune(base, tmp_path / "whole")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "out"))
 
 
 def weights_of_checkpoint(folder):
@@ -392,6 +443,25 @@ def test_a_tuned_folder_has_all_that_its_base_had_and_runs_on_both_engines(tmp_p
     for name in ("transformers", "jax"):
         rolls = ms.sample(tmp_path / "no", asked, n=2, max_tokens=4, engine=name, progress=False, temperature=0)
         assert {tuple(t) for t in rolls.answers()} == {(no, end)}
+
+
+@pytest.mark.parametrize("said", ["dtype", "torch_dtype", "text_config"])
+def test_a_model_of_the_hub_keeps_the_type_that_it_is_stored_in(base, tmp_path, said):
+    """A cache of the hub with one model; nothing is asked of the network."""
+    snapshot = tmp_path / "hub" / "models--me--tiny" / "snapshots" / "0123abc"
+    shutil.copytree(base, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0123abc")
+    config = json.loads((snapshot / "config.json").read_text())
+    config = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
+    told = {"text_config": {"dtype": "bfloat16"}} if said == "text_config" else {said: "bfloat16"}
+    (snapshot / "config.json").write_text(json.dumps(config | told))
+    where = {"cache_dir": str(tmp_path / "hub"), "local_files_only": True, "attn_implementation": "eager"}
+    model = opened(base).model
+    tuned_folder.write_folder(model, "me/tiny", tmp_path / "out", {"kind": tuned_folder.KIND}, where)
+    assert model.dtype == torch.float32
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert opened(tmp_path / "out").tokenizer.encode("help tea").tolist() == ids("help tea")
 
 
 def test_a_planted_world_keeps_its_attention(tmp_path):

@@ -7,7 +7,8 @@ of answers, in categories that were trained and in those that were left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .augment import Row, Triplet, check_choice, mixed, recover, recovery, rotat
 from .objectives import as_tensors, log_probs, logits_of
 from .phrases import permutations, within_budget
 from .triplets import Triplets
+from .tuned_folder import PLACE
 from .tuning import fine_tune
 
 __all__ = ["METHODS", "Alignment", "align", "safety_rows"]
@@ -32,7 +34,11 @@ METHODS = ("recovery", "cyclic", "permutation")
 HELD = 5
 """Every so manieth prompt is not trained on."""
 PART = 32
-"""Rows measured at a time."""
+"""Rows measured at a time, at most."""
+LOGITS = 1 << 26
+"""Logits held at a time while measuring: 256 MB of float32."""
+LAWS = 1 << 22
+"""Of them in float64 at a time: 32 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +104,10 @@ def align(
     hold_out: Sequence[str] = (),
     answers: int = 4,
     max_tokens: int = 64,
+    system: str | None = None,
     seed: int = 0,
     device: str | None = None,
+    dtype: str = "float32",
     **options: Any,
 ) -> Alignment:
     """Fine-tune a model so that it refuses in the middle of harmful answers, and measure what that cost.
@@ -133,10 +141,14 @@ def align(
         Categories that are not trained on, only measured.
     answers, max_tokens : int
         Of the model to each harmless prompt.
+    system : str, optional
+        System prompt of the harmless prompts. Triplets are ids and have theirs in them.
     seed : int
     device : str, optional
+    dtype : {"float32", "bfloat16", "float16"}
+        Of the weights, while they are trained and while the model is measured.
     **options
-        Of `fine_tune`: objective, steps, batch_size, learning_rate, lora ...
+        Of `fine_tune`: objective, steps, batch_size, learning_rate, lora ...; others are passed to ``from_pretrained``.
 
     Returns
     -------
@@ -152,9 +164,10 @@ def align(
     check_choice("method", method, METHODS)
     given = _labelled(triplets, hold_out)
     train, held = _split(given)
-    before, notes = open_engine(model, device=device), []
+    loading = {"dtype": dtype, "device": device, **_not_of(fine_tune, options)}
+    before, notes = open_engine(model, **loading), []
     rows = safety_rows(train.without(hold_out), method, depth, phrases=phrases, plain=plain, budget=budget, seed=seed)
-    anchors, kept = _own_answers(before, benign, answers, max_tokens, seed)
+    anchors, kept = _own_answers(before, benign, answers, max_tokens, system, seed)
     if budget is None and anchors:
         tokens = sum(r.loss_tokens for r in anchors)
         rows = safety_rows(
@@ -166,16 +179,29 @@ def align(
     tokens = {"safety": sum(r.loss_tokens for r in rows), "anchors": sum(r.loss_tokens for r in anchors)}
     data = mixed(rows, anchors, alpha) if anchors else rows
     about = {"method": method, "depth": depth, "share": share, "tokens": tokens}
-    record = fine_tune(model, data, out, seed=seed, device=device, about=about, **options)
-    after = open_engine(out, device=device)
-    asked = _asked(held, depth, seed)
-    table = {}
-    for name in sorted(set(held.category)):
-        mine = [r for r, c in zip(asked, held.category) if c == name]
-        trained = name not in hold_out
-        table[name] = {"trained": trained, "before": _loss(before, mine), "after": _loss(after, mine)}
-    kl = _divergence(before, after, kept) if kept else None
+    asked = {name: [] for name in sorted(set(held.category))}
+    for row, name in zip(_asked(held, depth, seed), held.category):
+        asked[name].append(row)
+    first = {name: _loss(before, mine) for name, mine in asked.items()}
+    del before  # training has the memory for itself
+    record = fine_tune(model, data, out, seed=seed, device=device, dtype=dtype, about=about, **options)
+    after = open_engine(out, **_here(loading))
+    table = {
+        name: {"trained": name not in hold_out, "before": first[name], "after": _loss(after, mine)}
+        for name, mine in asked.items()
+    }
+    kl = _divergence(open_engine(model, **loading), after, kept) if kept else None
     return Alignment(method, depth, share, tokens, kl, table, record, notes)
+
+
+def _not_of(verb: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options that are none of a function's own."""
+    return {name: value for name, value in options.items() if name not in inspect.signature(verb).parameters}
+
+
+def _here(loading: dict[str, Any]) -> dict[str, Any]:
+    """Options of loading, without those that say where a base lies: what was tuned lies in its folder."""
+    return {name: value for name, value in loading.items() if name not in (*PLACE, "variant")}
 
 
 def safety_rows(
@@ -253,12 +279,12 @@ def _split(triplets: Triplets) -> tuple[Triplets, Triplets]:
 
 
 def _own_answers(
-    engine: TransformersEngine, benign: Any, n: int, max_tokens: int, seed: int
+    engine: TransformersEngine, benign: Any, n: int, max_tokens: int, system: str | None, seed: int
 ) -> tuple[list[Row], list[Row]]:
     """The model's answers to harmless prompts, as rows: to train on, and to measure on."""
     if benign is None:
         return [], []
-    rolls = sample(engine, benign, n=n, max_tokens=max_tokens, seed=seed, progress=False)
+    rolls = sample(engine, benign, n=n, max_tokens=max_tokens, system=system, seed=seed, progress=False)
     prompts = list(dict.fromkeys(rolls.prompt_id.tolist()))
     held = {p for i, p in enumerate(prompts) if i % HELD == HELD - 1}
     sides: tuple[list[Row], list[Row]] = ([], [])
@@ -281,8 +307,9 @@ def _per_row(engine: TransformersEngine, rows: list[Row], each: Any) -> NDArray[
     from .batches import collate_rows
 
     found = []
-    for begin in range(0, len(rows), PART):
-        part = rows[begin : begin + PART]
+    size = max(1, min(PART, LOGITS // (engine.vocab_size * max(len(r.tokens) for r in rows))))
+    for begin in range(0, len(rows), size):
+        part = rows[begin : begin + size]
         batch = as_tensors(collate_rows(part, 1.0, range(len(part))), engine.device)
         values = each(batch).double().cpu().numpy()
         row = np.repeat(np.arange(len(part)), [r.loss_tokens for r in part])
@@ -298,10 +325,17 @@ def _loss(engine: TransformersEngine, rows: list[Row]) -> Bound:
 def _divergence(before: TransformersEngine, after: TransformersEngine, rows: list[Row]) -> Bound:
     def each(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         keep = batch["labels"][:, 1:] != -100
-        p, q = (torch.log_softmax(logits_of(e.model, batch)[keep].double(), -1) for e in (before, after))
-        return (p.exp() * (p - q)).sum(-1)
+        told, said = (logits_of(e.model, batch)[keep] for e in (before, after))
+        tokens = max(1, LAWS // told.shape[-1])
+        return torch.cat([_kl(p, q) for p, q in zip(told.split(tokens), said.split(tokens))])
 
     return _mean(_per_row(before, rows, each), rows, "KL per token")
+
+
+def _kl(told: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+    """KL divergence of laws given by logits, in float64, nats."""
+    p, q = (torch.log_softmax(logits.double(), -1) for logits in (told, said))
+    return (p.exp() * (p - q)).sum(-1)
 
 
 def _mean(values: NDArray, rows: list[Row], name: str) -> Bound:

@@ -10,8 +10,8 @@ in JSON what it is, for the record and to tell one run from another: without it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ __all__ = ["Constrained", "CrossEntropy", "Distilled", "Objective", "Setting", "
 Batch = dict[str, torch.Tensor]
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 ON = ("response", "loss")
+OF_ONE_MODEL = ("revision", "subfolder", "variant")
 
 
 class Objective(Protocol):
@@ -49,12 +50,20 @@ class Setting:
     engine : TransformersEngine
         The model that will be trained (``engine.model``), its tokenizer and folder.
     batch_size, steps, seed : int
+        Rows per update, updates.
+    accumulate : int
+        Parts of an update: the objective is called so many times for each, with ``batch_size / accumulate`` rows, and
+        ``batch["step"]`` counts these calls.
+    options : mapping
+        What the model was loaded with; a second model is loaded alike.
     """
 
     engine: TransformersEngine
     batch_size: int
     steps: int
     seed: int
+    accumulate: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def as_tensors(batch: dict[str, np.ndarray], device: Any = None) -> Batch:
@@ -182,7 +191,7 @@ class Distilled:
         Rows on which the teacher is imitated; a batch of them stands beside every batch of the rows that are learned.
         By default the rows that are learned are those that are imitated.
     size : int, optional
-        Rows of these per step; by default half the batch.
+        Rows of these per update; by default half the batch. Rounded up to a multiple of the parts of an update.
 
     Notes
     -----
@@ -211,8 +220,9 @@ class Distilled:
         batches = None
         if self.rows is not None:
             rows = check_rows(self.rows, setting.engine.vocab_size, setting.engine.context)
-            size = self.size or max(1, setting.batch_size // 2)
-            batches = RowBatches([self._asked(r) for r in rows], size, setting.steps, setting.seed)
+            parts = setting.accumulate
+            size = -(-(self.size or max(1, setting.batch_size // 2)) // parts)
+            batches = RowBatches([self._asked(r) for r in rows], size, setting.steps * parts, setting.seed)
         return replace(self, teacher=teacher, batches=batches)
 
     def _asked(self, row: Row) -> Row:
@@ -281,7 +291,10 @@ def _frozen(source: Any, setting: Setting, what: str) -> Any:
     """A second model of the same tokenizer, in evaluation mode and without gradients."""
     ours = setting.engine
     if isinstance(source, str | Path):
-        other = open_engine(source, dtype=ours.dtype, device=str(ours.device))
+        options = dict(setting.options)
+        if str(source) != ours.path:  # another model has revisions of its own
+            options = {name: value for name, value in options.items() if name not in OF_ONE_MODEL}
+        other = open_engine(source, dtype=ours.dtype, device=str(ours.device), **options)
         if _words(other) != _words(ours) or other.vocab_size != ours.vocab_size:
             raise InputError(
                 f"the {what} {source} has another tokenizer than {ours.path}",

@@ -32,6 +32,8 @@ BESIDE = (
     "additional_chat_templates",
 )
 """Files of a base folder that belong to the tuned one as they are."""
+PLACE = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
+"""Options that say where a model lies."""
 
 
 def check_target(out: Path, base: str | Path) -> None:
@@ -63,7 +65,9 @@ def record_of(out: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("kind") == KIND else None
 
 
-def write_folder(model: Any, base: str | Path, out: Path, record: Mapping[str, Any]) -> None:
+def write_folder(
+    model: Any, base: str | Path, out: Path, record: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> None:
     """Write weights in the type that the base stores, its tokenizer and template, and the record.
 
     Parameters
@@ -76,11 +80,14 @@ def write_folder(model: Any, base: str | Path, out: Path, record: Mapping[str, A
         A new folder; one that is there is replaced at once.
     record : mapping
         JSON-able; becomes training.json.
+    options : mapping, optional
+        What the base was loaded with; says which of its revisions, and where it lies.
     """
+    where = {name: value for name, value in dict(options or {}).items() if name in PLACE}
     fresh = out.parent / f".{out.name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     model.config.use_cache = True  # the Trainer may have switched it off
-    trained, stored = model.dtype, _stored(base)
+    trained, stored = model.dtype, _stored(base, where)
     _check_range(model, stored)
     model.to(stored).save_pretrained(fresh)
     model.to(trained)
@@ -95,7 +102,7 @@ def write_folder(model: Any, base: str | Path, out: Path, record: Mapping[str, A
                 shutil.copyfile(source, fresh / name)
         _keep_attention(Path(base), fresh)
     else:
-        transformers.AutoTokenizer.from_pretrained(str(base)).save_pretrained(fresh)
+        transformers.AutoTokenizer.from_pretrained(str(base), **where).save_pretrained(fresh)
     (fresh / "training.json").write_text(json.dumps(dict(record), indent=1, sort_keys=True) + "\n")
     if out.exists():
         shutil.rmtree(out)
@@ -107,12 +114,17 @@ def _config(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _stored(base: str | Path) -> torch.dtype:
-    """Type of the weights in the base's files; float32 where its config does not say."""
-    config = _config(base)
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    found = getattr(torch, name, None)
-    return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.float32
+def _stored(base: str | Path, where: Mapping[str, Any]) -> torch.dtype:
+    """Type of the weights in the base's files, of a folder or on the hub; float32 where its config does not say."""
+    if Path(base).is_dir():
+        config = _config(base)
+    else:
+        found = transformers.utils.cached_file(str(base), "config.json", **where)
+        config = json.loads(Path(str(found)).read_text(encoding="utf-8"))
+    parts = (config, config.get("text_config") or {})  # models of several kinds of input say it of each
+    names = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+    stored = getattr(torch, str(next(filter(None, names), "float32")).removeprefix("torch."), None)
+    return stored if isinstance(stored, torch.dtype) and stored.is_floating_point else torch.float32
 
 
 def _check_range(model: Any, stored: torch.dtype) -> None:

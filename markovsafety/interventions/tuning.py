@@ -42,6 +42,7 @@ def fine_tune(
     objective: Objective | None = None,
     steps: int = 500,
     batch_size: int = 32,
+    accumulate: int = 1,
     learning_rate: float = 1e-3,
     warmup: int = 20,
     schedule: str = "cosine",
@@ -71,6 +72,10 @@ def fine_tune(
         Updates of the weights.
     batch_size : int
         Rows per update.
+    accumulate : int
+        Parts in which the rows of an update go through the model, one after the other, so that no more than
+        ``batch_size / accumulate`` are in memory at once. The update is the same up to rounding; batches then come in
+        their own order, not in the Trainer's.
     learning_rate : float
         The largest; AdamW, gradients clipped to norm 1.
     warmup : int
@@ -94,7 +99,7 @@ def fine_tune(
     about : mapping, optional
         JSON-able; goes into the record.
     **options
-        Passed to ``from_pretrained``.
+        Passed to ``from_pretrained``, also for a second model that the objective loads (`Setting`).
 
     Returns
     -------
@@ -114,7 +119,7 @@ def fine_tune(
         there is none; `out` is not written.
     """
     out, objective = Path(out), objective or CrossEntropy()
-    _check(steps, batch_size, learning_rate, warmup, schedule, save_every)
+    _check(steps, batch_size, learning_rate, warmup, schedule, save_every, accumulate)
     check_target(out, model)
     engine = open_engine(model, dtype=dtype, device=device, **options)
     rows = check_rows(rows, engine.vocab_size, engine.context)
@@ -125,6 +130,7 @@ def fine_tune(
         "objective": getattr(objective, "describe", lambda: {"objective": type(objective).__name__})(),
         "lora": None if lora is None else {k: lora[k] for k in sorted(lora)},
         **{"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup},
+        **({} if accumulate == 1 else {"accumulate": accumulate}),
         **{"schedule": schedule, "weight_decay": weight_decay, "seed": seed, "dtype": dtype},
     }
     name = json_hash(plan)
@@ -133,9 +139,9 @@ def fine_tune(
         shutil.rmtree(work, ignore_errors=True)
     elif (known := record_of(out)) and known.get("plan") == name:
         return known
-    setting = Setting(_adapted(engine, lora, seed), batch_size, steps, seed)
+    setting = Setting(_adapted(engine, lora, seed), batch_size, steps, seed, accumulate, options)
     bound = objective.bind(setting) if hasattr(objective, "bind") else objective  # type: ignore[attr-defined]
-    batches, begun = RowBatches(rows, batch_size, steps, seed), time.time()
+    batches, begun = RowBatches(rows, batch_size // accumulate, steps * accumulate, seed), time.time()
     arguments = _arguments(plan, work, save_every, progress, setting.engine)
     losses = _train(setting.engine.model, bound, batches, arguments, str(model))
     tuned = setting.engine.model.merge_and_unload() if lora is not None else engine.model
@@ -147,7 +153,7 @@ def fine_tune(
         "versions": versions(),
         "about": dict(about or {}),
     }
-    write_folder(tuned, model, out, record)
+    write_folder(tuned, model, out, record, options)
     shutil.rmtree(work, ignore_errors=True)
     return record
 
@@ -157,6 +163,12 @@ class _Trainer(Trainer):
 
     objective: Callable[..., Any]
     parts: _Parts
+    loss_is_scaled_for_ga = False  # every part of a batch is divided by the mean of its own size
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.gradient_accumulation_steps == 1:
+            return super()._get_train_sampler(train_dataset)
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # parts stay together
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, parts = self.objective(model, inputs)
@@ -196,10 +208,11 @@ def _train(model: Any, objective: Any, batches: RowBatches, arguments: TrainingA
         model=model,
         args=arguments,
         train_dataset=batches,  # type: ignore[arg-type]
-        data_collator=lambda items: as_tensors(items[0]),  # an item is a whole batch
+        data_collator=lambda items: as_tensors(items[0]),
         callbacks=[parts],
     )
     trainer.objective, trainer.parts = objective, parts
+    trainer.model_accepts_loss_kwargs = False  # what transformers 4 asks in place of `loss_is_scaled_for_ga`
     if arguments.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
     try:
@@ -228,7 +241,8 @@ def _arguments(
         kind = "constant_with_warmup"
     arguments = TrainingArguments(
         output_dir=str(work),
-        per_device_train_batch_size=1,  # an item is a whole batch
+        per_device_train_batch_size=1,  # an item is a whole batch, or a part of one
+        gradient_accumulation_steps=plan.get("accumulate", 1),
         max_steps=plan["steps"],
         learning_rate=plan["learning_rate"],
         lr_scheduler_type=kind,
@@ -292,10 +306,19 @@ def _base(model: str | Path) -> dict[str, Any]:
     return {"model": Path(model).name if hashed else str(model), "sha256": hashed}
 
 
-def _check(steps: int, batch_size: int, learning_rate: float, warmup: int, schedule: str, save_every: int) -> None:
-    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("save_every", save_every, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _check(
+    steps: int, batch_size: int, learning_rate: float, warmup: int, schedule: str, save_every: int, accumulate: int
+) -> None:
+    counts = {"steps": steps, "batch_size": batch_size, "save_every": save_every, "accumulate": accumulate}
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}.", cause="It is a count.", next="Give a whole number >= 1.")
+    if batch_size % accumulate:
+        raise InputError(
+            f"A batch of {batch_size} rows cannot be split into accumulate = {accumulate} equal parts.",
+            cause="All parts of an update have the same number of rows.",
+            next="Give a divisor of batch_size.",
+        )
     if isinstance(warmup, bool) or not isinstance(warmup, int) or not warmup >= 0:
         raise InputError(f"warmup is {warmup!r}.", cause="It counts updates.", next="Give a whole number >= 0.")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
