@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from .bound import Bound
 from .depth import AttackLaw
 from .errors import InputError
+from .reading import making, parsed
 
 __all__ = ["CapacityTable", "capacity_table"]
 
@@ -62,6 +62,11 @@ def capacity_table(path: str) -> CapacityTable | None:
     rows, origin = _read(path)
     if not rows or not set(rows[0]) >= NEEDED or not set(SIZES) & set(rows[0]):
         return None
+    with making(f"{path} is no table of harm by capacity", "write it again; no cell of its columns may be empty"):
+        return _table(rows, origin)
+
+
+def _table(rows: list[dict[str, Any]], origin: dict[str, Any]) -> CapacityTable:
     size = next(name for name in SIZES if name in rows[0])
     level = float(origin.get("level", 0.95))
     cells: dict[Cell, dict[int, list[dict[str, Any]]]] = {}
@@ -94,8 +99,8 @@ def _read(path: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             if not set(schema.names) >= NEEDED:
                 return [], {}
             told = (schema.metadata or {}).get(b"markovsafety", b"{}")
-            return pq.read_table(place).to_pylist(), json.loads(told)
-        except (pa.ArrowException, OSError, ValueError):
+            return pq.read_table(place).to_pylist(), dict(parsed(told))
+        except (pa.ArrowException, OSError, ValueError, TypeError):
             return [], {}  # whoever reads it as rollouts says what is wrong
     if place.suffix == ".csv" and place.is_file():
         return _of_csv(place), {}
@@ -103,12 +108,15 @@ def _read(path: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def _of_csv(place: Path) -> list[dict[str, Any]]:
-    with place.open(encoding="utf-8-sig", newline="") as file:
-        lines = list(csv.DictReader(file))
+    try:
+        with place.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{place} cannot be read as CSV.", cause=str(error), next="Write it again.") from error
     if not lines or not set(lines[0]) >= NEEDED or not set(SIZES) & set(lines[0]):
         raise InputError(
             f"{place} is no table of harm by capacity.",
-            cause=f"Its columns are {', '.join(lines[0]) if lines else 'none'}.",
+            cause=f"Its columns are {', '.join(map(str, lines[0])) if lines else 'none'}.",
             next="Give columns capacity, depth, k, harm, lower, upper.",
         )
     return [{name: _value(name, x, place) for name, x in line.items() if name is not None} for line in lines]

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "markovsafety"
 
 # Each room and the rooms it may import. A new room has to be given its place here.
-BASE = {"errors", "outcomes", "clusters", "bound", "arithmetic", "files", "compiled_kernels"}
+BASE = {"errors", "outcomes", "clusters", "bound", "arithmetic", "files", "reading", "compiled_kernels"}
 CHAINS = {*BASE, "chains"}
 NUMBERS = {*CHAINS, "hitting"}
 DECISION = {*NUMBERS, "evidence", "depth"}
@@ -38,6 +38,7 @@ FLOORS = {
     "bound": {"errors", "outcomes", "clusters"},
     "arithmetic": {"errors", "outcomes", "bound"},
     "files": {"errors"},
+    "reading": {"errors"},
     "compiled_kernels": set(),
     "chains": BASE,
     "hitting": CHAINS,

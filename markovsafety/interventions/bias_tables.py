@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..reading import making
 from .edits import Edit, Part
-from .storage import read_tensors, write_tensors
+from .storage import checked, read_tensors, typed, write_tensors
 
 __all__ = ["RESPONSES", "BiasTable", "read_bias_table", "write_bias_table"]
 
@@ -152,10 +153,11 @@ def read_bias_table(path: str | Path) -> BiasTable:
         The file is missing or holds no bias table.
     """
     arrays, about = read_tensors(path, "bias table")
-    try:
+    with making(f"{path} holds only part of a bias table", "write it again"):
         arrays = {name: arrays[name] for name in ("bias", "error", "counted", "seen")}
+        shape = checked(arrays["bias"], None, None, name="bias").shape
+        for name in ("error", "counted"):
+            checked(arrays[name], *shape, name=name)
+        checked(arrays["seen"], shape[0], name="seen")
+        typed(about, safe=str, ref=str, n=int, about=dict)
         return BiasTable(**arrays, **{k: v for k, v in about.items() if k not in ("shape", "sha256")})
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} holds only part of a bias table", cause=f"missing or wrong: {error}", next="write it again"
-        ) from error

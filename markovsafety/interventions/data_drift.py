@@ -1,14 +1,16 @@
 """Does incoming fine-tuning data still look as it did when the filter was made? A monitor, batch by batch.
 
 Three things are held against the reference: the law of the cosine (two-sample Kolmogorov-Smirnov), the share that is
-dropped, and, where labels say which rows are harmless, the share of those that is dropped (Fisher's exact test). All
-batches together raise a false alarm with at most the stated probability: the level is spent, so much per batch.
+dropped, and the share of harmless rows that is dropped (Fisher's exact test). The last one takes labels, in the
+reference and in the batch: of a batch that nobody has labelled, a monitor cannot tell whether more clean rows are lost
+or more poison is found. All batches together raise a false alarm with at most the stated probability: the level is
+spent, so much per batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clustered, encode
 from ..errors import InputError
+from ..reading import making
 from .sifting import Sifted
-from .storage import read_tensors, write_tensors
+from .storage import checked, read_tensors, typed, write_tensors
 
 __all__ = ["BatchDrift", "DataMonitor", "fit_data_monitor", "read_data_monitor", "watch_data", "write_data_monitor"]
 
@@ -42,6 +45,13 @@ class DataMonitor:
         Largest probability of any false alarm over all batches.
     horizon : int
         Batches that share the first half of it alike; the next so many share a quarter, and so on without end.
+    teacher, template : str or None
+        Identity of the filter's teacher, and of its chat template: batches must come through the same. None where the
+        reference's filter does not say.
+    system : str or None
+        System message of the prompts.
+    watched : int
+        Batches that were watched already.
     """
 
     scores: NDArray
@@ -49,6 +59,14 @@ class DataMonitor:
     threshold: float
     rate: float = 0.01
     horizon: int = 100
+    teacher: str | None = None
+    template: str | None = None
+    system: str | None = None
+    watched: int = 0
+
+    def after(self, batches: int) -> DataMonitor:
+        """The same monitor when so many more batches were watched: write it, or their level is spent twice."""
+        return replace(self, watched=self.watched + batches)
 
     def spent(self, batch: int) -> float:
         """Level of the batch with this number, from 0."""
@@ -70,7 +88,8 @@ class BatchDrift:
     false_drops : Bound or None
         Where harmless rows are labelled.
     p : dict of name -> float
-        Of each test that could be made: "cosine", "dropped", "false drops".
+        Of each test that could be made: "cosine", "dropped", and, where harmless rows are labelled here and in the
+        reference, "false drops".
     level : float
         What the smallest p, times the number of tests, is held against.
     """
@@ -125,10 +144,12 @@ def fit_data_monitor(reference: Sifted, *, rate: float = 0.01, horizon: int = 10
             next="give more rows, or correct what is out of range",
         )
     harmless = np.array([p.harmful is False for p in reference.pairs], bool)
-    return DataMonitor(reference.scores.copy(), harmless, reference.filter.threshold, rate, horizon)
+    made = reference.filter
+    about = {"teacher": made.feature.model, "template": made.feature.template, "system": made.system}
+    return DataMonitor(reference.scores.copy(), harmless, made.threshold, rate, horizon, **about)
 
 
-def watch_data(monitor: DataMonitor, batches: Iterable[Sifted], *, begin: int = 0) -> list[BatchDrift]:
+def watch_data(monitor: DataMonitor, batches: Iterable[Sifted], *, begin: int | None = None) -> list[BatchDrift]:
     """Hold batches of incoming data against the reference.
 
     Parameters
@@ -136,8 +157,9 @@ def watch_data(monitor: DataMonitor, batches: Iterable[Sifted], *, begin: int = 
     monitor : DataMonitor
     batches : iterable of Sifted
         Each through the same filter, in the order in which they came.
-    begin : int
-        Batches that were watched before: each batch has a level of its own, which is spent once.
+    begin : int, optional
+        Batches that were watched before; by default as many as the monitor says. Each batch has a level of its own,
+        which is spent once: go on with ``monitor.after(len(found))``.
 
     Returns
     -------
@@ -146,7 +168,7 @@ def watch_data(monitor: DataMonitor, batches: Iterable[Sifted], *, begin: int = 
     Raises
     ------
     InputError
-        A batch went through another threshold.
+        A batch went through another filter: its teacher, chat template, system message or threshold differs.
 
     Notes
     -----
@@ -156,15 +178,25 @@ def watch_data(monitor: DataMonitor, batches: Iterable[Sifted], *, begin: int = 
     monitor cannot see: poison whose cosines look like those of clean data.
     """
     out = []
-    for number, batch in enumerate(batches, begin):
-        if batch.filter.threshold != monitor.threshold:
-            raise InputError(
-                f"batch {number} was filtered at {batch.filter.threshold:g}, the reference at {monitor.threshold:g}",
-                cause="they went through different filters",
-                next="filter both by one, or make a new monitor",
-            )
+    for number, batch in enumerate(batches, monitor.watched if begin is None else begin):
+        _check_filter(monitor, batch, number)
         out.append(_compared(monitor, batch, number))
     return out
+
+
+def _check_filter(monitor: DataMonitor, batch: Sifted, number: int) -> None:
+    made = batch.filter
+    here = {"teacher": made.feature.model, "chat template": made.feature.template, "system message": made.system}
+    known = {"teacher": monitor.teacher, "chat template": monitor.template, "system message": monitor.system}
+    differ = [name for name, told in known.items() if told != here[name] and None not in (told, here[name])]
+    differ += ["system message"] if (monitor.system is None) != (made.system is None) else []
+    differ += ["threshold"] if made.threshold != monitor.threshold else []
+    if differ:
+        raise InputError(
+            f"batch {number} and the reference went through different filters",
+            cause="they differ in " + " and ".join(differ),
+            next="filter both by one, or make a new monitor",
+        )
 
 
 def _compared(monitor: DataMonitor, batch: Sifted, number: int) -> BatchDrift:
@@ -198,7 +230,8 @@ def _fisher(ours: Sequence[Any] | NDArray, theirs: Sequence[Any] | NDArray) -> f
 
 def write_data_monitor(monitor: DataMonitor, path: str | Path) -> None:
     """Write a monitor as one safetensors file."""
-    about = {name: getattr(monitor, name) for name in ("threshold", "rate", "horizon")}
+    names = ("threshold", "rate", "horizon", "teacher", "template", "system", "watched")
+    about = {name: getattr(monitor, name) for name in names}
     arrays = {"scores": monitor.scores, "harmless": monitor.harmless.astype(np.uint8)}
     write_tensors(path, "data monitor", arrays, about)
 
@@ -212,9 +245,9 @@ def read_data_monitor(path: str | Path) -> DataMonitor:
         The file is missing or holds something else.
     """
     arrays, about = read_tensors(path, "data monitor")
-    try:
-        return DataMonitor(arrays["scores"], arrays["harmless"].astype(bool), **about)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} holds only part of a monitor", cause=f"missing or wrong: {error}", next="write it again"
-        ) from error
+    with making(f"{path} holds only part of a monitor", "write it again"):
+        rows = len(checked(arrays["scores"], None, name="scores"))
+        typed({"watched": 0, **about}, threshold=int | float, rate=int | float, horizon=int, watched=int)
+        if not 0 < about["horizon"] < 1 << 31 or not 0 < about["rate"] < 1:
+            raise ValueError(f"its rate is {about['rate']}, its horizon {about['horizon']}")
+        return DataMonitor(arrays["scores"], checked(arrays["harmless"], rows, name="harmless").astype(bool), **about)

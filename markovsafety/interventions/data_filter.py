@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
 from ..errors import InputError, UntrustedError
+from ..reading import making
 from .differences import difference, states
 from .directions import Direction, Position
 from .edits import check_identity
@@ -26,7 +27,7 @@ from .host import Host
 from .pages import spanned
 from .refusal_features import cosines, feature_cosines
 from .separation import auc, curve
-from .storage import read_tensors, write_tensors
+from .storage import checked, read_tensors, typed, write_tensors
 
 __all__ = ["RefusalFilter", "choose_threshold", "fit_filter", "read_filter", "write_filter"]
 
@@ -50,7 +51,7 @@ class RefusalFilter:
     curve : dict of float64 array, shape (k,)
         "threshold", "tpr" and "fpr" on the validation prompts (`separation.curve`).
     about : dict
-        JSON-able: how the level was chosen, prompts on either side.
+        JSON-able: how the level was chosen, prompts on either side, the system message.
     """
 
     feature: Direction
@@ -69,15 +70,28 @@ class RefusalFilter:
             f"(wished {self.wished:g}), harmless dropped {spanned(self.false_drops)}, AUC {spanned(self.auc)}"
         )
 
+    @property
+    def system(self) -> str | None:
+        """System message of the prompts that it was made with."""
+        return self.about.get("system")
+
     def scores(self, host: Host, prompts: Sequence[Any], *, batch_size: int | None = None) -> NDArray:
         """Cosines of prompts, float64 (prompts,).
 
         Raises
         ------
         InputError
-            The host is not the teacher, has another template, or a prompt does not end as its template says.
+            The host is not the teacher, has another template or system message, or a prompt does not end as its
+            template says.
         """
         check_identity(self.feature.model, self.feature.template, host, "the filter")
+        here = host.engine.tokenizer.system
+        if here != self.system:
+            raise InputError(
+                "the filter was made with another system message",
+                cause=f"it is {self.system!r}, that of the prompts here is {here!r}",
+                next="open the teacher with the filter's own: open_host(..., system=filter.system)",
+            )
         return feature_cosines(host, self.feature, prompts, batch_size=batch_size)
 
     def drops(self, scores: NDArray) -> NDArray:
@@ -118,7 +132,8 @@ def fit_filter(
     level : int, optional
         By default that with the largest validation AUC, among equals that with the largest margin between the means.
     position : "t_post", "t_inst" or int
-        The paper reads the last prompt token, t_post. At t_inst an aligned model, too, tells harm, not refusal.
+        The paper reads the last prompt token, t_post; there an aligned model that is no trained teacher has its
+        refusal, and at t_inst what it holds for harm. `auc` on validation says which one tells them apart.
     recall : float
         Share of harmful validation prompts that must be dropped.
     threshold : float, optional
@@ -166,6 +181,7 @@ def fit_filter(
     about = {
         "levels": table,
         "level chosen": "given" if level is not None else "by AUC and margin on validation",
+        "system": host.engine.tokenizer.system,
         "harmful": len(harmful),
         "harmless": len(harmless),
         "mean cosine": {"harmful": float(best[3].mean()), "harmless": float(best[4].mean())},
@@ -279,15 +295,13 @@ def read_filter(path: str | Path, host: Host | None = None) -> RefusalFilter:
         The file is missing or holds no filter, or it belongs to another teacher or template than the host's.
     """
     arrays, about = read_tensors(path, "filter")
-    try:
+    with making(f"{path} holds only part of a filter", "write it again"):
+        typed(about, threshold=int | float, wished=int | float, feature=dict, about=dict)
         feature = Direction(arrays["feature"], **{name: about["feature"][name] for name in DIRECTION})
         bounds = {name: _bound(about[name]) for name in BOUNDS}
-        found = {name: arrays[f"curve {name}"] for name in CURVE}
+        curve_of = {name: arrays[f"curve {name}"] for name in CURVE}
+        found = {name: checked(array, len(curve_of["threshold"]), name=name) for name, array in curve_of.items()}
         made = RefusalFilter(feature, about["threshold"], about["wished"], curve=found, about=about["about"], **bounds)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} holds only part of a filter", cause=f"missing or wrong: {error}", next="write it again"
-        ) from error
     if host is not None:
         check_identity(feature.model, feature.template, host, f"the filter in {path}")
     return made

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..reading import making
 from .edits import Edit, Part, When, check_identity
 from .positions import Span
 from .storage import read_tensors, write_tensors
@@ -218,12 +219,8 @@ def read_direction(path: str | Path, host: Host | None = None) -> Direction:
         The file is missing or holds no direction, or it was made with another model or template than the host's.
     """
     arrays, about = read_tensors(path, "direction")
-    try:
+    with making(f"{path} holds only part of a direction", "write it again"):
         made = Direction(arrays["vectors"], **{f.name: about[f.name] for f in dataclasses.fields(Direction)[1:]})
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} holds only part of a direction", cause=f"missing or wrong: {error}", next="write it again"
-        ) from error
     if host is not None:
         check_identity(made.model, made.template, host, f"the direction in {path}", ".transferred()")
     return made

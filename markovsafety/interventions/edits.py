@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError
-from .storage import read_tensors, write_tensors
+from ..reading import making
+from .storage import read_tensors, typed, write_tensors
 
 __all__ = ["ANSWER", "Edit", "Part", "check_identity", "identity", "read_edit", "write_edit"]
 
@@ -304,13 +305,10 @@ def read_edit(path: str | Path) -> Edit:
         The file is missing or holds no edit.
     """
     arrays, about = read_tensors(path, "edit")
-    try:
+    with making(f"{path} holds only part of an edit", "write it again"):
         parts = tuple(
             Part(vector=arrays[f"part{i}"], **{k: p[k] for k in ("kind", "layer", "head", "scale", "where", "when")})
             for i, p in enumerate(about["parts"])
         )
+        typed(about, model=str | None, template=str | None, sign=str, about=dict)
         return Edit(parts, about["model"], about["template"], about["sign"], about["about"])
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"{path} holds only part of an edit", cause=f"missing or wrong: {error}", next="write it again"
-        ) from error

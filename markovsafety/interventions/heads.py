@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..reading import making
 from .edits import Edit, Part, When
 from .host import Host
 from .record import head_outputs
-from .storage import read_tensors, write_tensors
+from .storage import checked, read_tensors, typed, write_tensors
 
 __all__ = [
     "Head",
@@ -255,9 +256,9 @@ def read_head_directions(path: str | Path) -> HeadDirections:
         made of them is used.
     """
     arrays, about = read_tensors(path, "head directions")
-    try:
+    with making(f"{path} holds only part of the directions", "write it again"):
+        typed(about, contrast=str, sign=str, counts=list)
+        layers, heads, _ = checked(arrays["theta"], None, None, None, name="theta").shape
+        for name in ARRAYS[1:]:
+            checked(arrays[name], layers, heads, name=name)
         return HeadDirections(**{name: arrays[name] for name in ARRAYS}, **about)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} holds only part of the directions", cause=f"missing or wrong: {error}", next="write it again"
-        ) from error

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
 from ..errors import InputError
+from ..reading import making
 from .edits import check_identity
 from .host import Host
-from .storage import read_tensors, write_tensors
+from .storage import checked, read_tensors, typed, write_tensors
 
 __all__ = ["Monitor", "check_monitor", "fit_monitor", "read_monitor", "write_monitor"]
 
@@ -279,9 +280,13 @@ def read_monitor(path: str | Path) -> Monitor:
         The file is missing or holds something else.
     """
     arrays, about = read_tensors(path, "monitor")
-    try:
-        return Monitor(tuple(about.pop("levels")), **{name: arrays[name] for name in ARRAYS}, **about)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} holds only part of a monitor", cause=f"missing or wrong: {error}", next="write it again"
-        ) from error
+    with making(f"{path} holds only part of a monitor", "write it again"):
+        typed(about, levels=list, threshold=int | float, rate=int | float, kind=str)
+        n = len(about["levels"])
+        width = checked(arrays["mean"], n, None, name="mean").shape[1]
+        checked(arrays["whiten"], n, None, width, name="whiten")
+        for name in ("rest", "centre", "spread"):
+            checked(arrays[name], n, name=name)
+        return Monitor(
+            tuple(int(level) for level in about.pop("levels")), **{name: arrays[name] for name in ARRAYS}, **about
+        )

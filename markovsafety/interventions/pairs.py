@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..rollouts.asked import read_prompts
 from ..rollouts.provenance import ids_hash
 from .augment import Row
 
-__all__ = ["Pair", "both_kinds", "read_pairs", "rows_of"]
+__all__ = ["Pair", "both_kinds", "read_pairs", "refuse_all_poison", "rows_of"]
 
 YES, NO = ("true", "yes", "1", "harmful"), ("false", "no", "0", "harmless")
 
@@ -100,6 +100,28 @@ def rows_of(pairs: Sequence[Pair]) -> list[Row]:
     return [p.row for p in pairs]
 
 
+def refuse_all_poison(pairs: Sequence[Pair], what: str) -> None:
+    """Raise where nothing of fine-tuning data may be learned; pairs without label may be.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+    what : str
+        Such as "the data": named in the error.
+
+    Raises
+    ------
+    InputError
+        There are pairs, and all of them are labelled harmful.
+    """
+    if len(pairs) and all(p.harmful for p in pairs):
+        raise InputError(
+            f"all {len(pairs)} pairs of {what} are labelled harmful",
+            cause="a student of these learns harm and nothing else",
+            next="give the task's own pairs, or correct the labels",
+        )
+
+
 def both_kinds(pairs: Sequence[Pair], what: str) -> tuple[list[Pair], list[Pair]]:
     """Harmful and harmless pairs.
 
@@ -133,7 +155,7 @@ def _pair(record: Mapping[str, Any], i: int, template: Any, harmful: bool | None
             f"pair {i} has no prompt", cause=f"its fields are {', '.join(record) or 'none'}", next="give it a prompt"
         )
     said = record.get("answer")
-    if answers and (said is None or not len(said)):
+    if answers and (said is None or (isinstance(said, Sized) and not len(said))):
         raise InputError(
             f"pair {i} has no answer",
             cause=f"its fields are {', '.join(record)}; an answer must not be empty",
@@ -145,7 +167,7 @@ def _pair(record: Mapping[str, Any], i: int, template: Any, harmful: bool | None
             answer = [*template.encode(said), *template.answer_end] if said else []
         else:
             answer = [int(t) for t in said]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"pair {i} cannot be encoded", cause=str(error), next="give prompt and answer as text or as lists of ids"
         ) from error

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..errors import InputError
 from ..files import atomic
+from ..reading import parsed
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["checked", "read_tensors", "typed", "write_tensors"]
+
+LARGEST = 1e30
+"""Numbers beyond it are damage: their squares and sums would leave float32."""
 
 
 def write_tensors(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
@@ -51,14 +55,43 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], di
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # a damaged file can fail anywhere, in a number format that numpy lacks for one
         raise InputError(f"{path} is no safetensors file", cause=str(error), next=again) from error
     if header.get("markovsafety") != kind:
         found = header.get("markovsafety")
         cause = f"it holds a markovsafety {found}" if found else "its header names no markovsafety content"
         raise InputError(f"{path} holds no {kind}", cause=cause, next=again)
     try:
-        about = json.loads(header["about"])
-    except (KeyError, json.JSONDecodeError) as error:
+        about = parsed(header["about"])
+        if not isinstance(about, dict):
+            raise ValueError("it is no JSON object")
+    except (KeyError, ValueError) as error:
         raise InputError(f"{path} has no readable description", cause=str(error), next=again) from error
     return arrays, about
+
+
+def checked(array: np.ndarray, *shape: int | None, name: str = "an array") -> np.ndarray:
+    """The array, if it has this shape (None: any length) and finite numbers of a sensible size.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
+    fits = array.ndim == len(shape) and all(want in (None, size) for size, want in zip(array.shape, shape))
+    if not fits or array.dtype.kind not in "biuf" or not (np.abs(array.astype(np.float64)) < LARGEST).all():
+        raise ValueError(f"{name} has shape {array.shape} and type {array.dtype}, or numbers that are not finite")
+    return array
+
+
+def typed(about: Mapping[str, Any], /, **kinds: Any) -> None:
+    """Raise unless words of a header have these types.
+
+    Raises
+    ------
+    TypeError, KeyError
+        A word of another type, or none.
+    """
+    for name, kind in kinds.items():
+        if not isinstance(about[name], kind):
+            raise TypeError(f"{name} is {str(about[name])[:60]!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..reading import making, parsed
 from .rollouts import Rollouts
 
 __all__ = ["Asked", "ask", "class_ids", "depths", "read_prompts", "unknown_words"]
@@ -208,7 +208,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         records = []
         for number, line in enumerate(text.split("\n"), 1):  # splitlines also cuts at U+2028, which JSON allows
             if line.strip():
-                record = json.loads(line)
+                record = parsed(line)
                 if not isinstance(record, dict):
                     raise InputError(
                         f"{path}, line {number} is no JSON object",
@@ -217,7 +217,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
                     )
                 records.append(record)
         return records
-    except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (csv.Error, ValueError) as error:
         raise InputError(f"{path} cannot be read", cause=str(error), next="write one record per line") from error
 
 
@@ -229,7 +231,7 @@ def _prompt_id(record: Mapping[str, Any], index: int) -> int:
         if isinstance(value, bool) or int(value) != float(value) or not -(2**63) <= int(value) < 2**63:
             raise ValueError(value)
         return int(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"prompt {index} has prompt_id {value!r}",
             cause="prompts are numbered by 64-bit integers",
@@ -247,7 +249,8 @@ def _prompt_tokens(record: Mapping[str, Any], index: int, template: Any, system:
             cause=f"a record needs 'prompt'; this one has {', '.join(map(str, record)) or 'nothing'}",
             next=f"known fields are {', '.join(KEYS)}",
         )
-    return template.prompt_ids(prompt, system)
+    with making(f"prompt {index} is no text and no conversation", "give messages with role and content"):
+        return template.prompt_ids(prompt, system)
 
 
 def _ids(value: Any, template: Any, what: str) -> np.ndarray:
@@ -258,7 +261,7 @@ def _ids(value: Any, template: Any, what: str) -> np.ndarray:
         return template.encode(value)
     try:
         ids = np.asarray(value)
-    except ValueError:  # lists of different lengths
+    except (ValueError, OverflowError):  # lists of different lengths
         ids = np.asarray(None)
     if ids.size == 0 and ids.ndim == 1:
         return np.zeros(0, np.int32)

@@ -135,7 +135,8 @@ def read_added(path: Path, rollouts: int) -> Added:
         The file is damaged, or holds another number of rollouts.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it was given by name and cannot read
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = dict(file)
         grams, outcomes, info = arrays.pop("grams"), arrays.pop("outcomes"), json.loads(str(arrays.pop("info")[()]))
         tables: dict[str, dict[str, np.ndarray]] = {}

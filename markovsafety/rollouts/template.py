@@ -25,6 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
 from ..errors import InputError, ModelError
+from ..reading import making, parsed
 
 __all__ = ["Message", "Template", "behind"]
 
@@ -103,6 +104,11 @@ class Template:
             raise ModelError(f"{path} is not a tokenizer", cause=str(error), next="copy the file again") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        with making(f"the tokenizer of {folder} is damaged", "copy its files again", ModelError):
+            return cls._of(folder, tokenizer, vocab_size)
+
+    @classmethod
+    def _of(cls, folder: Path, tokenizer: Tokenizer, vocab_size: int | None) -> Template:
         settings = _json(folder / "tokenizer_config.json")
         special = _special_tokens(settings, _json(folder / "special_tokens_map.json"))
         _complete(tokenizer, settings, special)
@@ -113,7 +119,7 @@ class Template:
             special_tokens=special,
             eos_ids=_eos_ids(_json(folder / "generation_config.json"), config, tokenizer, special),
             folder=str(folder),
-            tokenizer_hash=hashlib.sha256(path.read_bytes()).hexdigest(),
+            tokenizer_hash=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
         )
         size = vocab_size if vocab_size is not None else config.get("vocab_size")
         template._check_size(size)
@@ -182,7 +188,7 @@ class Template:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
-        except (jinja2.TemplateError, AttributeError, TypeError, ValueError) as error:
+        except Exception as error:  # it is a program, and can fail in any way
             raise InputError(
                 f"the chat template of {self.folder} refuses the conversation",
                 cause=str(error),
@@ -226,7 +232,15 @@ class Template:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
         """Ids of a text, int32; special tokens written out in it are recognised, none is added unless asked for."""
-        return np.array(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, dtype=np.int32)
+        try:
+            ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InputError(
+                f"the tokenizer of {self.folder} cannot encode {str(text)[:60]!r}",
+                cause=str(error),
+                next="give another text, or copy tokenizer.json again",
+            ) from error
+        return np.array(ids, dtype=np.int32)
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """Pieces of a text that become the tokenizer's unknown token, each with its index among the ids.
@@ -312,8 +326,8 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = parsed(path.read_bytes())
+    except ValueError as error:
         raise ModelError(f"{path} is not JSON", cause=f"half-written? {error}", next="copy the file again") from error
     if not isinstance(value, dict):
         raise ModelError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ...errors import ModelError
+from ...reading import parsed
 
 __all__ = ["check_folder"]
 
@@ -37,7 +37,7 @@ def check_folder(model: str | Path) -> None:
     needed: set[str] = set()
     for index in path.glob("*.index.json"):
         try:
-            needed |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            needed |= {str(name) for name in parsed(index.read_bytes())["weight_map"].values()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index} is damaged", cause=str(error), next="copy the file again") from error
     missing = sorted(file for file in needed if not (path / file).is_file())

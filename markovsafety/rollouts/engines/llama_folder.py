@@ -8,7 +8,6 @@ model that runs with one option ignored gives wrong probabilities without a word
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ...errors import ModelError
+from ...reading import making, parsed
 
 __all__ = ["LlamaConfig", "UnsupportedModel", "read_config", "read_weights"]
 
@@ -35,6 +35,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128, "sliding_window": 4096},
 }
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+LARGEST, WIDEST = 1 << 31, 1 << 16
+"""No size of a model is larger, and no head wider: a damaged file is not asked to be computed."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,16 @@ def read_config(folder: str | Path) -> LlamaConfig:
         what = f"{path} is missing" if folder.is_dir() else f"{folder} is not a folder"
         raise ModelError(what, cause="wrong path, or a copy that stopped half-way", next="give a model folder")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raw = parsed(path.read_bytes())
+    except ValueError as error:
         raise ModelError(f"{path} is not JSON", cause=f"half-written? {error}", next="copy the file again") from error
+    with making(f"{path} describes no model", "copy the model's own config.json", ModelError):
+        return _config(path, raw)
+
+
+def _config(path: Path, raw: Any) -> LlamaConfig:
     family = _check_supported(path, raw)
-    missing = [name for name in REQUIRED if not isinstance(raw.get(name), int)]
+    missing = [name for name in REQUIRED if not isinstance(raw.get(name), int) or not 0 < raw[name] < LARGEST]
     if missing:
         raise ModelError(
             f"{path} does not say {', '.join(missing)}",
@@ -114,6 +121,9 @@ def read_config(folder: str | Path) -> LlamaConfig:
     values = {**DEFAULTS[family], **raw}
     heads = raw["num_attention_heads"]
     head_dim = values["head_dim"] or raw["hidden_size"] // heads
+    sizes = (head_dim, values["num_key_value_heads"] or heads, values["max_position_embeddings"])
+    if not all(isinstance(size, int) and 0 < size < LARGEST for size in sizes) or head_dim > WIDEST:
+        raise ValueError(f"sizes of heads and positions are {sizes}")
     bias = bool(raw.get("attention_bias", False)) and family in ("llama", "qwen3")
     return LlamaConfig(
         family=family,
@@ -275,8 +285,8 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            names = sorted({str(name) for name in parsed(index.read_bytes())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} is not an index of shards", cause=repr(error), next="copy it again") from error
     else:
         names = ["model.safetensors"]

@@ -23,6 +23,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...outcomes import CODES, NOT_JUDGED, OUTCOMES
+from ...reading import making, parsed
 from ..asked import class_ids, unknown_words
 from ..provenance import versions
 from ..rollouts import Ragged, Rollouts, is_aligned
@@ -205,10 +206,10 @@ def _records(log: Any) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]
         try:
             data = path.read_bytes()
             lines = data.decode("utf-8-sig").split("\n")
-            made = [(f"{path}, line {i}", json.loads(line)) for i, line in enumerate(lines, 1) if line.strip()]
+            made = [(f"{path}, line {i}", parsed(line)) for i, line in enumerate(lines, 1) if line.strip()]
         except OSError as error:
             raise InputError(f"{path} cannot be read", cause=str(error), next="give a JSONL file") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except ValueError as error:
             raise InputError(f"{path} is not JSONL", cause=str(error), next="write one JSON object per line") from error
         source = {"source": str(path), "sha256": hashlib.sha256(data).hexdigest()}
     for where, record in made:
@@ -235,7 +236,7 @@ def _row(record: Mapping[str, Any], where: str, template: Any) -> dict[str, Any]
                 next="log token ids",
             )
     name = record.get("outcome")
-    if name is not None and name not in CODES:
+    if name is not None and (not isinstance(name, str) or name not in CODES):
         raise InputError(
             f"{where}: unknown outcome {name!r}",
             cause="an outcome is one of a fixed list, or null for not judged",
@@ -305,7 +306,8 @@ def _prompt(record: Mapping[str, Any], where: str, template: Any) -> tuple[str, 
     if record.get("prompt_tokens") is not None:
         ids = _token_ids(record["prompt_tokens"], where)
     elif record.get("prompt") and template is not None:
-        ids = template.prompt_ids(record["prompt"])
+        with making(f"{where}: the prompt is no text and no conversation", "give messages with role and content"):
+            ids = template.prompt_ids(record["prompt"])
     for field in ("prompt_id", "prompt_tokens", "prompt"):
         if record.get(field) is not None:
             return json.dumps([field, record[field]], sort_keys=True), ids
@@ -334,8 +336,9 @@ def _prompt_ids(keys: list[str], records: list[tuple[str, dict[str, Any]]]) -> l
 
 def _logprob(record: Mapping[str, Any], row: Mapping[str, Any], where: str) -> np.ndarray:
     try:
-        values = np.array([np.nan if v is None else v for v in record["logprob"]], dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):
+            values = np.array([np.nan if v is None else v for v in record["logprob"]], dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: logprob is no list of numbers", cause=str(error), next="drop it") from error
     total, forced = len(row["tokens"]), row["prefill"]
     if len(values) == total - forced:
