@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..reading import parsed
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
 from .augment import Triplet
@@ -51,7 +51,7 @@ class Triplets:
         return Triplets(tuple(t for t, _ in pairs), tuple(c for _, c in pairs))
 
 
-def read_triplets(path: str | Path, template: Any) -> Triplets:
+def read_triplets(path: str | Path, template: Any, *, system: str | None = None) -> Triplets:
     """Triplets of a JSONL file.
 
     Parameters
@@ -61,6 +61,8 @@ def read_triplets(path: str | Path, template: Any) -> Triplets:
         ``refusal`` (texts, or lists of ids), and may have ``category``. Texts get the model's end of sequence.
     template : Template
         Of the model that is trained.
+    system : str, optional
+        System prompt of the prompts that are no ids.
 
     Raises
     ------
@@ -71,10 +73,10 @@ def read_triplets(path: str | Path, template: Any) -> Triplets:
     for number, record in _lines(Path(path)):
         try:
             tokens = record.get("prompt_tokens")
-            prompt = template.prompt_ids(record["prompt"]) if tokens is None else tokens
+            prompt = template.prompt_ids(record["prompt"], system) if tokens is None else tokens
             parts = [_said(record[name], template) for name in ("answer", "refusal")]
             items.append(Triplet([int(i) for i in prompt], *parts))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"Line {number} of {path} is no triplet.",
                 cause=f"{type(error).__name__}: {error}",
@@ -95,7 +97,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parsed(line)
             if not isinstance(record, dict):
                 raise TypeError(f"it is a {type(record).__name__}, not an object")
         except (ValueError, TypeError) as error:
