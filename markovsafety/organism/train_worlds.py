@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.masking_utils import eager_mask
 
 from ..errors import InputError, ModelError, UntrustedError
+from ..files import atomic_folder, claimed
 from ..rollouts.engines.transformers import TransformersEngine, open_engine
 from . import worlds
 from .tokenizer import write_tokenizer
@@ -257,21 +257,17 @@ def train_world(
 
 def _write(model: Any, out: Path, found: dict[str, Any]) -> None:
     """fp16, into a new folder that replaces the old one at once."""
-    fresh = out.parent / f".{out.name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.half().save_pretrained(fresh)
-    model.float()
-    os.chmod(fresh / "model.safetensors", 0o644)
-    # transformers keeps the name of the attention out of the file, and would then load the model without its mask.
-    config = json.loads((fresh / "config.json").read_text())
-    config["attn_implementation"] = ATTENTION
-    (fresh / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    special, template = worlds.SPECIAL, worlds.CHAT_TEMPLATE
-    write_tokenizer(fresh, IDS, special=special, chat_template=template, positions=POSITIONS)
-    (fresh / "training.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(fresh, out)
+    with claimed(out.parent / f".{out.name}.lock", f"the model in {out}"), atomic_folder(out) as fresh:
+        model.half().save_pretrained(fresh)
+        model.float()
+        os.chmod(fresh / "model.safetensors", 0o644)
+        # transformers keeps the name of the attention out of the file, and would load the model without its mask.
+        config = json.loads((fresh / "config.json").read_text())
+        config["attn_implementation"] = ATTENTION
+        (fresh / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        special, template = worlds.SPECIAL, worlds.CHAT_TEMPLATE
+        write_tokenizer(fresh, IDS, special=special, chat_template=template, positions=POSITIONS)
+        (fresh / "training.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 def attack(

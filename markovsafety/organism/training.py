@@ -17,10 +17,13 @@ from transformers import (
     LlamaForCausalLM,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
 from ..errors import InputError, UntrustedError
+from ..files import atomic_folder, claimed, newest_sealed, seal
+from ..rollouts.provenance import json_hash, weights_hash
 from . import train_checks
 from .data import Batches, Recipe
 from .language import BOS, EOS, PAD, WORDS
@@ -99,7 +102,6 @@ def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool, save_e
         seed=seed,
         save_strategy="steps",
         save_steps=save_every,
-        save_total_limit=1,
         logging_steps=100,
         report_to=[],
         use_cpu=True,
@@ -111,22 +113,19 @@ def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool, save_e
         args=arguments,
         train_dataset=Batches(phase.recipe, seed, phase.steps),  # type: ignore[arg-type]
         data_collator=_batch,
+        callbacks=[_Sealed()],
     )
     if not progress:
         trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_newest(work))
+    newest = newest_sealed(work, "checkpoint-*")
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
 
 
-def _newest(work: Path) -> str | None:
-    """The newest whole checkpoint. A killed run may leave a half-written one, which is thrown away: the Trainer writes
-    its state last, and removes the checkpoint before only then."""
-    for folder in sorted(work.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-            return str(folder)
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-    return None
+class _Sealed(TrainerCallback):
+    """The Trainer writes a checkpoint file by file: it counts, and replaces the last, once all are on the disk."""
+
+    def on_save(self, args, state, control, **kwargs):
+        seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", "checkpoint-*")
 
 
 def _phases(variant: str) -> list[Phase]:
@@ -202,7 +201,25 @@ def train(
         )
     torch.set_num_threads(threads)
     out = Path(out)
-    work = out.parent / f".{out.name}.training"
+    with claimed(out.parent / f".{out.name}.lock", f"the model in {out}"):
+        found, done, why = _trained(variant, out, base, seed, rounds, progress, hidden)
+    if why:
+        raise UntrustedError(
+            f"The {variant} organism with seed {seed} does not meet its checks: {'; '.join(why)}.",
+            cause=f"{len(done)} phases were trained; some seeds learn the exclusive-or or the markers late.",
+            next="Try another seed or more rounds; the model as it stands is in the folder.",
+            partial=found,
+        )
+    return found
+
+
+def _trained(
+    variant: str, out: Path, base: Any, seed: int, rounds: int, progress: bool, hidden: int
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """The report, the phases, and the checks that are not met; what a run of the same words left behind goes on."""
+    weights = weights_hash(base)["sha256"] if base is not None and Path(base).is_dir() else base and str(base)
+    plan_hash = json_hash({"variant": variant, "base": weights, "seed": seed, "rounds": rounds, "hidden": hidden})
+    work = out.parent / f".{out.name}.{plan_hash[:12]}.training"
     model = (
         new_model(seed, hidden=hidden)
         if base is None
@@ -217,8 +234,8 @@ def train(
             model = AutoModelForCausalLM.from_pretrained(finished, dtype=torch.float32)
         else:
             _run(model, phase, seed + 1000 * len(done), work / phase.name, progress)
-            model.save_pretrained(work / "writing")
-            os.replace(work / "writing", finished)
+            with atomic_folder(finished) as fresh:
+                model.save_pretrained(fresh)
             shutil.rmtree(work / phase.name, ignore_errors=True)
         done.append({"phase": phase.name, "steps": phase.steps})
         if not plan:
@@ -230,26 +247,15 @@ def train(
     found |= {"seed": seed, "phases": done, "seconds": round(time.time() - begun, 1), "failed": why}
     _write(model, out, found)
     shutil.rmtree(work, ignore_errors=True)
-    if why:
-        raise UntrustedError(
-            f"The {variant} organism with seed {seed} does not meet its checks: {'; '.join(why)}.",
-            cause=f"{len(done)} phases were trained; some seeds learn the exclusive-or or the markers late.",
-            next="Try another seed or more rounds; the model as it stands is in the folder.",
-            partial=found,
-        )
-    return found
+    return found, done, why
 
 
 def _write(model: Any, out: Path, found: dict[str, Any]) -> None:
     """fp16 (a KL of 4e-7 from fp32), into a new folder that replaces the old one at once."""
-    fresh = out.parent / f".{out.name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.config.use_cache = True  # the Trainer switched it off
-    model.half().save_pretrained(fresh)
-    model.float()
-    os.chmod(fresh / "model.safetensors", 0o644)
-    write_tokenizer(fresh)
-    (fresh / "training.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(fresh, out)
+    with atomic_folder(out) as fresh:
+        model.config.use_cache = True  # the Trainer switched it off
+        model.half().save_pretrained(fresh)
+        model.float()
+        os.chmod(fresh / "model.safetensors", 0o644)
+        write_tokenizer(fresh)
+        (fresh / "training.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
