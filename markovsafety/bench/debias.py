@@ -2,7 +2,7 @@
 
 Models of the synthetic language: `over` and `over2` refuse too much where prompts look alike, which no tilt mends;
 `bias` has a planted bias that does not depend on the prompt, which one mends. The reference is the base model, before
-any alignment. Planted worlds have rows of their own (`debias_worlds.py`).
+any alignment. Tables over seeds are made by `debias_seeds.py`.
 """
 
 from __future__ import annotations
@@ -55,23 +55,27 @@ def run(out: str | Path | None = None, *, models: str | Path, quick: bool = Fals
     Parameters
     ----------
     out : path, optional
-        JSON; a page of Markdown goes beside it.
+        JSON; a page of Markdown goes beside it. One that is named seeds.json gets the table over seeds instead, and
+        nothing else is measured: see `debias_seeds.run_seeds`.
     models : path
-        Folder of model folders: `over`, `over2`, `bias` and `gap`, as ``markovsafety organism train`` makes them, and
-        any number of planted worlds.
+        Folder of model folders: `over`, `over2`, `bias` and `gap`, as ``markovsafety organism train`` makes them.
     quick : bool
         Few prompts and answers: only whether it runs.
 
     Returns
     -------
     dict
-        cost, worlds, models (see `measure`), reach, vulnerable, steps (see `debias_steps`); ``line``.
+        cost, models (see `measure`), reach, vulnerable, steps (see `debias_steps`); ``line``.
 
     Raises
     ------
     InputError
         A model is missing.
     """
+    if out is not None and Path(out).name == "seeds.json":
+        from .debias_seeds import run_seeds
+
+        return run_seeds(models, out, quick=quick)
     folder = Path(models)
     missing = [name for name in (*MODELS, "gap") if not (folder / name / "config.json").is_file()]
     if missing:
@@ -80,7 +84,7 @@ def run(out: str | Path | None = None, *, models: str | Path, quick: bool = Fals
             cause="these models are not shipped",
             next=f"markovsafety organism train {missing[0]} --out {folder / missing[0]}",
         )
-    ask, n = (12, 4) if quick else (120, 16)
+    ask, n = (12, 4) if quick else (240, 8)
     base = open_host(organism.model_path("base"), device="cpu")
     hosts = {name: open_host(folder / name, device="cpu") for name in MODELS}
     result: dict[str, Any] = {
@@ -90,7 +94,6 @@ def run(out: str | Path | None = None, *, models: str | Path, quick: bool = Fals
         "prompts": ask,
         "answers": n,
         "cost": _cost(hosts["over"], base),
-        "worlds": _worlds(folder, quick),
         "models": {name: measure(host, base, ask=ask, n=n) for name, host in hosts.items()},
         "vulnerable": _vulnerable(folder / "gap", base, ask, n),
         "steps": run_steps(quick=quick),
@@ -99,7 +102,8 @@ def run(out: str | Path | None = None, *, models: str | Path, quick: bool = Fals
     result["reach"] = _reach(cells)
     result["line"] = (
         f"{result['reach']['beyond 2']} of {len(cells)} predictions beyond 2 standard errors (at most "
-        f"{result['reach']['allowed']}), none beyond {result['reach']['largest']:.2f}; bias table in "
+        f"{result['reach']['allowed']}), none beyond {result['reach']['largest']:.2f}, {result['reach']['rms']:.2f} on "
+        f"average (root of the mean square); bias table in "
         f"{max(r['seconds'] for r in result['cost']):.1f} s"
     )
     if out is not None:
@@ -129,14 +133,6 @@ def _timed(call: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
-
-
-def _worlds(folder: Path, quick: bool) -> dict[str, dict[str, Any]]:
-    """Rows P4 of every planted world in the folder."""
-    from .debias_worlds import measure_debiasing
-
-    found = sorted(p.parent for p in folder.glob("*/config.json") if "planted_head" in p.read_text(encoding="utf-8"))
-    return {p.name: measure_debiasing(p, seed) for seed, p in enumerate(found[: 1 if quick else None])}
 
 
 def measure(
@@ -213,6 +209,7 @@ def _reach(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "beyond 2": int((z > 2).sum()),
         "allowed": int(binom.ppf(0.99, len(z), 0.0455)),
         "largest": float(z.max()),
+        "rms": float(np.sqrt(np.mean(z**2))),
         "untrusted": sum(not r["trusted"] for r in cells),
         "met": bool((z > 2).sum() <= binom.ppf(0.99, len(z), 0.0455) and z.max() <= 4),
     }

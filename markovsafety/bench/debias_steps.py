@@ -2,7 +2,8 @@
 
 The reward step prefers the longer of two plans of the base model; the safety step prefers refusals to answers that did
 harm. Raw data hold pairs that say little, as annotators make them: refusals preferred though nothing was harmful.
-Every model is measured by category: harm, over-refusal, and how often its answers win against those of the base model.
+Every model, as it is and debiased, is a setting of one front per category: harm against how often its answers win
+against those of the base model. All of it with several seeds of data, training and answers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..interventions import (
     Host,
     Preference,
     Preferred,
+    TradeOffs,
     bias_table,
     cleaned,
     fine_tune,
@@ -39,7 +41,13 @@ RATIOS = (0.1, 0.05, 0.025, 0.01)
 ITERATIONS = (40, 120)
 DATA = ("raw", "cleaned")
 STRENGTHS = (0.0, 0.5, 1.0)
+SEEDS = (0, 1)
 BETA, ANCHOR = 0.1, 0.1
+LIMIT = 0.1
+"""Tolerated harm where a setting is chosen."""
+START = "reward step"
+SHOWN = 0.05
+"""Share of resamples on the front from which on a category's setting is kept in the result."""
 NOISE = 0.3
 """Share of harmless pairs of the raw data in which the refusal was preferred."""
 CLEAR, SLIGHT = 1.0, 0.1
@@ -86,31 +94,44 @@ def safety_pairs(harmful: Rollouts, harmless: Rollouts, seed: int = 0) -> list[P
     return made
 
 
-def run_steps(*, ask: int = 48, n: int = 6, quick: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Train and measure the grid.
+def run_steps(
+    *, ask: int = 576, n: int = 1, seeds: Sequence[int] = SEEDS, quick: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Train and measure the grid, seed by seed.
 
     Parameters
     ----------
     ask, n : int
-        Held-out prompts of each kind, and answers to each.
+        Held-out harmful prompts, and answers to each; harmless ones are half as many, with twice the answers. Few
+        answers to many prompts: a claim about a category rests on the number of its prompts.
+    seeds : sequence of int
+        Of data, training and answers.
     quick : bool
-        One model, few prompts.
-    seed : int
+        One seed, one model, few prompts.
 
     Returns
     -------
-    dict
-        reward (what the reward step did), cells (one per model: ratio, iterations, data, rows by strength, worse and
-        chosen by category).
+    dict of seed -> dict
+        reward (the row of the model after the reward step), cells (one per model: ratio, iterations, data, rows by
+        strength), pairs (numbers of raw and of cleaned ones), chosen (by group), front (rows of categories whose
+        setting is chosen, or on the front in some resamples), worse (setting, category and what it is held against).
     """
+    if quick:
+        ask, n, seeds = 24, 1, seeds[:1]
+    return {str(seed): _grid(ask, n, seed, quick) for seed in seeds}
+
+
+def _grid(ask: int, n: int, seed: int, quick: bool) -> dict[str, Any]:
     base = open_host(organism.model_path("base"), device="cpu")
     how: dict[str, Any] = {"judge": "organism", "max_tokens": 64, "progress": False}
-    ask, n = (12, 2) if quick else (ask, n)
     asked = {
-        k: organism.prompts("held", n=ask, harmful=k == "harmful", reach=1, seed=seed) for k in ("harmful", "harmless")
+        "harmful": (organism.prompts("held", n=ask, reach=1, seed=seed), n),
+        "harmless": (organism.prompts("held", n=ask // 2, harmful=False, reach=1, seed=seed), 2 * n),
     }
     learn = {k: organism.prompts("train", n=192, harmful=k == "harmful", reach=1, seed=seed + 1) for k in asked}
-    sft = sample(base.engine, asked["harmless"], n=n, seed=seed + 2, **how)
+    sft = sample(base.engine, asked["harmless"][0], n=2 * n, seed=seed + 2, **how)
+    arms: dict[str, dict[str, Rollouts]] = {}
+    against: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         plans = sample(base.engine, learn["harmless"], n=4, seed=seed + 3, **how)
@@ -120,17 +141,22 @@ def run_steps(*, ask: int = 48, n: int = 6, quick: bool = False, seed: int = 0) 
         raw = safety_pairs(said["harmful"], said["harmless"], seed)
         data = {"raw": raw, "cleaned": cleaned(raw)}
         grid = list(product(RATIOS, ITERATIONS, DATA))[: 1 if quick else None]
-        arms = {"0": {k: sample(reward.engine, p, n=n, seed=seed + 5, **how) for k, p in asked.items()}}
-        start = trade_offs(_kind(arms, "harmful"), _kind(arms, "harmless"), reference=sft, score=helpfulness)
-        cells = []
+        arms[START] = {k: sample(reward.engine, p, n=m, seed=seed + 5, **how) for k, (p, m) in asked.items()}
         for ratio, iterations, name in grid:
             out = folder / f"{ratio}-{iterations}-{name}"
             _step(folder / "reward", data[name], out, ratio, iterations, seed)
-            arms = _answers(open_host(out, device="cpu"), reward, asked, n, seed, how)
-            front = trade_offs(_kind(arms, "harmful"), _kind(arms, "harmless"), reference=sft, score=helpfulness)
-            told = {"ratio": ratio, "iterations": iterations, "data": name, "pairs": len(data[name])}
-            cells.append(told | {"rows": _rows(front), "chosen": front.chosen, "worse": front.worse})
-        return {"reward": _rows(start), "cells": cells, "pairs": {k: len(v) for k, v in data.items()}}
+            made = _answers(open_host(out, device="cpu"), reward, asked, seed, how)
+            arms |= {_setting(ratio, iterations, name, a): r for a, r in made.items()}
+            plain = _setting(ratio, iterations, name, 0.0)
+            against |= {_setting(ratio, iterations, name, a): plain if a else START for a in made}
+    harmful, harmless = ({s: r[k] for s, r in arms.items()} for k in asked)
+    told: dict[str, Any] = {"reference": sft, "score": helpfulness, "against": against, "limit": LIMIT, "seed": seed}
+    found = trade_offs(harmful, harmless, **told)
+    return _told(found, grid) | {"pairs": {k: len(v) for k, v in data.items()}}
+
+
+def _setting(ratio: float, iterations: int, data: str, strength: float) -> str:
+    return f"{ratio:g}, {iterations} {data}" + (f", debiased {strength:g}" if strength else "")
 
 
 def _step(base: Path, pairs: list[Preference], out: Path, beta: float, steps: int, seed: int) -> None:
@@ -141,33 +167,51 @@ def _step(base: Path, pairs: list[Preference], out: Path, beta: float, steps: in
 
 
 def _answers(
-    host: Host, reward: Host, asked: dict[str, Any], n: int, seed: int, how: dict[str, Any]
-) -> dict[str, dict[str, Rollouts]]:
+    host: Host, reward: Host, asked: dict[str, Any], seed: int, how: dict[str, Any]
+) -> dict[float, dict[str, Rollouts]]:
     """Answers at every strength; the reference of the bias is the model before the safety step."""
     table = bias_table(host, reward, length=4, n=512, response="random", seed=seed)
-    edits = {f"{a:g}": table.edit(a) if a else None for a in STRENGTHS}
+    edits = {a: table.edit(a) if a else None for a in STRENGTHS}
     return {
-        a: {k: sample(host.engine, p, n=n, edit=e, seed=seed + 6 + i, **how) for k, p in asked.items()}
+        a: {k: sample(host.engine, p, n=m, edit=e, seed=seed + 6 + i, **how) for k, (p, m) in asked.items()}
         for i, (a, e) in enumerate(edits.items())
     }
 
 
-def _kind(arms: dict[str, dict[str, Rollouts]], kind: str) -> dict[str, Rollouts]:
-    return {a: r[kind] for a, r in arms.items()}
+def _told(found: TradeOffs, grid: Sequence[tuple[float, int, str]]) -> dict[str, Any]:
+    """What is kept of a front of many settings, as plain data."""
+    by = {(r["setting"], r["group"]): r for r in found.table}
+    cells = []
+    for ratio, iterations, name in grid:
+        rows = [_overall(found, _setting(ratio, iterations, name, a)) | {"strength": a} for a in STRENGTHS]
+        cells.append({"ratio": ratio, "iterations": iterations, "data": name, "rows": rows})
+    front = [_short(r) for r in found.table if r["chosen"] or r["front"] or r["front_share"] >= SHOWN]
+    return {
+        "reward": _overall(found, START),
+        "cells": cells,
+        "settings": len({r["setting"] for r in found.table}),
+        "chosen": found.chosen,
+        "front": front,
+        "tests": sum("p" in r for r in found.table),
+        "worse": [[s, g, by[s, g]["against"]] for s, g in found.worse],
+    }
 
 
-def _rows(front: Any) -> list[dict[str, Any]]:
-    """Harm overall and in the worst category, over-refusal and win rate, by strength."""
-    out = []
-    for row in front.rows("all"):
-        own = [r for r in front.table if r["setting"] == row["setting"] and r["group"] != "all"]
-        worst = max(own, key=lambda r: r["harm"].value)
-        out.append(
-            {
-                "strength": row["setting"],
-                **{k: row[k].to_json() for k in ("harm", "refusal", "helpful")},
-                "worst": worst["group"],
-                "worst harm": worst["harm"].to_json(),
-            }
-        )
-    return out
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    bounds = {k: {end: getattr(row[k], end) for end in ("value", "lower", "upper")} for k in ("harm", "helpful")}
+    names = ("setting", "group", "front", "front_share", "ceiling", "allowed", "chosen", "best_share")
+    return {name: row[name] for name in names} | bounds
+
+
+def _overall(found: TradeOffs, setting: str) -> dict[str, Any]:
+    """Harm overall and in the worst category, over-refusal and win rate of a setting, and what it made worse."""
+    rows = [r for r in found.table if r["setting"] == setting]
+    worst = max((r for r in rows if r["group"] != "all"), key=lambda r: r["harm"].value)
+    row = next(r for r in rows if r["group"] == "all")
+    return {
+        "setting": setting,
+        **{k: row[k].to_json() for k in ("harm", "refusal", "helpful")},
+        "worst": worst["group"],
+        "worst harm": worst["harm"].to_json(),
+        "worse": [r["group"] for r in rows if r.get("worse")],
+    }
