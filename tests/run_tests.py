@@ -6,7 +6,9 @@
 
 Every test file is a process of its own, as many side by side as there are cores (four at most), found by its name, so
 that no file is left out. A part that fails stops nothing: its output is shown and the rest goes on. A skipped test has
-shown nothing and counts as failed; so does a file without tests. The last line is ``N passed, N failed``.
+shown nothing and counts as failed; so does a file without tests. Only what needs a program that is no Python package
+may be left out ("not here: there is no Chromium"): it is listed at the end, and counts as failed where RUN_EVERYTHING
+is set. The last line is ``N passed, N failed``, with ``N skipped`` behind it if there are such.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ LOG = TESTS / "full_run.txt"
 OLD = Path(sys.prefix) / "transformers-4.57"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 LANES = min(CORES, 4)
+ABSENT = "skipped: not here: "
 PATIENCE = {False: 1200, True: 4 * 3600}  # seconds after which a part counts as hung
 
 # Area -> (seconds it may take on two cores, summed over the lanes; the first words of its test files). The order is
@@ -43,6 +46,7 @@ AREAS = {
         400,
         ("rollouts", "device", "engine", "engines", "judges", "parquet", "replay", "sample", "template"),
     ),
+    "scale": (400, ("cluster", "foreign", "gpu", "kills", "large", "server", "tally")),
     "interventions": (500, ("interventions",)),
     "notebooks": (240, ("notebooks",)),
     "faces": (300, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
@@ -92,6 +96,7 @@ class Outcome:
     seconds: float
     notes: list[str]
     output: str
+    absent: int = 0
 
 
 def area_of(file: Path) -> str:
@@ -179,7 +184,8 @@ class Runner:
                 self.alive.discard(process)
             count = count_tests if part.file else count_tool
             passed, failed, more = count(process.returncode, table, output)
-        return Outcome(part, passed, failed, time.perf_counter() - begun, notes + more, output)
+        absent = sum(note.startswith(ABSENT) for note in more)
+        return Outcome(part, passed, failed, time.perf_counter() - begun, notes + more, output, absent)
 
     def stop(self) -> None:
         with self.lock:
@@ -207,6 +213,8 @@ def count_tests(code: int, table: Path, output: str) -> tuple[int, int, list[str
         for keys in (("tests",), ("failures", "errors"), ("skipped",))
     )
     notes = [f"skipped: {s.get('message', '')}" for suite in suites for s in suite.iter("skipped")]
+    absent = sum(note.startswith(ABSENT) for note in notes)
+    total, skipped = total - absent, skipped - absent
     if code == 5 and total == 0 and "deselected" in output:  # only long tests in it
         return 0, 0, ["only with --full"]
     if code not in (0, 1) or (code == 1 and broken == 0):
@@ -313,7 +321,8 @@ def main(words: list[str]) -> int:
         return 130
     passed, failed = sum(o.passed for o in done), sum(o.failed for o in done)
     wall = time.perf_counter() - start
-    closing = f"{passed} passed, {failed} failed"
+    absent = sum(o.absent for o in done)
+    closing = f"{passed} passed, {failed} failed" + (f", {absent} skipped" if absent else "")
     table = summary(done, wall, installing)
     print("", *table, *long_files(), sep="\n")
     if full:

@@ -12,6 +12,7 @@ CASES = {  # source -> passed, failed
     "def test_a(): pass\ndef test_b(): pass": (2, 0),
     "def test_a(): pass\ndef test_b(): assert False": (1, 1),
     "import pytest\n@pytest.mark.skip(reason='later')\ndef test_a(): pass\ndef test_b(): pass": (1, 1),
+    "import pytest\ndef test_a(): pytest.skip('not here: no such program')\ndef test_b(): pass": (1, 0),
     "import pytest\n@pytest.mark.xfail(strict=True)\ndef test_a(): assert False": (0, 1),
     "import pytest\n@pytest.mark.full\ndef test_a(): assert False\ndef test_b(): pass": (1, 0),
     "import pytest\n@pytest.mark.full\ndef test_a(): pass": (0, 0),
