@@ -5,6 +5,8 @@ from .chain import Chain, Evidence
 from .counting import count
 from .counts import Counts
 from .estimate import estimate, single_token_outcomes
+from .pooled import Pooled, read_pooled
+from .pooling import pool
 from .states import ByPrompt, JudgedPrefix, KGram, Position, Product, StateMap
 from .storage import read_chain, read_counts, write_chain, write_counts
 from .tally import Tally
@@ -18,6 +20,7 @@ __all__ = [
     "Evidence",
     "JudgedPrefix",
     "KGram",
+    "Pooled",
     "Position",
     "Product",
     "StateMap",
@@ -28,8 +31,10 @@ __all__ = [
     "drift",
     "estimate",
     "grid",
+    "pool",
     "read_chain",
     "read_counts",
+    "read_pooled",
     "single_token_outcomes",
     "write_chain",
     "write_counts",

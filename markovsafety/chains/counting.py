@@ -21,7 +21,9 @@ from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from .checks import index_dtype
 from .counts import Counts, Table, canonical, group
+from .shards import is_path
 from .states import Asked, KGram, label_at, map_name
+from .streaming import count_stream
 from .sums import from_sums
 from .tally import NO_ORDER, collect, dense_codes, runs_of, sorted_by
 
@@ -33,17 +35,23 @@ VISITS = 1 << 18  # visited states of rollouts that are counted at once
 _NEEDED = ("tokens", "offsets", "prompt_id", "category", "prefill", "outcome", "hit")
 
 
-def count(rolls: Any, states: Any = None) -> Counts:
+def count(rolls: Any, states: Any = None, *, memory: int | None = None, skip_corrupt: bool = False) -> Counts:
     """Count the transitions of judged rollouts.
 
     Parameters
     ----------
-    rolls : Rollouts or Sums
-        Judged, or what `markovsafety.rollouts.tally` added up on a device. A column ``weight`` weighs rollouts, columns
+    rolls : Rollouts, Sums or path
+        Judged, or what `markovsafety.rollouts.tally` added up on a device, or a Parquet file or folder of shards, which
+        is then counted batch by batch and never held as a whole. A column ``weight`` weighs rollouts, columns
         ``mass_harm``, ``mass_refusal`` and ``mass_benign`` are summed by state.
     states : StateMap, optional
         `KGram`, `Position`, `JudgedPrefix`, `ActivationBins`, or anything with ``walk(tokens, prefill)``; by default
         ``KGram(2)``, and of sums the map that they were added up by.
+    memory : int, optional
+        Of a path: bytes that the counts may take. They hold a number for every prompt and transition that occurs;
+        `markovsafety.chains.pool` holds one for every transition.
+    skip_corrupt : bool
+        Of a path: leave out damaged shards instead of refusing them; every shard is then decoded twice.
 
     Returns
     -------
@@ -53,7 +61,7 @@ def count(rolls: Any, states: Any = None) -> Counts:
     ------
     InputError
         If `rolls` are no rollouts, there are none, one is not judged, or a column contradicts another; if sums were
-        added up by another map.
+        added up by another map; if a shard is damaged, or counts outgrow `memory`.
 
     Notes
     -----
@@ -62,11 +70,14 @@ def count(rolls: Any, states: Any = None) -> Counts:
     benign rollout without a recorded hit ends at its last token; if nothing was sampled, it enters in the outcome
     itself, without a transition. A hit among the forced tokens is refused: the model did not choose them. A state
     label that equals an outcome's name gets "after " in front, because
-    that name belongs to the outcome.
+    that name belongs to the outcome. Of a path, sums of weights and masses that are no whole numbers may differ
+    by their rounding from those counted in memory.
     """
     if all(hasattr(rolls, name) for name in ("added", "entry", "order")):
         return from_sums(rolls, states)
     states = KGram(2) if states is None else states
+    if is_path(rolls):
+        return count_stream(rolls, states, memory, skip_corrupt)
     r = _read(rolls)
     tally, rows = group(
         r["prompt_id"], r["category"], r["prefill"], np.eye(len(OUTCOMES))[r["outcome"]] * r["weight"][:, None]

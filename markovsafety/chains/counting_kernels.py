@@ -13,14 +13,14 @@ import numpy as np
 
 from ..compiled_kernels import njit
 
-__all__ = ["DIGIT", "cells", "merge", "radix", "scan", "scan_buckets", "scatter", "sum_runs", "tally"]
+__all__ = ["DIGIT", "cells", "context_at", "merge", "radix", "scan", "scan_buckets", "scatter", "sum_runs", "tally"]
 
 DIGIT = 11  # bits by which one pass of the radix sort sorts
 BLOCK = 16  # cells that are tested for emptiness at once
 
 
 @njit(cache=True, error_model="numpy", inline="never")
-def _context(tokens, begin, i, order, base):
+def context_at(tokens, begin, i, order, base):
     """Number of the context in front of token i of an answer that begins at `begin`."""
     context = 0
     for p in range(i - order, i):
@@ -40,7 +40,7 @@ def tally(tokens, starts, lo, hi, order, base, vocabulary, origin, shift, table)
     for r in range(len(starts) - 1):
         begin, end = starts[r], min(starts[r + 1], hi)
         i = max(begin, lo)
-        context = _context(tokens, begin, i, order, base)
+        context = context_at(tokens, begin, i, order, base)
         while i < end:
             token = np.int64(tokens[i])
             if token < 0 or token >= vocabulary:
@@ -66,7 +66,7 @@ def scatter(tokens, starts, lo, hi, order, base, vocabulary, origin, shift, curs
     for r in range(len(starts) - 1):
         begin, end = starts[r], min(starts[r + 1], hi)
         i = max(begin, lo)
-        context = _context(tokens, begin, i, order, base)
+        context = context_at(tokens, begin, i, order, base)
         while i < end:
             token = np.int64(tokens[i])
             cell = context * vocabulary + token - origin
@@ -87,7 +87,7 @@ def cells(tokens, starts, lo, hi, order, base, vocabulary, out):
     for r in range(len(starts) - 1):
         begin, end = starts[r], min(starts[r + 1], hi)
         i = max(begin, lo)
-        context = _context(tokens, begin, i, order, base)
+        context = context_at(tokens, begin, i, order, base)
         while i < end:
             token = np.int64(tokens[i])
             out[n] = context * vocabulary + token

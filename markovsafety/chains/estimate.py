@@ -20,7 +20,7 @@ from .chain import Chain, Evidence
 from .counts import Counts, Table
 from .tally import collect
 
-__all__ = ["METHODS", "PRIOR", "estimate", "single_token_outcomes"]
+__all__ = ["METHODS", "PRIOR", "estimate", "scaled", "single_token_outcomes", "smoothed", "stacked"]
 
 METHODS = ("mle", "dirichlet", "mass")
 PRIOR = 0.5  # pseudo-transitions added to a whole row
@@ -99,7 +99,7 @@ def estimate(counts: Counts, method: str = "mle", prior: float | None = None, *,
     added = 0.0
     if method == "dirichlet":
         added = PRIOR if prior is None else float(prior)
-        inner, outer = _smooth(inner, outer, added)
+        inner, outer = smoothed(inner, outer, added)
     elif method == "mass":
         inner, outer = _from_mass(counts, inner, outer, visits, column)
     return _assemble(counts, inner, outer, visits, names, column, added)
@@ -127,18 +127,27 @@ def _split(counts: Counts, k: int, column: NDArray) -> tuple[sp.csr_array, NDArr
     return inner, outer
 
 
-def _rows(inner: sp.csr_array, scale: NDArray) -> sp.csr_array:
+def scaled(inner: sp.csr_array, scale: NDArray) -> sp.csr_array:
     """Each row times a number."""
     result = inner.copy()
     result.data = result.data * np.repeat(scale, np.diff(result.indptr))
     return result
 
 
-def _smooth(inner: sp.csr_array, outer: NDArray, prior: float) -> tuple[sp.csr_array, NDArray]:
+def smoothed(inner: sp.csr_array, outer: NDArray, prior: float) -> tuple[sp.csr_array, NDArray]:
+    """Counts with pseudo-transitions, shared equally by a row's observed targets and the outcomes."""
     share = prior / (np.diff(inner.indptr) + outer.shape[1])
     smooth = inner.copy()
     smooth.data = smooth.data + np.repeat(share, np.diff(smooth.indptr))
     return smooth, outer + share[:, None]
+
+
+def stacked(inner: sp.csr_array, outer: NDArray) -> sp.csr_array:
+    """Relative frequencies of counts between S states and into k outcomes, shape (S + k, S + k); outcomes are empty."""
+    S, k = outer.shape
+    scale = 1 / (np.asarray(inner.sum(axis=1)).ravel() + outer.sum(axis=1))
+    top = sp.hstack([scaled(inner, scale), sp.csr_array(outer * scale[:, None])], format="csr")
+    return sp.csr_array(sp.vstack([top, sp.csr_array((k, S + k))], format="csr"))
 
 
 def _from_mass(
@@ -163,7 +172,7 @@ def _from_mass(
     scale = np.divide(rest, free, out=np.zeros_like(rest), where=free > 0)
     expected[:, ~fixed] *= scale[:, None]
     expected[:, -1] += np.where(free > 0, 0.0, rest)
-    return _rows(inner, scale), expected
+    return scaled(inner, scale), expected
 
 
 def single_token_outcomes(counts: Counts) -> tuple[str, ...]:
@@ -223,9 +232,7 @@ def _assemble(
     prior: float,
 ) -> Chain:
     S, k = outer.shape
-    scale = 1 / (np.asarray(inner.sum(axis=1)).ravel() + outer.sum(axis=1))
-    top = sp.hstack([_rows(inner, scale), sp.csr_array(outer * scale[:, None])], format="csr")
-    P = sp.csr_array(sp.vstack([top, sp.csr_array((k, S + k))], format="csr"))
+    P = stacked(inner, outer)
     harm = k - len(OUTCOMES) + 1
     outcomes = {"harm": range(S, S + harm)} | {name: S + harm + i for i, name in enumerate(OUTCOMES[1:])}
     t, size = counts.transitions, S + k
