@@ -17,6 +17,7 @@ from markovsafety.chains import read_counts, write_counts
 from markovsafety.organism import HARM_IDS, REFUSAL_IDS, model_path, prompts
 from markovsafety.rollouts import LexiconJudge, Rollouts, Sums, judge, tally
 from markovsafety.rollouts.engines import Job, jax_keep, jax_sums, open_engine
+from markovsafety.rollouts.engines.jax_home import Home
 from markovsafety.rollouts.engines.jax_sampling import Shape
 from markovsafety.rollouts.rules import rule_of
 from markovsafety.rollouts.sums import Added
@@ -154,7 +155,7 @@ def random_rollouts(rng, n: int, vocab: int, ids, classes: dict) -> tuple[Job, l
 
 def summed(job: Job, answers, mass, group, order: int, said, vocab: int, workers: int, rng) -> Sums:
     """The device's sums of these answers, each kept by one of the workers."""
-    shape = Shape(SimpleNamespace(vocab=vocab), "float32", jax.devices("cpu")[0], None, 1)
+    shape = Shape(SimpleNamespace(vocab=vocab), "float32", Home((jax.devices("cpu")[0],)), None, 1)
     shelf = jax_keep.Shelf(SimpleNamespace(job=job, shape=shape, workers=workers))
     kept = [shelf.own() for _ in range(workers)]
     token = np.zeros((workers, shelf.rows, MOST), np.int32)

@@ -29,10 +29,11 @@ def test_logits_agree_with_transformers(family, name):
     import torch
 
     from markovsafety.rollouts.engines import jax_llama
+    from markovsafety.rollouts.engines.jax_home import Home
 
     folder, model = family(name)
     config = read_config(folder)
-    params = jax_llama.load_params(folder, config, np.float32, jax.devices("cpu")[0])
+    params = jax_llama.load_params(folder, config, np.float32, Home((jax.devices("cpu")[0],)))
     rng = np.random.default_rng(0)
     lengths = np.array([3, 11, 7])
     tokens = rng.integers(4, VOCAB, (3, 51)).astype(np.int32)

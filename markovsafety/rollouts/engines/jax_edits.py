@@ -39,8 +39,8 @@ def signature(parts: Sequence[Any]) -> Signature:
     return tuple((part.kind, -1 if part.kind == "tilt" else int(part.layer)) for part in parts)
 
 
-def edited_params(params: dict[str, Any], config: LlamaConfig, parts: Sequence[Any], device: Any) -> dict[str, Any]:
-    """Parameters with the vectors of an edit's parts in them.
+def edited_params(params: dict[str, Any], config: LlamaConfig, parts: Sequence[Any], place: Any) -> dict[str, Any]:
+    """Parameters with the vectors of an edit's parts in them, put where `place` (a sharding) says.
 
     Raises
     ------
@@ -75,10 +75,10 @@ def edited_params(params: dict[str, Any], config: LlamaConfig, parts: Sequence[A
         if part.kind == "tilt":
             bias = np.zeros(config.vocab, np.float32)
             bias[: len(part.vector)] = np.array(part.vector) * np.float32(part.scale)
-            made["tilt"] = [*made.get("tilt", []), jax.device_put(bias, device)]
+            made["tilt"] = [*made.get("tilt", []), jax.device_put(bias, place)]
             continue
         home = made if part.layer == config.layers and part.kind != "head" else made["layers"][part.layer]
-        home[NAMES[part.kind]] = [*home.get(NAMES[part.kind], []), jax.device_put(entry(part), device)]
+        home[NAMES[part.kind]] = [*home.get(NAMES[part.kind], []), jax.device_put(entry(part), place)]
     return {**params, **made}
 
 

@@ -1,4 +1,4 @@
-"""Engine `jax`: Llama-family folders sampled with continuous batching, on CPU or GPU, without torch."""
+"""Engine `jax`: Llama-family folders sampled with continuous batching, on CPU or GPUs, without torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import InputError, UntrustedError
+from ...errors import InputError, ModelError, UntrustedError
 from ..provenance import versions, weights_hash
 from ..rules import Rule
 from ..sums import Added
 from ..template import Template
 from . import Job, Output, Progress, check_job
+from .jax_attention import ATTENTIONS, chosen
 from .jax_edits import Signature, edited_params, signature
+from .jax_home import Home, devices_named, homes_of
 from .jax_keep import Shelf
-from .jax_llama import LlamaConfig, Params, load_params
-from .jax_plan import SMALL, Plan, compile_plan, cores, make_plan, member_of, round_up
+from .jax_llama import LlamaConfig, Params, load_params, param_shapes
+from .jax_memory import MOST, Memory, cache_bytes, check_weights, fitting, free_bytes, weight_bytes
+from .jax_plan import SMALL, Plan, compile_plans, cores, make_plan, member_of, round_up
 from .jax_sampling import Draw, Shape, score_program
 from .jax_schedule import Store, not_finite, pad, work
 from .jax_sums import adder
@@ -32,21 +35,28 @@ __all__ = ["JaxEngine", "open_engine"]
 
 @dataclass(frozen=True)
 class JaxEngine:
-    """A Llama-family model on a device, ready to sample (the protocol `Engine`).
+    """A Llama-family model on one device or several, ready to sample (the protocol `Engine`).
 
     Parameters
     ----------
     tokenizer : Template
     config : LlamaConfig
     params : dict
-        Parameters on the device.
-    device : jax.Device
+        Parameters in the first home.
+    homes : tuple of Home
+        Where copies of the model live.
     dtype : {"float32", "bfloat16"}
     folder : str
     batch_size : int or None
         Rows of one step, all workers together.
     workers : int or None
-        Threads that each keep batches of their own; None: one per core for a small model on a CPU, else one.
+        Threads that each keep batches of their own; None: one per core for a small model on a CPU, else one per home.
+    copies : tuple of dict
+        Parameters in the other homes.
+    attention : {"plain", "kernel"}
+        See `jax_attention`.
+    memory : int or None
+        Bytes that the engine may take on each device; None: what is free.
     edit : dict, optional
         What an edit says of itself, where one is in the parameters (`edited`); ``sign`` is its signature.
     """
@@ -54,11 +64,14 @@ class JaxEngine:
     tokenizer: Template
     config: LlamaConfig
     params: Params
-    device: Any
+    homes: tuple[Home, ...]
     dtype: str
     folder: str
     batch_size: int | None = None
     workers: int | None = None
+    copies: tuple[Params, ...] = ()
+    attention: str = "plain"
+    memory: int | None = None
     edit: dict[str, Any] | None = None
     sign: Signature = ()
     name: str = field(default="jax", init=False)
@@ -79,8 +92,17 @@ class JaxEngine:
             )
         c = self.config
         edit.check(self, layers=c.layers, heads=c.heads, head_dim=c.head_dim, width=c.width, vocab=c.vocab)
-        params = edited_params(self.params, c, edit.parts, self.device)
-        return dataclasses.replace(self, params=params, edit=edit.describe(), sign=signature(edit.parts))
+        params, *copies = (
+            edited_params(old, c, edit.parts, home.sharding())
+            for old, home in zip((self.params, *self.copies), self.homes, strict=True)
+        )
+        edited = {"params": params, "copies": tuple(copies), "edit": edit.describe()}
+        return dataclasses.replace(self, **edited, sign=signature(edit.parts))
+
+    @property
+    def device(self) -> Any:
+        """The first device."""
+        return self.homes[0].devices[0]
 
     @property
     def vocab_size(self) -> int:
@@ -99,9 +121,17 @@ class JaxEngine:
             **{f"{k}_hash": v for k, v in self.tokenizer.hashes().items()},
             "dtype": self.dtype,
             "device": f"{self.device.platform} ({self.device.device_kind})",
+            **self._spread(),
             **({} if self.edit is None else {"edit": self.edit}),
             "versions": versions(),
         }
+
+    def _spread(self) -> dict[str, Any]:
+        """What there is to say of more than one device, and of attention that is not the plain one."""
+        ways, copies = self.homes[0].ways, len(self.homes)
+        told: dict[str, Any] = {"copies": copies} if copies > 1 else {}
+        told |= {"tensor_parallel": ways} if ways > 1 else {}
+        return told | ({"attention": self.attention} if self.attention != "plain" else {})
 
     def run(self, job: Job, progress: Progress | None = None) -> Output:
         """Sample every rollout of the job; see `Engine.run`.
@@ -110,6 +140,8 @@ class JaxEngine:
         ------
         InputError
             The job does not fit the model.
+        ModelError
+            Keys and values do not fit into the memory.
         UntrustedError
             Logits became NaN; ``partial`` is the `Output` of the rollouts that had finished.
         """
@@ -118,12 +150,13 @@ class JaxEngine:
         store = Store.empty(job)
         if len(job) == 0:
             return store.output(job, {"seconds": 0.0, "compile_seconds": 0.0, "sampled_tokens": 0})
-        plan = self._plan(job)
+        plans = self._plans(job)
+        plan = plans[0]
         compile_start = time.perf_counter()
-        programs = compile_plan(plan)
+        programs = compile_plans(plans)
         compiled = time.perf_counter() - compile_start
         try:
-            rows = work(plan, programs, lambda: store, progress)
+            rows = work(plans, programs, lambda _: store, progress)
         except UntrustedError as error:
             error.partial = store.output(job, {})
             raise
@@ -133,6 +166,7 @@ class JaxEngine:
             "batch": plan.shape.batch,
             "workers": plan.workers,
             "cache_lengths": list(plan.lengths),
+            "memory": plan.memory.to_json(),
             "compile_seconds": compiled,
             "fetched_bytes": sum(store.fetched),
         }
@@ -163,6 +197,8 @@ class JaxEngine:
         ------
         InputError
             The job does not fit the model.
+        ModelError
+            Keys and values do not fit into the memory.
         UntrustedError
             Logits became NaN; there is no partial answer.
         """
@@ -170,13 +206,13 @@ class JaxEngine:
         self._check(job)
         if len(job) == 0:
             return Added.empty(order)
-        plan = self._plan(job)
+        plans = self._plans(job)
         compile_start = time.perf_counter()
-        programs = compile_plan(plan)
-        shelf = Shelf(plan)
+        programs = compile_plans(plans)
+        shelf = Shelf(plans[0])
         add_up = adder(shelf, order, rule, group)
         compiled = time.perf_counter() - compile_start
-        rows = work(plan, programs, shelf.own, progress)
+        rows = work(plans, programs, shelf.own, progress)
         sampled = time.perf_counter()
         parts = list(add_up())
         info = {
@@ -249,25 +285,36 @@ class JaxEngine:
                 next=f"set max_tokens <= {max(0, job.max_tokens - longest + window)}, or use engine='transformers'",
             )
 
-    def _plan(self, job: Job) -> Plan:
-        """How many rows side by side: as asked, or as many as memory and cores make worthwhile."""
-        on_cpu = self.device.platform == "cpu"
+    def _plans(self, job: Job) -> list[Plan]:
+        """The plan in every home: rows side by side as asked, or as many as memory and cores make worthwhile."""
+        homes, on_cpu = self.homes, self.device.platform == "cpu"
         parameters = sum(x.size for x in jax.tree.leaves(self.params))
-        workers = self.workers or (cores() if on_cpu and parameters < SMALL else 1)
-        if self.batch_size is not None:
-            workers = min(workers, self.batch_size)
-            return make_plan(job, self.params, lambda rows: self._shape(job, rows), self.batch_size // workers, workers)
-        c = self.config
-        longest = max(map(len, job.prompts)) + max(map(len, job.forced)) + job.max_tokens
-        row = 4 * c.layers * c.kv_heads * c.head_dim * longest * jnp.dtype(self.dtype).itemsize
-        budget = 1 << 31 if on_cpu else (self.device.memory_stats() or {}).get("bytes_limit", 1 << 34) // 4
-        batch = int(np.clip(budget // (row * workers), 1, 64 if on_cpu else 256))
-        return make_plan(job, self.params, lambda rows: self._shape(job, rows), batch, workers)
+        small = on_cpu and parameters < SMALL
+        workers = self.workers or (max(cores(), len(homes)) if small else len(homes))
+        workers = workers if self.batch_size is None else min(workers, self.batch_size)
+        asked = None if self.batch_size is None else self.batch_size // workers
+        plan = make_plan(
+            job, self.params, self._shape(job, 1), batch=asked, workers=workers, homes=len(homes), limit=self._limit
+        )
+        return [plan.at(home, params) for home, params in zip(homes, (self.params, *self.copies), strict=True)]
+
+    def _limit(self, lengths: tuple[int, ...], prompts: int, width: int, workers: int, batch: int | None) -> Memory:
+        """What a run takes, `workers` on a device; see `fitting`."""
+        home, on_cpu = self.homes[0], self.device.platform == "cpu"
+        taken = weight_bytes(self.config, self.dtype, home)
+        most = MOST
+        if on_cpu:  # beyond this, keys and values only fall out of the caches of a CPU
+            row = 2 * cache_bytes(self.config, self.dtype) * lengths[-1]
+            most = int(np.clip((1 << 31) // (row * workers), 1, 64))
+        return fitting(
+            self.config, self.dtype, home, lengths=lengths, prompts=prompts, width=width, workers=workers, batch=batch,
+            free=free_bytes(home, self.memory, taken), most=most, devices=len(jax.local_devices(backend=home.platform)),
+        )  # fmt: skip
 
     def _shape(self, job: Job, batch: int) -> Shape:
         kind = "greedy" if job.temperature == 0 else "raw" if job.raw else "tempered" if job.top_p == 1 else "nucleus"
         draw = Draw(kind, job.processed and not job.raw, len(job.classes), job.fine)
-        return Shape(self.config, self.dtype, self.device, draw, batch, self.sign)
+        return Shape(self.config, self.dtype, self.homes[0], draw, batch, self.sign, self.attention)
 
 
 def open_engine(
@@ -277,15 +324,31 @@ def open_engine(
     device: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    shard: str | None = "auto",
+    attention: str = "auto",
+    memory: int | None = None,
 ) -> JaxEngine:
     """Load a model folder; see `engines.open_engine`.
+
+    Parameters
+    ----------
+    device : str, optional
+        A platform ("gpu", "cpu"), which is all its devices, or some of them: "gpu:1", "gpu:0,2".
+    workers : int, optional
+    shard : {"auto", "data", "tensor"}, optional
+        How several devices are used: a copy of the model on each ("data"), one copy over all of them ("tensor"), or
+        copies over as few devices each as have room for one ("auto"; on a CPU one device). None: the first alone.
+    attention : {"auto", "plain", "kernel"}
+        How decoding attends (`jax_attention`); "auto" is the kernel on a GPU where it works, in bfloat16.
+    memory : int, optional
+        Bytes that the engine may take on each device; by default what is free there.
 
     Raises
     ------
     InputError
-        Unknown dtype or device.
+        Unknown dtype, device or sharding; heads that cannot be split over so many devices.
     ModelError
-        The folder is missing, half-written or broken.
+        The folder is missing, half-written or broken, or the weights do not fit into the memory.
     UnsupportedModel
         An architecture for the transformers engine.
     """
@@ -295,19 +358,39 @@ def open_engine(
             cause="weights and activations are held in one of two types",
             next="choose float32 or bfloat16",
         )
+    if attention not in ATTENTIONS:
+        raise InputError(
+            f"there is no attention {attention!r}",
+            cause="a new token attends by code written in JAX or by JAX's own kernel",
+            next=f"choose one of: {', '.join(ATTENTIONS)}",
+        )
     config = read_config(model)
     tokenizer = Template.load(model, config.vocab)
-    place = _device(device)
-    params = load_params(model, config, jnp.dtype(dtype), place)
-    return JaxEngine(tokenizer, config, params, place, dtype, str(model), batch_size, workers)
+    devices = devices_named(device)
+
+    def fits(ways: int) -> bool:
+        home = Home(tuple(devices[:ways]))
+        try:
+            check_weights(config, dtype, home, free_bytes(home, memory), len(devices))
+        except ModelError:
+            return False
+        return True
+
+    homes = homes_of(devices, shard, config, fits)
+    for home in homes:
+        check_weights(config, dtype, home, free_bytes(home, memory), len(devices))
+    params = load_params(model, config, jnp.dtype(dtype), homes[0])
+    form = chosen(attention, homes[0], dtype, config)
+    return JaxEngine(
+        tokenizer, config, params, homes, dtype, str(model), batch_size, workers, copied(params, config, homes), form,
+        memory,
+    )  # fmt: skip
 
 
-def _device(name: str | None) -> Any:
-    if name is None:
-        return jax.devices()[0]
-    kind, _, index = name.partition(":")
-    try:
-        return jax.devices(kind)[int(index or 0)]
-    except (RuntimeError, IndexError, ValueError) as error:
-        have = ", ".join(sorted({d.platform for d in jax.devices()} | {"cpu"}))
-        raise InputError(f"there is no device {name!r}", cause=str(error), next=f"choose one of: {have}") from error
+def copied(params: Params, config: LlamaConfig, homes: tuple[Home, ...]) -> tuple[Params, ...]:
+    """The parameters of the first home in every other one."""
+    found = []
+    for home in homes[1:]:
+        places = jax.tree.map(lambda s: s.sharding, param_shapes(config, jnp.float32, home))
+        found.append(jax.device_put(params, places))
+    return tuple(found)

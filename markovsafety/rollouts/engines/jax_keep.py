@@ -49,12 +49,13 @@ class Shelf:
         """Rollouts, rounded up to a power of two: shards share their programs."""
         return 1 << max(0, len(self.plan.job) - 1).bit_length()
 
-    def own(self) -> Kept:
-        """An empty place for one more worker, of `plan.workers`."""
-        plan, size = self.plan, (self.rows, self.plan.job.max_tokens)
-        token = jnp.zeros(size, jnp.int32, device=plan.shape.device)
-        mass = jnp.zeros((*size, len(plan.job.classes)), jnp.float32, device=plan.shape.device)
-        self.kept.append(Kept(self, token, mass))
+    def own(self, plan: Plan | None = None) -> Kept:
+        """An empty place for one more worker, of `plan.workers`; in the home of its own plan."""
+        plan = plan or self.plan
+        size, home = (self.rows, plan.job.max_tokens), plan.shape.home.sharding()
+        token = jnp.zeros(size, jnp.int32, device=home)
+        mass = jnp.zeros((*size, len(plan.job.classes)), jnp.float32, device=home)
+        self.kept.append(Kept(self, plan, token, mass))
         return self.kept[-1]
 
 
@@ -65,19 +66,22 @@ class Kept:
     Parameters
     ----------
     shelf : Shelf
+    plan : Plan
+        Of its worker.
     token : jax int32 array, shape (rows, max_tokens)
         0 where nothing was sampled.
     mass : jax float32 array, shape (rows, max_tokens, classes)
     """
 
     shelf: Shelf
+    plan: Plan
     token: Any
     mass: Any
 
     def row(self, batch: Batch, left: np.ndarray) -> Any:
         """See `Keeper`; the last token is looked up on the device."""
         seats = np.stack([batch.rollout, batch.position, batch.count, left]).astype(np.int32)
-        return _row_program(self.shelf.plan, self.shelf.rows)(self.token, seats)
+        return _row_program(self.plan, self.shelf.rows)(self.token, seats)
 
     def keep(
         self, plan: Plan, records: dict[str, Any], rollout: np.ndarray, count: np.ndarray
@@ -129,7 +133,7 @@ def _row_program(plan: Plan, rows: int) -> Any:
     def lower() -> Any:
         return jax.jit(_row).lower(shape.spec(rows, most), shape.spec(4, shape.batch))
 
-    return compiled(("row", shape.device, shape.batch, rows, most), lower)
+    return compiled(("row", shape.home, shape.batch, rows, most), lower)
 
 
 def _keep_program(plan: Plan, rows: int, steps: int) -> Any:
@@ -144,4 +148,4 @@ def _keep_program(plan: Plan, rows: int, steps: int) -> Any:
         run = jax.jit(_keep, donate_argnums=(0, 1))
         return run.lower(*kept, records, shape.spec(2, shape.batch), ends)
 
-    return compiled(("keep", shape.device, shape.config.vocab, shape.batch, rows, most, classes, steps), lower)
+    return compiled(("keep", shape.home, shape.config.vocab, shape.batch, rows, most, classes, steps), lower)

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .jax_attention import kernel, mean_of, plain, precision
 from .jax_edits import Place, shifted
+from .jax_home import Home
 from .llama_folder import LlamaConfig, UnsupportedModel, read_config, read_weights
 
 __all__ = [
@@ -30,12 +32,10 @@ __all__ = [
 
 Params = dict[str, Any]
 Cache = tuple[jax.Array, ...]
-HIDDEN = -1e30
-"""Score of a position that must not be seen; finite, so that padding, which sees nothing, gives no NaN."""
 
 
-def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, device: Any) -> Params:
-    """Read a checkpoint into parameters on a device: projections transposed, query-key-value and gate-up fused.
+def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, home: Home) -> Params:
+    """Read a checkpoint into parameters on a home: projections transposed, query-key-value and gate-up fused.
 
     Raises
     ------
@@ -44,18 +44,26 @@ def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, device: Any
     """
     weights = read_weights(folder, config)
 
-    def put(*names: str, transpose: bool = True) -> jax.Array:
-        parts = [weights.pop(name) for name in names]
-        whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        return jax.device_put(np.ascontiguousarray(whole.T if transpose else whole).astype(dtype), device)
+    def put(name: str, *sources: str) -> jax.Array:
+        parts = [weights.pop(source) for source in sources]
+        whole = parts[0]
+        if name.startswith(FUSED):  # of every part, each device's share stands together
+            parts = [part.reshape(home.ways, -1, *part.shape[1:]) for part in parts]
+            whole = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        if name not in ("embed", "head") and not name.endswith("_bias"):
+            whole = np.moveaxis(whole, -1, 0)
+        return jax.device_put(np.ascontiguousarray(whole).astype(dtype), home.of(name, config))
 
-    params: Params = {"embed": put("model.embed_tokens.weight", transpose=False), "norm": put("model.norm.weight")}
+    params: Params = {"embed": put("embed", "model.embed_tokens.weight"), "norm": put("norm", "model.norm.weight")}
     if not config.tied:
-        params["head"] = put("lm_head.weight", transpose=False)
+        params["head"] = put("head", "lm_head.weight")
     params["layers"] = [
-        {name: put(*sources) for name, sources in _sources(config, i).items()} for i in range(config.layers)
+        {name: put(name, *sources) for name, sources in _sources(config, i).items()} for i in range(config.layers)
     ]
     return params
+
+
+FUSED = ("qkv", "gate_up")
 
 
 def _sources(config: LlamaConfig, layer: int) -> dict[str, list[str]]:
@@ -81,32 +89,33 @@ def _sources(config: LlamaConfig, layer: int) -> dict[str, list[str]]:
     return names
 
 
-def param_shapes(config: LlamaConfig, dtype: Any, sharding: Any = None) -> Params:
+def param_shapes(config: LlamaConfig, dtype: Any, home: Home) -> Params:
     """Shapes of `load_params`, for compiling before the weights are there."""
-    c = config
+    c, ways = config, home.ways
     query, key = c.heads * c.head_dim, c.kv_heads * c.head_dim
     sizes: dict[str, tuple[int, ...]] = {
+        "embed": (c.vocab, c.width),
+        "head": (c.vocab, c.width),
+        "norm": (c.width,),
         "norm1": (c.width,),
-        "qkv": (c.width, query + 2 * key),
+        "qkv": (c.width, ways, (query + 2 * key) // ways),
         "out": (query, c.width),
         "norm2": (c.width,),
-        "gate_up": (c.width, 2 * c.mlp),
+        "gate_up": (c.width, ways, 2 * c.mlp // ways),
         "down": (c.mlp, c.width),
-        "qkv_bias": (query + 2 * key,),
+        "qkv_bias": (ways, (query + 2 * key) // ways),
         "out_bias": (c.width,),
-        "gate_up_bias": (2 * c.mlp,),
+        "gate_up_bias": (ways, 2 * c.mlp // ways),
         "down_bias": (c.width,),
         "q_norm": (c.head_dim,),
         "k_norm": (c.head_dim,),
     }
 
-    def shape(*size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(size, dtype, sharding=sharding)
+    def shape(name: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes[name], dtype, sharding=home.of(name, c))
 
-    params: Params = {"embed": shape(c.vocab, c.width), "norm": shape(c.width)}
-    if not c.tied:
-        params["head"] = shape(c.vocab, c.width)
-    params["layers"] = [{name: shape(*sizes[name]) for name in _sources(c, i)} for i in range(c.layers)]
+    params: Params = {name: shape(name) for name in ("embed", "norm", *(() if c.tied else ("head",)))}
+    params["layers"] = [{name: shape(name) for name in _sources(c, i)} for i in range(c.layers)]
     return params
 
 
@@ -117,8 +126,17 @@ def _norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 def _dot(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    y = jnp.matmul(x, w, precision="highest")  # on GPUs the default would cut float32 to 10 bits of mantissa
+    y = jnp.matmul(x, w, precision=precision(x))
     return y if bias is None else y + bias
+
+
+def _fused(x: jax.Array, w: jax.Array, bias: jax.Array | None, sizes: list[int], last: int) -> list[jax.Array]:
+    """Several projections at once, each device's share of every one side by side; (..., size, last) each."""
+    ways = w.shape[1]
+    y = _dot(x, w.reshape(len(w), -1), None if bias is None else bias.reshape(-1))
+    y = y.reshape(*x.shape[:-1], ways, -1, last)
+    parts = jnp.split(y, np.cumsum(sizes)[:-1] // ways, axis=-2)
+    return [part.reshape(*x.shape[:-1], -1, last) for part in parts]
 
 
 def _angles(config: LlamaConfig, positions: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -135,9 +153,8 @@ def _rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def _qkv(p: Params, c: LlamaConfig, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
     """Rotated queries and keys, and values, each (..., heads, head_dim)."""
-    h = _dot(_norm(x, p["norm1"], c.eps), p["qkv"], p.get("qkv_bias"))
-    h = h.reshape(*h.shape[:-1], c.heads + 2 * c.kv_heads, c.head_dim)
-    q, k, v = jnp.split(h, [c.heads, c.heads + c.kv_heads], axis=-2)
+    sizes = [c.heads, c.kv_heads, c.kv_heads]
+    q, k, v = _fused(_norm(x, p["norm1"], c.eps), p["qkv"], p.get("qkv_bias"), sizes, c.head_dim)
     if c.qk_norm:
         q, k = _norm(q, p["q_norm"], c.eps), _norm(k, p["k_norm"], c.eps)
     return _rotate(q, angles), _rotate(k, angles), v
@@ -147,23 +164,16 @@ def _close(p: Params, c: LlamaConfig, x: jax.Array, attended: jax.Array, place: 
     """Second half of a layer: what attention found is added, then the MLP."""
     heads = shifted(attended.reshape(*x.shape[:-1], -1), p.get("heads", ()), place)
     x = x + _dot(heads, p["out"], p.get("out_bias"))
-    gate, up = jnp.split(_dot(_norm(x, p["norm2"], c.eps), p["gate_up"], p.get("gate_up_bias")), 2, axis=-1)
-    return x + _dot(jax.nn.silu(gate) * up, p["down"], p.get("down_bias"))
-
-
-def _attend(c: LlamaConfig, scores: jax.Array, visible: jax.Array, product: str, v: jax.Array) -> jax.Array:
-    """Softmax over the last axis of the scores in float32, then the mean of the values."""
-    scores = jnp.where(visible, scores.astype(jnp.float32) * c.head_dim**-0.5, HIDDEN)
-    weight = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
-    mean = jnp.einsum(product, weight.astype(v.dtype), v, precision="highest", preferred_element_type=jnp.float32)
-    return (mean / jnp.sum(weight, -1, keepdims=True)).astype(v.dtype)  # divided last: head_dim numbers, not positions
+    gate, up = _fused(_norm(x, p["norm2"], c.eps), p["gate_up"], p.get("gate_up_bias"), [c.mlp, c.mlp], 1)
+    inner = (jax.nn.silu(gate) * up).reshape(*x.shape[:-1], -1)
+    return x + _dot(inner, p["down"], p.get("down_bias"))
 
 
 def _logits(params: Params, c: LlamaConfig, x: jax.Array) -> jax.Array:
     """Logits in float32, shape (..., vocab)."""
     table = params["embed"] if c.tied else params["head"]
     x = _norm(x, params["norm"], c.eps)
-    logits = jnp.einsum("...d,vd->...v", x, table, precision="highest", preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...d,vd->...v", x, table, precision=precision(x), preferred_element_type=jnp.float32)
     return sum(params.get("tilt", ()), logits)
 
 
@@ -178,8 +188,8 @@ def _body(
         x = shifted(x, p.get("shift", ()), place)
         q, k, v = _qkv(p, c, x, angles)
         q = q.reshape(*q.shape[:2], c.kv_heads, c.heads // c.kv_heads, c.head_dim)
-        scores = jnp.einsum("btgrd,bsgd->bgrts", q, k, precision="highest")
-        found = _attend(c, scores, visible[:, None, None], "bgrts,bsgd->bgrtd", v)
+        scores = jnp.einsum("btgrd,bsgd->bgrts", q, k, precision=precision(q), preferred_element_type=jnp.float32)
+        found = mean_of(scores, visible[:, None, None], "bgrts,bsgd->bgrtd", v)
         x = _close(p, c, x, jnp.moveaxis(found, 3, 1), place)
         cache += [jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)]
     return shifted(x, params.get("shift", ()), place), tuple(cache)
@@ -255,7 +265,12 @@ def prefill(
 
 
 def decode(
-    params: Params, config: LlamaConfig, token: jax.Array, position: jax.Array, cache: Cache
+    params: Params,
+    config: LlamaConfig,
+    token: jax.Array,
+    position: jax.Array,
+    cache: Cache,
+    attention: str = "plain",
 ) -> tuple[jax.Array, Cache]:
     """Append one token to each row.
 
@@ -265,6 +280,8 @@ def decode(
         The token and where it stands in its row, counted from 0; everything before it is in the cache. Nothing is
         written for a position beyond the cache.
     cache : tuple of 2 x layers arrays, shape (batch, kv_heads, positions, head_dim)
+    attention : {"plain", "kernel"}
+        See `jax_attention`.
 
     Returns
     -------
@@ -277,7 +294,7 @@ def decode(
     x = params["embed"][token]
     rows = jnp.arange(token.shape[0])
     angles = _angles(c, position, x.dtype)
-    visible = (jnp.arange(cache[0].shape[2]) <= position[:, None])[:, None, None]
+    attend = kernel if attention == "kernel" else plain
     new: list[jax.Array] = []
     for i, p in enumerate(params["layers"]):
         x = shifted(x, p.get("shift", ()), None)
@@ -285,7 +302,6 @@ def decode(
         keys = cache[2 * i].at[rows, :, position].set(k, mode="drop", unique_indices=True)
         values = cache[2 * i + 1].at[rows, :, position].set(v, mode="drop", unique_indices=True)
         q = q.reshape(-1, c.kv_heads, c.heads // c.kv_heads, c.head_dim)
-        scores = jnp.einsum("bgrd,bgsd->bgrs", q, keys, precision="highest")
-        x = _close(p, c, x, _attend(c, scores, visible, "bgrs,bgsd->bgrd", values), None)
+        x = _close(p, c, x, attend(q, keys, values, position), None)
         new += [keys, values]
     return _logits(params, c, shifted(x, params.get("shift", ()), None)), tuple(new)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,11 @@ import jax
 import numpy as np
 
 from . import Job
+from .jax_home import Home
+from .jax_memory import Memory
 from .jax_sampling import Shape, chunk_program, fill_program, first_program, prefill_program, split_keys
 
-__all__ = ["STEPS", "Block", "Plan", "Programs", "compile_plan", "cores", "make_plan", "member_of", "round_up"]
+__all__ = ["STEPS", "Block", "Plan", "Programs", "compile_plans", "cores", "make_plan", "member_of", "round_up"]
 
 STEPS = 6
 """Tokens between two looks at who has ended: fewer waste fewer rows on the ended, more waste less time on looking."""
@@ -56,27 +59,47 @@ class Plan:
     keys: np.ndarray
     ends: np.ndarray
     knobs: tuple[Any, ...]
+    memory: Memory
+
+    def at(self, home: Home, params: Any) -> Plan:
+        """The same plan for a worker in another home, with that home's copy of the parameters."""
+        if home == self.shape.home:
+            return self
+        knobs = tuple(jax.device_put(knob, home.sharding()) for knob in self.knobs)
+        return dataclasses.replace(self, params=params, shape=dataclasses.replace(self.shape, home=home), knobs=knobs)
 
 
-def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: int, workers: int) -> Plan:
-    """Choose cache lengths and cut the job into blocks.
+def make_plan(job: Job, params: Any, shape: Shape, *, batch: int | None, workers: int, homes: int, limit: Any) -> Plan:
+    """Choose cache lengths and a batch that fits, and cut the job into blocks.
 
     Parameters
     ----------
-    shape_of : callable
-        The shape of programs for a number of rows.
-    batch : int
-        Largest number of rows of a worker's batch.
+    shape : Shape
+        Of the programs, whatever its number of rows.
+    batch : int or None
+        Largest number of rows of a worker's batch; None chooses.
+    workers, homes : int
+        Workers in all, and homes that they are shared out over.
+    limit : callable
+        Bytes that a home has left for caches and workspace, given to `fitting` with the largest batch worth having.
+
+    Raises
+    ------
+    ModelError
+        Too little memory.
     """
     contexts, prompts, context_of = _contexts(job)
     sizes = np.array([len(c) for c in contexts])
     n = len(job)
     workers = max(1, min(workers, n // 16))
-    batch = min(batch, FEW) if n <= FEW * workers else batch
-    lengths = _lengths(int(sizes.min()), int(sizes.max()) + job.max_tokens)
-    shape = shape_of(batch)
-    most = int(np.clip(n // (4 * workers), min(batch, 32), 4 * batch))
+    # The kernel stops at each row's length, so that one cache for all costs nothing; else short ones are read faster.
+    one = (round_up(int(sizes.max()) + job.max_tokens, 64),)
+    lengths = one if shape.attention == "kernel" else _lengths(int(sizes.min()), int(sizes.max()) + job.max_tokens)
     room = (1 << 28) // (4 * max(shape.config.vocab, shape.config.heads * int(sizes.max()) ** 2))
+    memory = limit(lengths, max(1, min(32, room)), round_up(int(sizes.max()), 16), -(-workers // homes), batch)
+    batch = min(memory.batch, FEW) if n <= FEW * workers else memory.batch
+    shape = dataclasses.replace(shape, batch=batch)
+    most = int(np.clip(n // (4 * workers), min(batch, 32), 4 * batch))
     rows = max(1, min(8 if most * len(contexts) <= 8 * n else 32, room))
     ends = np.zeros(shape.config.vocab, bool)
     ends[list(job.eos_ids)] = True
@@ -93,7 +116,8 @@ def make_plan(job: Job, params: Any, shape_of: Callable[[int], Shape], batch: in
         blocks=list(_blocks(context_of, sizes, rows, most, lengths)),
         keys=split_keys(job.keys),
         ends=ends,
-        knobs=tuple(jax.device_put(knob, shape.device) for knob in knobs),
+        knobs=tuple(jax.device_put(knob, shape.home.sharding()) for knob in knobs),
+        memory=dataclasses.replace(memory, batch=batch),
     )
 
 
@@ -169,8 +193,14 @@ class Programs:
     """By rows and width of the source and length of the cache."""
 
 
-def compile_plan(plan: Plan) -> Programs:
-    """Compile every program the plan can need, several at a time."""
+def compile_plans(plans: list[Plan]) -> list[Programs]:
+    """Compile every program that plans of several homes can need; those of one home are compiled once per process."""
+    with ThreadPoolExecutor(len(plans)) as pool:
+        return list(pool.map(_compiled, plans))
+
+
+def _compiled(plan: Plan) -> Programs:
+    """Several programs at a time."""
     shape, lengths = plan.shape, plan.lengths if plan.job.max_tokens > 1 else ()
     lengths = lengths[min(block.level for block in plan.blocks) :]
     widths = sorted({block.width for block in plan.blocks})

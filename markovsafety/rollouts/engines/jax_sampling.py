@@ -20,6 +20,7 @@ import numpy as np
 
 from . import PARITY, ROTATIONS
 from .jax_edits import Signature, with_shapes
+from .jax_home import Home
 from .jax_llama import Cache, LlamaConfig, Params, decode, forward, param_shapes, prefill
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
 
 GROUP = 16
 """Rows copied from one cache to another at a time."""
+LONG, BLOCK = 8192, 256
+"""Tokens from which on a vocabulary is summed in blocks, and of a block."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +70,32 @@ class Shape:
 
     config: LlamaConfig
     dtype: str
-    device: Any
+    home: Home
     draw: Draw
     batch: int
     edit: Signature = ()
+    attention: str = "plain"
 
     def spec(self, *size: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(size, dtype, sharding=jax.sharding.SingleDeviceSharding(self.device))
+        return jax.ShapeDtypeStruct(size, dtype, sharding=self.home.sharding())
 
     def cache(self, rows: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         c = self.config
-        one = self.spec(rows, c.kv_heads, length, c.head_dim, dtype=jnp.dtype(self.dtype))
-        return (one,) * (2 * c.layers)
+        size, dtype = (rows, c.kv_heads, length, c.head_dim), jnp.dtype(self.dtype)
+        return (jax.ShapeDtypeStruct(size, dtype, sharding=self.home.cache()),) * (2 * c.layers)
 
     def params(self) -> Params:
-        sharding = jax.sharding.SingleDeviceSharding(self.device)
-        plain = param_shapes(self.config, jnp.dtype(self.dtype), sharding)
-        return with_shapes(plain, self.config, self.edit, sharding) if self.edit else plain
+        plain = param_shapes(self.config, jnp.dtype(self.dtype), self.home)
+        return with_shapes(plain, self.config, self.edit, self.home.sharding()) if self.edit else plain
+
+    def jit(self, run: Callable[..., Any], *, out: tuple[str, ...] = (), donate: tuple[int, ...] = ()) -> Any:
+        """A program; where several devices share the model, `out` says which results are caches ("cache") and which
+        are whole on every device ("whole"), so that donated caches are written in place."""
+        if self.home.ways == 1 or not out:
+            return jax.jit(run, donate_argnums=donate)
+        kinds = {"cache": self.home.cache(), "whole": self.home.sharding()}
+        shardings = tuple(kinds[name] for name in out)
+        return jax.jit(run, donate_argnums=donate, out_shardings=shardings if len(out) > 1 else shardings[0])
 
     def knobs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Class membership, temperature, top_p."""
@@ -122,10 +134,7 @@ def _pick(
         if draw.kind == "nucleus":
             chosen = jnp.where(_nucleus(chosen, top_p), chosen, 0)
         line, ids = _rising(chosen) if draw.fine else (chosen, None)
-        sums = jnp.cumsum(line, -1)
-        mark = u[:, None] * sums[:, -1:]
-        # The second condition keeps a rounded-up mark from running past the last token that has any probability.
-        token = jnp.sum((sums <= mark) & (sums < sums[:, -1:]), -1, dtype=jnp.int32)
+        token = _place(line, u)
         token = token if ids is None else jnp.take_along_axis(ids, token[:, None], -1)[:, 0]
     at = functools.partial(jnp.take_along_axis, indices=token[:, None], axis=-1)
     record["token"] = token
@@ -137,6 +146,26 @@ def _pick(
         inside = jnp.matmul(chosen, member, precision="highest") / jnp.sum(chosen, -1, keepdims=True)
         record["mass"] = member[token] if draw.kind == "greedy" else inside
     return record
+
+
+def _place(line: jax.Array, u: jax.Array) -> jax.Array:
+    """Index of the first weight of each row (batch, size) at which the cumulative sum passes u times the whole.
+
+    Long rows are summed block by block first, so that only one block of each is gone through one by one.
+    """
+    batch, size = line.shape
+    if size >= LONG:
+        blocks = jnp.pad(line, ((0, 0), (0, -size % BLOCK))).reshape(batch, -1, BLOCK)
+        sums = jnp.cumsum(jnp.sum(blocks, -1), -1)
+        mark = u[:, None] * sums[:, -1:]
+        block = jnp.sum((sums <= mark) & (sums < sums[:, -1:]), -1, dtype=jnp.int32)[:, None]
+        before = jnp.where(block > 0, jnp.take_along_axis(sums, jnp.maximum(block - 1, 0), -1), 0)
+        inside = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None], 1)[:, 0], -1)
+        return block[:, 0] * BLOCK + jnp.sum((inside <= mark - before) & (inside < inside[:, -1:]), -1, dtype=jnp.int32)
+    sums = jnp.cumsum(line, -1)
+    mark = u[:, None] * sums[:, -1:]
+    # The second condition keeps a rounded-up mark from running past the last token that has any probability.
+    return jnp.sum((sums <= mark) & (sums < sums[:, -1:]), -1, dtype=jnp.int32)
 
 
 def _rising(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -180,7 +209,7 @@ def _chunk(
 
     def body(carry: Any, step: Any) -> Any:
         token, position, alive, cache = carry
-        logits, cache = decode(params, shape.config, token, position, cache)
+        logits, cache = decode(params, shape.config, token, position, cache, shape.attention)
         record = _pick(shape.draw, logits, step[0], member, temperature, top_p)
         alive = alive & ~ends[record["token"]] & (step[1] + 1 < left)
         return (jnp.where(alive, record["token"], token), position + alive, alive, cache), record
@@ -242,9 +271,10 @@ def prefill_program(shape: Shape, rows: int, width: int) -> Any:
         def run(params: Params, tokens: jax.Array, lengths: jax.Array, prompt: jax.Array) -> Any:
             return prefill(params, shape.config, tokens, lengths, prompt)
 
-        return jax.jit(run).lower(shape.params(), shape.spec(rows, width), shape.spec(rows), shape.spec(rows))
+        run = shape.jit(run, out=("whole", "cache"))
+        return run.lower(shape.params(), shape.spec(rows, width), shape.spec(rows), shape.spec(rows))
 
-    return compiled(("prefill", shape.config, shape.dtype, shape.device, shape.edit, rows, width), lower)
+    return compiled(("prefill", shape.config, shape.dtype, shape.home, shape.edit, rows, width), lower)
 
 
 def first_program(shape: Shape, rows: int) -> Any:
@@ -265,7 +295,7 @@ def chunk_program(shape: Shape, length: int, steps: int) -> Any:
     def lower() -> Any:
         keys, ends = shape.spec(shape.batch, 2, dtype=jnp.uint32), shape.spec(shape.config.vocab, dtype=jnp.bool_)
         cache, row = shape.cache(shape.batch, length), shape.spec(4, shape.batch)
-        run = jax.jit(functools.partial(_chunk, shape=shape, steps=steps), donate_argnums=1)
+        run = shape.jit(functools.partial(_chunk, shape=shape, steps=steps), out=("cache", "whole"), donate=(1,))
         return run.lower(shape.params(), cache, row, keys, ends, *shape.knobs())
 
     return compiled(("chunk", shape, length, steps), lower)
@@ -276,10 +306,10 @@ def fill_program(shape: Shape, rows: int, width: int, length: int) -> Any:
 
     def lower() -> Any:
         index = shape.spec(GROUP)
-        run = jax.jit(_fill, donate_argnums=0)
+        run = shape.jit(_fill, out=("cache",), donate=(0,))
         return run.lower(shape.cache(shape.batch, length), shape.cache(rows, width), index, index)
 
-    return compiled(("fill", shape.config, shape.dtype, shape.device, shape.batch, rows, width, length), lower)
+    return compiled(("fill", shape.config, shape.dtype, shape.home, shape.batch, rows, width, length), lower)
 
 
 def score_program(shape: Shape, rows: int, width: int) -> Any:

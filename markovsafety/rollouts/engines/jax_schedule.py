@@ -10,7 +10,7 @@ every step belongs to a living rollout, and attention looks at about as many pos
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -160,8 +160,17 @@ class Worker:
     steps: int = field(default=0)
 
 
-def work(plan: Plan, programs: Programs, own: Callable[[], Keeper], progress: Progress | None) -> int:
-    """Sample every rollout of the plan into the stores of its workers; the number of rows computed, used or not.
+def work(
+    plans: Sequence[Plan], programs: Sequence[Programs], own: Callable[[Plan], Keeper], progress: Progress | None
+) -> int:
+    """Sample every rollout of a plan into the stores of its workers; the number of rows computed, used or not.
+
+    Parameters
+    ----------
+    plans, programs : sequences of the same length
+        The plan as it is in every home. Workers are shared out over the homes and take blocks of work from one queue.
+    own : callable
+        Where a worker with this plan puts what it samples.
 
     Raises
     ------
@@ -169,6 +178,7 @@ def work(plan: Plan, programs: Programs, own: Callable[[], Keeper], progress: Pr
         Logits that are not finite.
     """
     lock, stop = threading.Lock(), threading.Event()
+    plan = plans[0]
     blocks = iter(plan.blocks)
 
     def take() -> Block | None:
@@ -180,8 +190,11 @@ def work(plan: Plan, programs: Programs, own: Callable[[], Keeper], progress: Pr
             with lock:
                 progress(rollouts, tokens)
 
-    def one() -> int:
-        worker = Worker(plan, programs, own(), report, [_batch(plan, length) for length in plan.lengths])
+    def one(number: int) -> int:
+        plan = plans[number % len(plans)]
+        worker = Worker(
+            plan, programs[number % len(plans)], own(plan), report, [_batch(plan, length) for length in plan.lengths]
+        )
         try:
             while not stop.is_set() and (level := _admit(worker, take)) is not None:
                 _advance(worker, level)
@@ -191,9 +204,9 @@ def work(plan: Plan, programs: Programs, own: Callable[[], Keeper], progress: Pr
         return worker.steps * plan.shape.batch
 
     if plan.workers == 1:
-        return one()
+        return one(0)
     with ThreadPoolExecutor(plan.workers) as pool:
-        futures = [pool.submit(one) for _ in range(plan.workers)]
+        futures = [pool.submit(one, number) for number in range(plan.workers)]
         try:
             return sum(future.result() for future in futures)
         finally:
@@ -203,7 +216,8 @@ def work(plan: Plan, programs: Programs, own: Callable[[], Keeper], progress: Pr
 def _batch(plan: Plan, length: int) -> Batch:
     c, size = plan.shape.config, plan.shape.batch
     shape, dtype = (size, c.kv_heads, length, c.head_dim), jnp.dtype(plan.shape.dtype)
-    cache = tuple(jnp.zeros(shape, dtype, device=plan.shape.device) for _ in range(2 * c.layers))
+    place = plan.shape.home.cache()
+    cache = tuple(jnp.zeros(shape, dtype, device=place) for _ in range(2 * c.layers))
     token, position, count = np.zeros((3, size), np.int32)
     return Batch(length, cache, np.full(size, -1), token, position, count)
 

@@ -226,10 +226,11 @@ def adder(shelf: Shelf, order: int, rule: Rule, group: np.ndarray) -> Callable[[
 
     def run() -> Iterator[Added]:
         told = fill(shelf.length, 0), fill(_before(job.forced, before), -1), fill(group, int(group[-1]))
-        kept = [k.token for k in shelf.kept], [k.mass for k in shelf.kept]
+        here = plan.shape.home.sharding()  # the sums are made in one home
+        kept = [jax.device_put(k.token, here) for k in shelf.kept], [jax.device_put(k.mass, here) for k in shelf.kept]
         for begin in range(0, len(job), rows):
-            here = group[begin : begin + rows]
-            first, last = int(here[0]), int(here[-1])
+            own = group[begin : begin + rows]
+            first, last = int(own[0]), int(own[-1])
             with jax.enable_x64(True):  # of this thread, for as long as the block lasts
                 out = program(*kept, np.int32(begin), *told, tables)
                 part = _fetch(out, s, first, last + 1 - first, int(group[-1]) + 1, shelf.fetched)
@@ -252,7 +253,7 @@ def _sums_program(shelf: Shelf, s: Sizes, tables: dict[str, Any]) -> Any:
         with jax.enable_x64(True):
             return jax.jit(functools.partial(_sums, s=s)).lower(*arguments)
 
-    return compiled(("sums", s, plan.shape.device, str(arguments)), lower)
+    return compiled(("sums", s, plan.shape.home, str(arguments)), lower)
 
 
 def _tables(rule: Rule, vocab: int) -> tuple[dict[str, Any], int]:
