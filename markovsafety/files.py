@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, MarkovsafetyError
 
-__all__ = ["atomic", "atomic_folder", "claimed", "clear_leftovers", "newest_sealed", "seal"]
+__all__ = ["atomic", "atomic_folder", "claimed", "clear_leftovers", "newest_sealed", "seal", "told"]
 
 SEAL = "whole.json"
 """Names every file of a sealed folder and its size."""
@@ -76,7 +76,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
         fresh.mkdir(parents=True)
-        yield fresh
+        with told(path):
+            yield fresh
         for place in (*fresh.rglob("*"), fresh):
             _sync(place)
         if path.exists():
@@ -89,6 +90,27 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         for rest in (fresh, old):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+@contextmanager
+def told(path: str | Path) -> Iterator[None]:
+    """Files that others write: what torch and safetensors say of a full disk, each in its own way, becomes one error.
+
+    Raises
+    ------
+    InputError
+        The files could not be written.
+    """
+    try:
+        yield
+    except MarkovsafetyError:
+        raise
+    except OSError as error:
+        raise unwritten(Path(path), error) from error
+    except Exception as error:
+        if not any(words in str(error) for words in ("I/O error", "inline_container")):  # safetensors, torch
+            raise
+        raise unwritten(Path(path), OSError(errno.ENOSPC, str(error))) from error
 
 
 def _sync(path: Path) -> None:

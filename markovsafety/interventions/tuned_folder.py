@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from ..errors import InputError
+from ..files import atomic_folder
 
 __all__ = ["KIND", "check_target", "write_folder"]
 
@@ -84,29 +85,25 @@ def write_folder(
         What the base was loaded with; says which of its revisions, and where it lies.
     """
     where = {name: value for name, value in dict(options or {}).items() if name in PLACE}
-    fresh = out.parent / f".{out.name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.config.use_cache = True  # the Trainer may have switched it off
     trained, stored = model.dtype, _stored(base, where)
     _check_range(model, stored)
-    model.to(stored).save_pretrained(fresh)
-    model.to(trained)
-    for file in fresh.glob("*.safetensors"):
-        os.chmod(file, 0o644)
-    if Path(base).is_dir():
-        for name in BESIDE:
-            source = Path(base) / name
-            if source.is_dir():
-                shutil.copytree(source, fresh / name)
-            elif source.is_file():
-                shutil.copyfile(source, fresh / name)
-        _keep_attention(Path(base), fresh)
-    else:
-        transformers.AutoTokenizer.from_pretrained(str(base), **where).save_pretrained(fresh)
-    (fresh / "training.json").write_text(json.dumps(dict(record), indent=1, sort_keys=True) + "\n")
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(fresh, out)
+    with atomic_folder(out) as fresh:
+        model.config.use_cache = True  # the Trainer may have switched it off
+        model.to(stored).save_pretrained(fresh)
+        model.to(trained)
+        for file in fresh.glob("*.safetensors"):
+            os.chmod(file, 0o644)
+        if Path(base).is_dir():
+            for name in BESIDE:
+                source = Path(base) / name
+                if source.is_dir():
+                    shutil.copytree(source, fresh / name)
+                elif source.is_file():
+                    shutil.copyfile(source, fresh / name)
+            _keep_attention(Path(base), fresh)
+        else:
+            transformers.AutoTokenizer.from_pretrained(str(base), **where).save_pretrained(fresh)
+        (fresh / "training.json").write_text(json.dumps(dict(record), indent=1, sort_keys=True) + "\n")
 
 
 def _config(folder: str | Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ same weights (bit for bit on a CPU), and one that becomes NaN stops with the che
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 import time
@@ -22,6 +21,7 @@ import transformers
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import InputError, UntrustedError
+from ..files import claimed, newest_sealed, seal, told
 from ..rollouts.engines.transformers import TransformersEngine, open_engine
 from ..rollouts.provenance import json_hash, versions, weights_hash
 from .augment import Row
@@ -111,7 +111,8 @@ def fine_tune(
     Raises
     ------
     InputError
-        Rows that cannot be trained on, arguments out of range, or `out` is a folder of something else.
+        Rows that cannot be trained on, arguments out of range, `out` is a folder of something else, or another process
+        writes it.
     ModelError
         The model cannot be loaded.
     UntrustedError
@@ -135,26 +136,27 @@ def fine_tune(
     }
     name = json_hash(plan)
     work = out.parent / f".{out.name}.{name[:12]}.training"
-    if not hasattr(objective, "describe"):  # nothing tells this run from others of its kind
-        shutil.rmtree(work, ignore_errors=True)
-    elif (known := record_of(out)) and known.get("plan") == name:
+    if hasattr(objective, "describe") and (known := record_of(out)) and known.get("plan") == name:
         return known
-    setting = Setting(_adapted(engine, lora, seed), batch_size, steps, seed, accumulate, options)
-    bound = objective.bind(setting) if hasattr(objective, "bind") else objective  # type: ignore[attr-defined]
-    batches, begun = RowBatches(rows, batch_size // accumulate, steps * accumulate, seed), time.time()
-    arguments = _arguments(plan, work, save_every, progress, setting.engine)
-    losses = _train(setting.engine.model, bound, batches, arguments, str(model))
-    tuned = setting.engine.model.merge_and_unload() if lora is not None else engine.model
-    record = plan | {
-        "plan": name,
-        "losses": losses,
-        "tokens": {"loss": sum(r.loss_tokens for r in rows), "weight": loss_mass(rows)},
-        "seconds": round(time.time() - begun, 1),
-        "versions": versions(),
-        "about": dict(about or {}),
-    }
-    write_folder(tuned, model, out, record, options)
-    shutil.rmtree(work, ignore_errors=True)
+    with claimed(out.parent / f".{out.name}.lock", f"the model in {out}"):
+        if not hasattr(objective, "describe"):  # nothing tells this run from others of its kind
+            shutil.rmtree(work, ignore_errors=True)
+        setting = Setting(_adapted(engine, lora, seed), batch_size, steps, seed, accumulate, options)
+        bound = objective.bind(setting) if hasattr(objective, "bind") else objective  # type: ignore[attr-defined]
+        batches, begun = RowBatches(rows, batch_size // accumulate, steps * accumulate, seed), time.time()
+        arguments = _arguments(plan, work, save_every, progress, setting.engine)
+        losses = _train(setting.engine.model, bound, batches, arguments, str(model))
+        tuned = setting.engine.model.merge_and_unload() if lora is not None else engine.model
+        record = plan | {
+            "plan": name,
+            "losses": losses,
+            "tokens": {"loss": sum(r.loss_tokens for r in rows), "weight": loss_mass(rows)},
+            "seconds": round(time.time() - begun, 1),
+            "versions": versions(),
+            "about": dict(about or {}),
+        }
+        write_folder(tuned, model, out, record, options)
+        shutil.rmtree(work, ignore_errors=True)
     return record
 
 
@@ -183,7 +185,8 @@ class _NotFinite(ArithmeticError):
 
 
 class _Parts(TrainerCallback):
-    """Adds the parts of the loss to the Trainer's log, and stops before a gradient that is not finite is applied."""
+    """Adds the parts of the loss to the Trainer's log, stops before a gradient that is not finite is applied, and seals
+    checkpoints: the Trainer writes them file by file, and they replace the last once all of it is on the disk."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, torch.Tensor]] = []
@@ -192,6 +195,9 @@ class _Parts(TrainerCallback):
         grads = (p.grad for p in kwargs["model"].parameters() if p.grad is not None)
         if not all(bool(torch.isfinite(g).all()) for g in grads):
             raise _NotFinite(f"the gradient of update {state.global_step + 1} is not finite")
+
+    def on_save(self, args, state, control, **kwargs):
+        seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", "checkpoint-*")
 
     def on_log(self, args, state, control, **kwargs):
         if self.seen and "loss" in state.log_history[-1]:
@@ -216,7 +222,8 @@ def _train(model: Any, objective: Any, batches: RowBatches, arguments: TrainingA
     if arguments.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train(resume_from_checkpoint=_newest(work))
+        with told(work):
+            trainer.train(resume_from_checkpoint=_newest(work))
     except _NotFinite as error:
         kept = _newest(work)
         raise UntrustedError(
@@ -253,7 +260,6 @@ def _arguments(
         seed=plan["seed"],
         save_strategy="steps",
         save_steps=save_every,
-        save_total_limit=1,
         logging_steps=max(1, plan["steps"] // 40),
         logging_nan_inf_filter=False,
         report_to=[],
@@ -291,14 +297,8 @@ def _adapted(engine: TransformersEngine, lora: Mapping[str, Any] | None, seed: i
 
 
 def _newest(work: Path) -> str | None:
-    """The newest whole checkpoint; the Trainer writes its state last, so a half-written one has none."""
-    for folder in sorted(work.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-            return str(folder)
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-    return None
+    found = newest_sealed(work, "checkpoint-*")
+    return None if found is None else str(found)
 
 
 def _base(model: str | Path) -> dict[str, Any]:

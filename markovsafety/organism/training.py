@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ..errors import InputError, UntrustedError
-from ..files import atomic_folder, claimed, newest_sealed, seal
+from ..files import atomic_folder, claimed, newest_sealed, seal, told
 from ..rollouts.provenance import json_hash, weights_hash
 from . import train_checks
 from .data import Batches, Recipe
@@ -118,7 +118,8 @@ def _run(model: Any, phase: Phase, seed: int, work: Path, progress: bool, save_e
     if not progress:
         trainer.remove_callback(PrinterCallback)
     newest = newest_sealed(work, "checkpoint-*")
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    with told(work):
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
 
 
 class _Sealed(TrainerCallback):
