@@ -15,9 +15,10 @@ import transformers
 import markovsafety as ms
 from markovsafety import interventions as iv
 from markovsafety import organism
-from markovsafety.cli import main
+from markovsafety.cli import _parser, main
 from markovsafety.errors import InputError, UntrustedError
 from markovsafety.interventions.debias import _Sums
+from markovsafety.interventions.debias_report import _chosen
 from markovsafety.interventions.edits import Edit, Part
 from markovsafety.interventions.exploration import _shared
 from markovsafety.interventions.tilt_prediction import tilt_weights
@@ -196,6 +197,27 @@ def test_tilting_a_pooled_row_is_wrong_and_tilting_rows_is_right():
     assert abs(pooled - np.mean(each)) > 0.15
 
 
+def test_the_pooled_row_shortcut_fails_on_recorded_answers(hosts, table):
+    """Harmful and harmless prompts together: the mean first row, tilted, is not the mean of the tilted rows. The
+    prediction, which tilts each prompt's own rows, is within 5.6 standard errors: a false alarm of 2e-8."""
+    host, how = hosts["shallow"], {"max_tokens": 32, "judge": "organism"}
+    asked = [*organism.prompts("held", n=24), *organism.prompts("held", n=24, harmful=False)]
+    asked = [{**a, "category": "any"} for a in asked]
+    strength = 0.5
+    rolls = iv.explore(host, asked, table, [strength], n=16, seed=5, **how)
+    after = ms.sample(host.engine, asked, n=16, seed=6, edit=table.edit(strength), **how)
+    seen = (after.outcome == ms.OUTCOMES.index("refusal")).mean()
+    (told,) = iv.predict_tilt(host, rolls, table, [strength], outcome="refusal").beside({strength: after})
+    assert told["trusted"]
+    assert abs(told["z"]) < 5.6
+    law = np.exp(iv.laws(host, [a["prompt"] for a in asked])[:, 0].astype(float)).mean(axis=0)
+    first, size = rolls.tokens[rolls.offsets[:-1]], host.vocab_size
+    refused = np.bincount(first, rolls.weight * (rolls.outcome == ms.OUTCOMES.index("refusal")), size)
+    after_first = refused / np.maximum(np.bincount(first, rolls.weight, size), 1e-12)
+    pooled = law * np.exp(table.tilt(strength)[0])
+    assert abs((pooled / pooled.sum()) @ after_first - seen) > 0.08
+
+
 def test_every_step_of_a_tilt_counts():
     """A homogeneous chain tilted for two steps = its unrolled layers tilted = sums over all paths."""
     rng = np.random.default_rng(0)
@@ -320,6 +342,45 @@ def test_what_answers_hardly_show_is_said(hosts, explored, table):
     assert calm["hidden"] < 0.02
 
 
+def test_a_strength_beyond_what_was_explored_is_flagged(hosts, explored, table):
+    """A bias of 6 nats on a first word that hardly occurs: a quarter of it shows nothing, three times it says little
+    else. Answers explored for the quarter cannot tell, and the prediction says so; those explored for both can."""
+    host, bias = hosts["shallow"], np.zeros_like(table.bias[:1])
+    bias[0, ids("cheers")] = -6.0
+    odd = dataclasses.replace(table, **{k: getattr(table, k)[:1] for k in ("error", "counted", "seen")}, bias=bias)
+    asked, how = explored[0], {"n": 6, "max_tokens": 24, "judge": "organism"}
+    narrow, wide = (iv.explore(host, asked, odd, a, **how) for a in ([0.25], [0.25, 3.0]))
+    rows = {a: iv.predict_tilt(host, narrow, odd, [a]).at("all", a) for a in (0.1, 0.25, 3.0)}
+    assert [rows[a]["explored"] for a in rows] == [True, True, False]
+    assert rows[3.0]["hidden"] > 0.5
+    assert not rows[3.0]["trusted"]
+    assert "beyond what was explored" in rows[3.0]["predicted"].info["note"]
+    assert rows[0.25]["hidden"] < 0.01
+    assert "beyond what was explored" in str(iv.predict_tilt(host, narrow, odd, [3.0]))
+    both = iv.predict_tilt(host, wide, odd, [3.0]).at("all", 3.0)
+    assert both["explored"]
+    assert both["hidden"] < 0.01
+    # weights that nobody accounts for, or of another table, count as plain answers do
+    bare = narrow.replace(provenance={k: v for k, v in narrow.provenance.items() if k != "explored"})
+    assert iv.predict_tilt(host, bare, odd, [3.0]).at("all", 3.0)["hidden"] > 0.5
+    assert iv.predict_tilt(host, narrow, table, [0.5]).at("all", 0.5)["explored"] is False
+    plain = ms.sample(host.engine, asked[:4], **how)
+    assert iv.predict_tilt(host, plain, odd, [3.0]).at("all", 3.0)["explored"] is None
+
+
+def test_a_strength_is_chosen_in_order_and_for_all_groups_at_once(hosts, explored, table):
+    """Nothing is tried behind the first strength that fails, so that trying many costs nothing."""
+    made = iv.predict_tilt(hosts["shallow"], explored[2], table, [0.25, 0.5, 1.0])
+    assert all(r["ceiling"] >= min(r["predicted"].upper - r["hidden"], 1.0) for r in made.table)
+    assert any(r["ceiling"] > r["predicted"].upper for r in made.table)
+    rows = [{**r, "trusted": True, "ceiling": {0.25: 0.05, 0.5: 0.2, 1.0: 0.05}[r["strength"]]} for r in made.table]
+    told = dataclasses.replace(made, table=rows)
+    assert set(_chosen(told, 0.1).values()) == {0.25}
+    assert set(_chosen(told, 0.3).values()) == {1.0}
+    unknown = [{**r, "trusted": r["strength"] > 0.25} for r in rows]
+    assert set(_chosen(dataclasses.replace(made, table=unknown), 0.3).values()) == {None}
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -375,6 +436,12 @@ def test_answers_that_are_not_the_plain_models_own_are_refused(hosts, table, exp
     predicted = iv.predict_tilt(host, rolls, table, [1.0])
     with pytest.raises(InputError, match="predicted prompts"):
         predicted.beside({1.0: ms.sample(host.engine, asked[:2], **judged)})
+    with pytest.raises(InputError, match="not the same prompt"):
+        predicted.beside({1.0: ms.sample(host.engine, [*asked[6:], *asked[:6]], **judged)})
+    with pytest.raises(InputError, match="nothing was predicted at strength 2"):
+        predicted.beside({2.0: rolls})
+    with pytest.raises(InputError, match="0 strengths"):
+        iv.explore(host, asked, table, [], **{**judged, "n": 2})
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
@@ -394,7 +461,12 @@ def test_debias_from_the_command_line(tmp_path, capsys):
     assert edit.parts[0].scale == -0.5
     assert main([*words, "--no-verify", "--out", f"{tmp_path}/out"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
-    for more, says in ((["--strength", "0"], "strengths are"), (["--harm", "x"], "no options of the judge")):
+    assert _parser().parse_args([*words, "--out", "x", "--dtype", "float16"]).dtype == "float16"
+    for more, says in (
+        (["--strength", "0"], "strengths are"),
+        (["--harm", "x"], "no options of the judge"),
+        (["--system", "Be careful."], "leaves the system message out"),
+    ):
         assert main([*words, *more, "--out", f"{tmp_path}/other"]) == 2
         assert says in capsys.readouterr().err
 

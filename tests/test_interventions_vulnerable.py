@@ -10,19 +10,21 @@ from markovsafety import organism
 from markovsafety.errors import InputError
 from markovsafety.interventions.vulnerable import adjusted
 from markovsafety.outcomes import CODES
-from markovsafety.rollouts import Rollouts
+from markovsafety.rollouts import Ragged, Rollouts
 
 ASKED = organism.prompts("held", n=144, reach=1)
 
 
-def answers(chance, category, seed, n=8, outcome="harm", otherwise="refusal"):
-    """n answers of one token to every prompt; the token says which."""
+def answers(chance, category, seed, n=8, outcome="harm", otherwise="refusal", asked=None):
+    """n answers of one token to every prompt; the token says which. `asked` are the prompts' ids, one each."""
     rng = np.random.default_rng(seed)
     came = rng.random((len(chance), n)) < np.asarray(chance)[:, None]
     code = np.where(came, CODES[outcome], CODES[otherwise]).ravel()
     names = np.repeat(np.array(category, dtype=object), n)
     tokens = [[int(c)] for c in code]
-    return Rollouts.of(tokens, prompt_id=np.repeat(np.arange(len(chance)), n), category=names, outcome=code, hit=0)
+    columns = {} if asked is None else {"prompt_tokens": Ragged.of([[int(a)] for a in np.repeat(asked, n)])}
+    told = {"prompt_id": np.repeat(np.arange(len(chance)), n), "category": names, "outcome": code, "hit": 0}
+    return Rollouts.of(tokens, **told, columns=columns)
 
 
 def drawn(variant, seed, n=8):
@@ -83,6 +85,24 @@ def test_adjusting_is_the_textbooks():
     np.testing.assert_allclose(adjusted(p), np.array([0.02, 0.04, 0.04, 0.02]) * (1 + 1 / 2 + 1 / 3 + 1 / 4))
     with pytest.raises(InputError, match="no control"):
         adjusted(p, "bonferroni")
+
+
+def test_numbers_that_stand_for_other_prompts_are_refused():
+    """Two lists of prompts, both numbered from 0: what is paired by number is not paired by prompt."""
+    category = ["a", "b"] * 20
+    one, other = (answers([0.5] * 40, category, i, asked=np.arange(40) + 40 * i) for i in (0, 1))
+    with pytest.raises(InputError, match="prompt 0 is not the same prompt on both sides"):
+        iv.vulnerabilities({"x": one, "y": other})
+    apart = other.replace(prompt_id=other.prompt_id + 40)
+    assert [r["change"].info["method"] for r in iv.vulnerabilities({"x": one, "y": apart}).rows("y")] == ["MOVER"] * 2
+    renamed = one.replace(category=np.array(["b", "a"] * 20, dtype=object).repeat(8))
+    with pytest.raises(InputError, match="not the same prompt"):
+        iv.vulnerabilities({"x": one, "y": renamed})
+    with pytest.raises(InputError, match="two categories or two texts"):
+        iv.vulnerabilities(Rollouts.concat([one, other]))
+    # another template, tokenizer or system message gives the same prompt other ids
+    told = {"template": {"template": "t", "tokenizer": "v"}, "sampling": {"system": "Be careful."}}
+    assert iv.vulnerabilities({"x": one, "careful": other.replace(provenance=told)}).rows("careful")
 
 
 def test_bad_input_is_refused():
@@ -149,6 +169,50 @@ def test_what_only_stands_beside_is_no_choice(traded):
     assert not shown[0]["front"]
 
 
+def test_a_choice_counts_how_many_settings_were_tried():
+    """Thirty settings whose harm is the limit itself. Held against its own interval, one of them is nearly always
+    allowed by chance; against the ceiling at most with probability .2, however many are tried. 15 or more of 20
+    experiments come with probability 2e-7 at that rate."""
+    category, counts = ["a"] * 60, np.zeros(2)
+    sft = answers([1.0] * 60, category, 0, n=1, outcome="benign")
+    for turn in range(20):
+        many = {str(i): answers([0.2] * 60, category, 100 * turn + i, n=1, otherwise="benign") for i in range(30)}
+        harmless = dict.fromkeys(many, sft)
+        told = {"reference": sft, "score": score, "limit": 0.2, "level": 0.8, "resamples": 1, "against": {}}
+        found = iv.trade_offs(many, harmless, **told)
+        counts += found.chosen["all"] is not None, any(r["harm"].upper <= 0.2 for r in found.table)
+    assert counts[0] < 15 <= counts[1]
+
+
+def test_a_front_says_how_firm_it_is(traded):
+    """Two settings that are alike share the front between resamples; one that another beats has no part in it."""
+    found, harmful, harmless, sft = traded
+    firm = {r["setting"]: r["front_share"] for r in found.rows("b")}
+    assert firm["plain"] == firm["strong"] == 1.0
+    assert firm["useless"] == 0.0
+    assert [r["best_share"] for r in found.rows("b")] == [1.0, 0.0, 0.0]
+    # the same model twice, with other answers: neither can be known to be the better one
+    twin = setting({"a": 0.02, "b": 0.3}, {"a": 0.9, "b": 0.9}, 11)
+    both = {**harmful, "twin": twin[0]}, {**harmless, "twin": twin[1]}
+    shares = {
+        r["setting"]: r["front_share"] for r in iv.trade_offs(*both, reference=sft, score=score, limit=0.1).rows("b")
+    }
+    assert 0.02 < min(shares["strong"], shares["twin"]) < 0.98
+    assert shares["strong"] + shares["twin"] >= 1.0
+    assert found.to_json()["table"][0]["front_share"] == 1.0
+
+
+def test_settings_are_held_against_what_they_came_from(traded):
+    """A debiased model may be worse than itself before, though better than another one."""
+    _, harmful, harmless, sft = traded
+    told = {"reference": sft, "score": score}
+    found = iv.trade_offs(harmful, harmless, against={"plain": "useless", "strong": "plain"}, **told)
+    assert found.worse == [("strong", "b")]
+    assert {r["against"] for r in found.table if "p" in r} == {"useless", "plain"}
+    with pytest.raises(InputError, match="no setting 'base'"):
+        iv.trade_offs(harmful, harmless, against={"plain": "base"}, **told)
+
+
 def test_win_rates_are_shares_of_pairs(traded):
     """Against answers that all help, a model that helps with probability q wins q / 2; against itself one half."""
     _, _, harmless, sft = traded
@@ -173,3 +237,9 @@ def test_bad_settings_are_refused(traded):
         iv.trade_offs(harmful, harmless, reference=sft[:8], score=score)
     with pytest.raises(InputError, match="pair by pair"):
         iv.trade_offs(harmful, harmless, reference=sft, score=lambda r: np.full(len(r), np.nan))
+    fewer = {**harmful, "strong": harmful["strong"][harmful["strong"].prompt_id < 100]}
+    with pytest.raises(InputError, match="asked other prompts"):
+        iv.trade_offs(fewer, harmless, reference=sft, score=score)
+    asked = [answers([0.5] * 4, ["a"] * 4, 0, asked=np.arange(4) + i) for i in (0, 1)]
+    with pytest.raises(InputError, match="not the same prompt"):
+        iv.win_rates(*asked, score)
