@@ -242,14 +242,14 @@ def _evidence(verb: Verb) -> None:
         "sample Qwen/Qwen3-0.6B prompts.csv --engine transformers --prefill 0 5 10 --out runs/qwen",
         "sample",
     )
-    v.add_argument("model", help="model folder, hub id, or organism:NAME for a shipped one")
+    v.add_argument("model", help="model folder, hub id, URL of a server, or organism:NAME for a shipped one")
     v.add_argument("prompts", nargs="?", help="CSV or JSONL with prompt, category[, prefix], or organism[:N]")
     v.add_argument("--out", required=True, help="folder of Parquet shards")
     v.add_argument("--n", type=int, default=16, help="rollouts per prompt and prefill (default: 16)")
     v.add_argument("--max-tokens", type=int, default=64)
     v.add_argument("--prefill", type=int, nargs="+", default=[0], help="numbers of forced tokens (default: 0)")
     v.add_argument("--prefix", metavar="ROLLOUTS", help="rollouts whose answers are the prefixes to force")
-    v.add_argument("--engine", default="auto", choices=["auto", "jax", "transformers", "replay"])
+    v.add_argument("--engine", default="auto", choices=["auto", "jax", "transformers", "server", "replay"])
     v.add_argument("--device")
     v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     v.add_argument("--batch-size", type=int)
@@ -260,6 +260,13 @@ def _evidence(verb: Verb) -> None:
     )
     v.add_argument("--system", help="system prompt for the chat template")
     v.add_argument("--seed", type=int, default=0)
+    served = v.add_argument_group("servers", "vLLM, SGLang, transformers serve; the API key: MARKOVSAFETY_API_KEY")
+    served.add_argument("--served", metavar="NAME", help="the model's name there (default: the only one listed)")
+    served.add_argument("--tokenizer", metavar="FOLDER", help="its tokenizer: folder or hub id (default: as served)")
+    served.add_argument("--concurrency", type=int, help="requests under way at a time (default: 16)")
+    served.add_argument("--timeout", type=float, help="seconds for one answer (default: 120)")
+    served.add_argument("--retries", type=int, help="further tries of a request that failed (default: 5)")
+    served.add_argument("--retokenize", action="store_true", default=None, help="accept text without token ids")
     v = verb(
         "judge", "label rollouts: harm, refusal, benign, truncated", "judge runs/x --harm bomb --out x.parquet", "judge"
     )

@@ -33,6 +33,7 @@ def demo(options: argparse.Namespace) -> Answer:
 
 def sample(options: argparse.Namespace) -> Answer:
     from .rollouts import sample as draw
+    from .rollouts.sample import OF_SERVERS
 
     warnings: list[str] = []
     prefix = rollouts_of(options.prefix, warnings) if options.prefix else None
@@ -59,6 +60,7 @@ def sample(options: argparse.Namespace) -> Answer:
         seed=options.seed,
         classes=classes_of(options.classes),
         out=options.out,
+        **{name: value for name in OF_SERVERS if (value := getattr(options, name)) is not None},
     )
     warnings += rolls.provenance.get("warnings") or []
     sampled = int(len(rolls.tokens) - rolls.prefill.sum())

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from .asked import Asked, ask, class_ids, depths
-from .engines import Engine, check_job, open_engine
+from .engines import Engine, check_job, is_url, open_engine
 from .judges import _open as open_judge
 from .judges import judge as judge_rollouts
 from .provenance import ids_hash, json_hash, versions, weights_hash
@@ -21,6 +21,8 @@ __all__ = ["SHARD", "planned", "sample"]
 
 SHARD = {"jax": 8192}
 """Rollouts per shard by engine, so that a shard takes seconds; 1024 for the others."""
+OF_SERVERS = ("served", "tokenizer", "concurrency", "timeout", "retries", "retokenize")
+"""What `sample` passes on to a server."""
 
 
 def sample(
@@ -46,14 +48,18 @@ def sample(
     system: str | None = None,
     shard_size: int | None = None,
     fine: bool = False,
+    workers: int | None = None,
+    inner: str = "auto",
+    address: str | None = None,
+    **server: Any,
 ) -> Rollouts:
     """Sample answers of a language model.
 
     Parameters
     ----------
     model : str, Path or Engine
-        A model folder, a hub id (transformers only), or an engine that is open already. With ``engine="replay"`` a
-        JSONL log, a Parquet file, a folder of shards or Rollouts.
+        A model folder, a hub id (transformers only), the URL of a server (``http://127.0.0.1:8000/v1``), or an engine
+        that is open already. With ``engine="replay"`` a JSONL log, a Parquet file, a folder of shards or Rollouts.
     prompts : list of str, list of dict, or path of a CSV or JSONL file
         A record has ``prompt`` (text, or messages) or ``prompt_tokens``, and may have ``category`` (default "all"),
         ``prefix`` and ``prompt_id`` (default: its place in the list). None with ``engine="replay"``.
@@ -66,7 +72,7 @@ def sample(
     prefix : list of (str or ids), dict of prompt_id -> (str or ids), or Rollouts, optional
         What is forced; goes before the records' own. Text is encoded without special tokens. Of Rollouts (of another
         model): the first answer to the same prompt_id that is long enough.
-    engine : {"auto", "jax", "transformers", "replay"}
+    engine : {"auto", "jax", "transformers", "server", "ray", "replay"}
     device : str, optional
         "cpu", "gpu", ...; None lets the engine choose.
     temperature : float
@@ -98,6 +104,17 @@ def sample(
     fine : bool
         Draw tokens of any probability at the right rate; plainly drawn, float32 blurs those below 1e-6. The same seed
         gives other answers then.
+    workers : int, optional
+        With ``engine="ray"``: models side by side; None: one per GPU of the cluster, or per core if it has no GPU. The
+        rollouts are those of one process, and either goes on in a folder that the other began.
+    inner : str
+        With ``engine="ray"``: the engine in each worker. `model` may be a function that opens one, without arguments.
+    address : str, optional
+        With ``engine="ray"``: "local" starts Ray on this machine, "auto" joins the cluster that it is part of,
+        "host:port" another; None: what RAY_ADDRESS says, else "local".
+    **server
+        Of a server: ``served``, ``tokenizer``, ``concurrency``, ``timeout``, ``retries``, ``retokenize``; what they do
+        stands in `markovsafety.rollouts.engines.server.open_engine`.
 
     Returns
     -------
@@ -111,11 +128,14 @@ def sample(
     InputError
         Prompts, prefixes or parameters that make no sense; `out` holds another run.
     ModelError
-        The model cannot be loaded.
+        The model cannot be loaded, or the server cannot be asked.
     UntrustedError
-        Logits became NaN; ``partial`` holds the rollouts finished before.
+        Logits became NaN, or a server left requests without an answer; ``partial`` holds the rollouts that were
+        finished.
     """
     _check(n, max_tokens, temperature, top_p, seed, shard_size)
+    if unknown := sorted(set(server) - set(OF_SERVERS)):
+        raise TypeError(f"sample() got an unexpected keyword argument {unknown[0]!r}")
     if engine == "replay":
         if edit is not None:
             raise InputError(
@@ -130,27 +150,27 @@ def sample(
                 next='sample(log, None, engine="replay", ...)',
             )
         return _replayed(model, n=n, max_tokens=max_tokens, classes=classes, out=out, judge=judge)
-    # Edits act where the model runs in torch, unless the engine was named.
-    chosen = "transformers" if edit is not None and engine == "auto" and isinstance(model, str | Path) else engine
-    opened = _edited(_engine(model, chosen, device=device, dtype=dtype, batch_size=batch_size), edit)
-    plan, said = planned(
-        model,
-        opened,
-        prompts,
-        n=n,
-        max_tokens=max_tokens,
-        prefill=prefill,
-        prefix=prefix,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        classes=classes,
-        dtype=dtype,
-        judge=judge,
-        system=system,
-        shard_size=shard_size,
-        fine=fine,
-    )
+    # Edits act where the model runs in torch, unless the engine was named or the model is on a server.
+    here = isinstance(model, str | Path) and not is_url(model)
+    chosen = "transformers" if edit is not None and engine == "auto" and here else engine
+    opening = {"device": device, "dtype": dtype, "batch_size": batch_size, **server}
+    asked: dict[str, Any] = {"prompts": prompts, "n": n, "max_tokens": max_tokens, "prefill": prefill, "prefix": prefix}
+    asked |= {"temperature": temperature, "top_p": top_p, "seed": seed, "classes": classes, "dtype": dtype}
+    asked |= {"judge": judge, "system": system, "shard_size": shard_size, "fine": fine}
+    if engine == "ray":
+        from .engines.ray_sample import sample_spread
+
+        opening["name"] = "transformers" if edit is not None and inner == "auto" and here else inner
+        how = {"workers": workers, "address": address, "out": out, "progress": progress}
+        return sample_spread(model, opening=opening, edit=edit, asked=asked, **how)
+    if (workers, inner, address) != (None, "auto", None):
+        raise InputError(
+            "workers, inner and address are for Ray",
+            cause=f"the engine is {engine!r}, which samples in this process",
+            next='say engine="ray", or leave them out',
+        )
+    opened = _edited(_engine(model, chosen, **opening), edit)
+    plan, said = planned(model, opened, **asked)
     return run(plan, opened, (lambda r: r) if said is None else (lambda r: judge_rollouts(r, said)), out, progress)
 
 
@@ -220,6 +240,12 @@ def _check(n: Any, max_tokens: Any, temperature: Any, top_p: Any, seed: Any, sha
 
 def _engine(model: Any, name: str, **options: Any) -> Engine:
     if isinstance(model, str | Path):
+        if (given := [option for option in options if option in OF_SERVERS]) and name != "server" and not is_url(model):
+            raise InputError(
+                f"{', '.join(given)}: only a server takes this",
+                cause=f"{model} is not the URL of one",
+                next="leave it out, or give the server's URL",
+            )
         return open_engine(name, model, **options)
     if not (callable(getattr(model, "run", None)) and hasattr(model, "tokenizer")):
         raise InputError(
@@ -260,7 +286,9 @@ def _check_deepest(plan: Plan, opened: Engine) -> None:
     deepest = plan.prefill.index(max(plan.prefill))
     rows = (np.arange(len(plan.asked.tokens)) * len(plan.prefill) + deepest) * plan.n
     try:
-        check_job(job(plan, rows), opened.vocab_size, opened.context)
+        checked = job(plan, rows)
+        check_job(checked, opened.vocab_size, opened.context)
+        getattr(opened, "check", lambda _: None)(checked)  # what this engine alone cannot do
     except InputError as error:  # rollout i of this job is prompt i
         fact = error.fact.replace("rollout ", "prompt ")
         raise InputError(fact, cause=error.cause, next=error.next) from error
@@ -268,16 +296,20 @@ def _check_deepest(plan: Plan, opened: Engine) -> None:
 
 def _provenance(model: Any, opened: Engine, asked: Asked, sampling: dict[str, Any]) -> dict[str, Any]:
     described = opened.describe() if hasattr(opened, "describe") else {}
-    elsewhere = {"engine", "model", "weights", "versions", "template_hash", "tokenizer_hash"}
+    elsewhere = {"engine", "model", "weights", "versions", "template_hash", "tokenizer_hash", "warnings"}
+    warnings = [*asked.warnings, *described.get("warnings", ())]
     told = {key: value for key, value in described.items() if key not in elsewhere}
-    name = str(model) if isinstance(model, str | Path) else str(described.get("model") or opened.name)
-    folder = Path(name) if Path(name).is_dir() else None
+    away = "url" in described  # on a server, whose weights nobody sees: only the tokenizer is here
+    path = isinstance(model, str | Path) and not away
+    name = str(model) if path else str(described.get("model") or opened.name)
+    home = opened.tokenizer.folder if away else name
+    folder = Path(home) if Path(home).is_dir() else None
     raw = sampling["temperature"] == 1.0 and sampling["top_p"] == 1.0
     return {
         "model": {
             "name": name,
             "path": None if folder is None else str(folder.resolve()),
-            "weights": described.get("weights") or (None if folder is None else weights_hash(folder)),
+            "weights": described.get("weights") or (None if folder is None or away else weights_hash(folder)),
         },
         "template": opened.tokenizer.hashes(),
         "engine": {"name": opened.name, **told},
@@ -287,13 +319,15 @@ def _provenance(model: Any, opened: Engine, asked: Asked, sampling: dict[str, An
             "sha256": json_hash([ids_hash(asked.tokens), asked.prompt_id.tolist(), asked.category.tolist()]),
             "prefix_sha256": ids_hash([ids[: max(sampling["prefill"])] for ids in asked.prefix]),
         },
-        "logprob": {
+        "logprob": opened.logprob_words(raw)  # type: ignore[attr-defined]
+        if away
+        else {
             "logprob": "raw: the model's own distribution, temperature 1, nothing cut off, nats",
             "logprob_processed": "not kept: sampled from the raw distribution"
             if raw
             else "processed: the distribution sampled from, after temperature and top-p, nats",
         },
-        **({"warnings": asked.warnings} if asked.warnings else {}),
+        **({"warnings": warnings} if warnings else {}),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -312,7 +346,7 @@ def _identity(provenance: dict[str, Any], opened: Engine, dtype: str, said: Any,
         **provenance["sampling"],
         **{f"prompts_{name}": value for name, value in provenance["prompts"].items()},
         "judge": None if said is None else {"name": said.name, **described},
-        **({"edit": provenance["engine"]["edit"]} if "edit" in provenance["engine"] else {}),
+        **{part: provenance["engine"][part] for part in ("edit", "offers") if part in provenance["engine"]},
         "shard_size": size,
     }
 

@@ -20,16 +20,27 @@ import numpy as np
 from ...errors import InputError, ModelError
 from ..template import Template
 
-__all__ = ["ENGINES", "Engine", "Job", "Output", "Progress", "check_job", "open_engine", "rollout_keys", "uniforms"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Job",
+    "Output",
+    "Progress",
+    "check_job",
+    "is_url",
+    "open_engine",
+    "rollout_keys",
+    "uniforms",
+]
 
 Progress = Callable[[int, int], None]
 """Called with (rollouts finished, tokens sampled) since the last call."""
 
-ENGINES = {"jax": "jax_engine", "transformers": "transformers"}
-"""Engines that sample from a model folder, and the module each lives in."""
+ENGINES = {"jax": "jax_engine", "transformers": "transformers", "server": "server"}
+"""Engines that sample from a model folder or a server, and the module each lives in."""
 
-OPTIONAL = ("accelerate", "jax", "jaxlib", "torch", "transformers")
-"""Packages that an engine may need and the package itself does not."""
+OPTIONAL = {**dict.fromkeys(("accelerate", "jax", "jaxlib", "torch", "transformers"), "models"), "openai": "server"}
+"""Packages that an engine may need and the package itself does not, and the extra that brings each."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +166,10 @@ def open_engine(
 
     Parameters
     ----------
-    name : {"auto", "jax", "transformers"}
-        "auto" takes the JAX engine for every folder it can read, else transformers.
+    name : {"auto", "jax", "transformers", "server"}
+        "auto" takes a server for a URL, the JAX engine for every folder it can read, else transformers.
     model : str or Path
-        Model folder in Hugging Face format (transformers: a hub id too).
+        Model folder in Hugging Face format (transformers: a hub id too; server: its URL).
     dtype : {"float32", "bfloat16"}
         Floating-point type of weights and activations (sampling itself is always float32).
     device : str, optional
@@ -193,12 +204,14 @@ def open_engine(
         raise ModelError(
             f"the engine {name!r} needs the package {package!r}, which is not installed",
             cause=str(error),
-            next="pip install 'markovsafety[models]'",
+            next=f"pip install 'markovsafety[{OPTIONAL[package]}]'",
         ) from error
 
 
 def _choose(model: str | Path) -> str:
     """The JAX engine for a folder it can read, or a missing or broken one (its error names the file)."""
+    if is_url(model):
+        return "server"
     if not Path(model).is_dir():
         return "transformers" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) else "jax"
     from .llama_folder import UnsupportedModel, read_config
@@ -210,6 +223,11 @@ def _choose(model: str | Path) -> str:
     except ModelError:
         pass
     return "jax"
+
+
+def is_url(model: Any) -> bool:
+    """Whether this names a server and not a folder or hub id."""
+    return isinstance(model, str) and model.lower().startswith(("http://", "https://"))
 
 
 def check_job(job: Job, vocab_size: int, context: int) -> None:
