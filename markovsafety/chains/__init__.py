@@ -9,6 +9,7 @@ from .pooled import Pooled, read_pooled
 from .pooling import pool
 from .states import ByPrompt, JudgedPrefix, KGram, Position, Product, StateMap
 from .storage import read_chain, read_counts, write_chain, write_counts
+from .stored_layers import StoredLayers, write_layers
 from .tally import Tally
 from .transitions import Transitions, count_transitions
 
@@ -24,6 +25,7 @@ __all__ = [
     "Position",
     "Product",
     "StateMap",
+    "StoredLayers",
     "Tally",
     "Transitions",
     "count",
@@ -38,4 +40,5 @@ __all__ = [
     "single_token_outcomes",
     "write_chain",
     "write_counts",
+    "write_layers",
 ]

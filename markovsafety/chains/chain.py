@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .checks import Numbered, as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of
 from .matrices import as_counts, as_csr, csr, divided, stochastic
+from .stored_layers import StoredLayers
 from .tally import Evidence
 
 __all__ = ["Chain", "Evidence"]
@@ -52,7 +53,7 @@ class Chain:
 
     Attributes
     ----------
-    P : csr array, or tuple of csr arrays if layered
+    P : csr array, or tuple of csr arrays if layered (or `StoredLayers`: those of a file, read when asked for)
         float64, canonical, read-only. An absorbing outcome row holds a one on its diagonal.
     outcomes : dict of str to int array
         Sorted state indices by outcome.
@@ -80,10 +81,11 @@ class Chain:
     n_layers: int = field(default=0, kw_only=True)
 
     def __post_init__(self):
-        layers = [self.P] if self.n_layers == 0 else list(self.P)
+        stored = self.P if isinstance(self.P, StoredLayers) else None
+        layers = [] if stored else [self.P] if self.n_layers == 0 else list(self.P)
         names = ["P"] if self.n_layers == 0 else [f"layer {t}" for t in range(len(layers))]
         surveyed = [as_csr(P, what) for P, what in zip(layers, names)]
-        n = shape_of(surveyed[0][0])[0]
+        n = stored.n if stored else shape_of(surveyed[0][0])[0]
         for (matrix, _), what in zip(surveyed, names):
             if matrix.shape != (n, n):
                 raise InputError(
@@ -96,7 +98,8 @@ class Chain:
         put("outcomes", as_outcomes(self.outcomes, n, self._lookup, self._name))
         done = self.outcome_mask
         matrices = [stochastic(*found, done, self._name, what) for found, what in zip(surveyed, names)]
-        put("P", matrices[0] if self.n_layers == 0 else tuple(matrices))
+        whole = matrices[0] if self.n_layers == 0 and not stored else tuple(matrices)
+        put("P", stored.checked(done, self._name) if stored else whole)
         put("start", as_law(self.start, n, self._lookup, self._name, "start"))
         laws = {int(k): as_law(v, n, self._lookup, self._name, f"entry[{k}]") for k, v in sorted(self.entry.items())}
         put("entry", laws)
@@ -169,7 +172,7 @@ class Chain:
         return self.n_layers > 0
 
     @property
-    def layers(self) -> tuple[sp.csr_array, ...]:
+    def layers(self) -> Sequence[sp.csr_array]:
         """The matrices: one if homogeneous, `n_layers` if layered."""
         return self.P if self.is_layered else (self.P,)
 
@@ -241,7 +244,7 @@ class Chain:
     def __repr__(self) -> str:
         kind = f"{self.n_layers} layers" if self.is_layered else "homogeneous"
         size = ", ".join(f"{name} ({len(index)})" for name, index in self.outcomes.items())
-        arrows = sum(m.nnz for m in self.layers)
+        arrows = self.P.nnz if isinstance(self.P, StoredLayers) else sum(m.nnz for m in self.layers)
         if self.start is None:
             start = "none"
         else:

@@ -17,6 +17,7 @@ from ..outcomes import OUTCOMES
 from .chain import Chain, Evidence
 from .counts import Counts, Table
 from .matrices import csr
+from .stored_layers import LARGE, StoredLayers, members_of
 from .tally import Tally
 
 __all__ = ["read_chain", "read_counts", "write_chain", "write_counts"]
@@ -112,13 +113,18 @@ def _from_json(label: Any) -> Any:
     return tuple(_from_json(x) for x in label) if isinstance(label, list) else label
 
 
-def read_chain(path: str | os.PathLike[str]) -> Chain:
+def read_chain(path: str | os.PathLike[str], *, stream: bool = False) -> Chain:
     """Read a chain that `write_chain` wrote.
 
     Parameters
     ----------
     path : path
         The .npz file.
+    stream : bool
+        Of a layered chain: leave the matrices in the file, which must stay where it is, and read each when it is asked
+        for. Probabilities, times and visits then hold one matrix and the answer, of shape (layers + 1, n), and give the
+        same numbers; what needs all transitions at once (`critical`, sensitivities, ``method="device"``) reads them
+        all. See `write_layers` for writing layer by layer.
 
     Returns
     -------
@@ -128,26 +134,28 @@ def read_chain(path: str | os.PathLike[str]) -> Chain:
     Raises
     ------
     InputError
-        If the file is missing, is no .npz, lacks a key, or holds arrays that make no chain.
+        If the file is missing, is no .npz, lacks a key, or holds arrays that make no chain; if it is to be streamed and
+        has no layers or is compressed.
     """
     path = Path(path)
-    arrays = _read(path, _KEYS, "chain")
+    arrays = _read(path, _KEYS, "chain", LARGE if stream else ())
     try:
-        return _unpack(arrays)
+        return _unpack(arrays, path if stream else None)
     except InputError as error:
         raise _foreign(path, f"{error.fact} {error.cause}", "chain") from None
     except _MALFORMED as error:
         raise _foreign(path, _why(error, "chain"), "chain") from None
 
 
-def _read(path: Path, keys: tuple[str, ...], kind: str) -> dict[str, np.ndarray]:
+def _read(path: Path, keys: tuple[str, ...], kind: str, leave: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """The arrays of a file; those to leave are not read, and empty."""
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             with file:
-                arrays = {key: file[key] for key in file.files}
+                arrays = {key: np.zeros(0) if key in leave else file[key] for key in file.files}
             for key, array in arrays.items():
                 if array.dtype.kind not in "biufU":
                     raise ValueError(f"{key} has the type {array.dtype}")
@@ -294,7 +302,7 @@ def _table(arrays: dict[str, np.ndarray], name: str, groups: int, states: int) -
     return Table(group, source, target, sums)
 
 
-def _unpack(arrays: dict[str, np.ndarray]) -> Chain:
+def _unpack(arrays: dict[str, np.ndarray], stored: Path | None = None) -> Chain:
     meta = json.loads(str(arrays["meta"][()]))
     if meta["version"] != VERSION:
         raise ValueError(f"format version {meta['version']}, this reader knows {VERSION}")
@@ -302,7 +310,7 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Chain:
     rows, n = (int(x) for x in arrays["shape"])
     if layers < 0 or rows != n * max(layers, 1):
         raise ValueError(f"shape {(rows, n)} with {layers} layers")
-    P = _csr(arrays, "", (rows, n))
+    P = _csr(arrays, "", (rows, n)) if stored is None else _left(stored, n, layers)
     start = arrays["start"] if arrays["start"].any() else None
     states = None if meta["states"] is None else [_from_json(x) for x in meta["states"]]
     extra: dict[str, Any] = {"n_layers": layers}
@@ -314,8 +322,18 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Chain:
         prior = float(arrays["prior"]) if "prior" in arrays else 0.0
         told = [*(arrays[f"tally_{k}"] for k in _TALLY), *(arrays.get(k) for k in _TRIALS)]
         extra["evidence"] = Evidence(arrays["visits"], *told, prior=prior)
-    blocks = P if layers == 0 else _layers(P, n)
+    blocks = P if layers == 0 or isinstance(P, StoredLayers) else _layers(P, n)
     return Chain(blocks, meta["outcomes"], start, states, **extra)
+
+
+def _left(path: Path, n: int, layers: int) -> StoredLayers:
+    """The matrices of a layered chain, left in the file."""
+    if layers == 0:
+        raise ValueError("it has one matrix and no layers; only layers are read one by one")
+    members = members_of(path)
+    if members["indptr"].length != n * layers + 1 or members["data"].length != members["indices"].length:
+        raise ValueError("its arrays do not fit its shape")
+    return StoredLayers(path, n, layers, members)
 
 
 def _csr(arrays: dict[str, np.ndarray], prefix: str, shape: tuple[int, int]) -> sp.csr_array:
