@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,19 @@ def test_cleaning_drops_pairs_that_say_little(pairs):
     assert [p.margin for p in iv.cleaned(some)] == [0.25, 1.0]
     with pytest.raises(InputError, match="no pair of 4"):
         iv.cleaned(some, 2.0)
+
+
+def test_a_reference_of_the_same_size_with_another_tokenizer_is_refused(engine, pairs, tmp_path):
+    """Two words have changed places: ids agree in number and not in meaning."""
+    other = tmp_path / "other"
+    shutil.copytree(organism.model_path("base"), other)
+    told = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    words = told["model"]["vocab"]
+    words["sorry"], words["sure"] = words["sure"], words["sorry"]
+    (other / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
+    rejected = iv.preference_rows(pairs)[1]
+    with pytest.raises(InputError, match="has another tokenizer"):
+        iv.Preferred(rejected, reference=other).bind(Setting(engine, 4, 1, 0))
 
 
 def test_bad_pairs_are_refused(engine, pairs):
