@@ -39,8 +39,10 @@ class Memory:
         On this device.
     workspace_per_rollout : int
         Logits and what is made of them, activations.
+    prompts : int
+        Contexts that a worker reads at one time: fewer where they would take more than an eighth of what is free.
     workspace : int
-        Prompts that are read at one time: their activations, scores, keys and values.
+        Of reading them: activations, scores, keys and values.
     free : int or None
         What the device had left beside the weights, or was allowed to take; None if it does not say.
     """
@@ -50,6 +52,7 @@ class Memory:
     batch: int
     workers: int
     workspace_per_rollout: int
+    prompts: int
     workspace: int
     free: int | None
 
@@ -122,7 +125,7 @@ def fitting(
     lengths : tuple of int
         Positions of the caches that a worker keeps.
     prompts, width : int
-        Contexts that are read at one time, and their longest, in tokens.
+        Contexts that are read at one time, at most, and their longest, in tokens.
     batch : int or None
         As asked for.
 
@@ -134,22 +137,26 @@ def fitting(
     c, size = config, jnp.dtype(dtype).itemsize
     position = cache_bytes(c, dtype, home.ways)
     columns = (2 * c.mlp + (c.heads + 2 * c.kv_heads) * c.head_dim) // home.ways + 4 * c.width
-    scores = 8 * width * width * c.heads // home.ways
+    context = width * (2 * position + size * columns) + 8 * width * width * c.heads // home.ways + 8 * c.vocab
+    if free is not None:
+        prompts = max(1, min(prompts, free // (8 * context * workers)))
     memory = Memory(
         weights=weight_bytes(c, dtype, home),
         cache_per_rollout=position * sum(lengths),
         batch=batch or 1,
         workers=workers,
         workspace_per_rollout=16 * c.vocab + size * columns,
-        workspace=prompts * (width * (2 * position + size * columns) + scores + 8 * c.vocab),
+        prompts=prompts,
+        workspace=prompts * context,
         free=free,
     )
     if free is not None and memory.needed > free:
+        side = memory.batch * workers
         raise ModelError(
-            f"{memory.batch * workers} rollouts side by side need {gigabytes(memory.needed)}, "
+            f"{side} rollout{'s' * (side > 1)} side by side need {gigabytes(memory.needed)}, "
             f"a device has {gigabytes(free)} free",
             cause=f"keys and values of one rollout of {max(lengths)} tokens take "
-            f"{gigabytes(memory.cache_per_rollout)} in {dtype}, reading {prompts} prompts of up to {width} tokens "
+            f"{gigabytes(memory.cache_per_rollout)} in {dtype}, reading prompts of up to {width} tokens "
             f"{gigabytes(memory.workspace)}; the weights took {gigabytes(memory.weights)}",
             next=_cure(dtype, home, devices, "a smaller batch_size" if memory.batch > 1 else "a smaller max_tokens"),
         )

@@ -95,12 +95,12 @@ def make_plan(job: Job, params: Any, shape: Shape, *, batch: int | None, workers
     # The kernel stops at each row's length, so that one cache for all costs nothing; else short ones are read faster.
     one = (round_up(int(sizes.max()) + job.max_tokens, 64),)
     lengths = one if shape.attention == "kernel" else _lengths(int(sizes.min()), int(sizes.max()) + job.max_tokens)
-    room = (1 << 28) // (4 * max(shape.config.vocab, shape.config.heads * int(sizes.max()) ** 2))
-    memory = limit(lengths, max(1, min(32, room)), round_up(int(sizes.max()), 16), -(-workers // homes), batch)
-    batch = min(memory.batch, FEW) if n <= FEW * workers else memory.batch
-    shape = dataclasses.replace(shape, batch=batch)
-    most = int(np.clip(n // (4 * workers), min(batch, 32), 4 * batch))
-    rows = max(1, min(8 if most * len(contexts) <= 8 * n else 32, room))
+    room = max(1, (1 << 28) // (4 * max(shape.config.vocab, shape.config.heads * int(sizes.max()) ** 2)))
+    memory = limit(lengths, min(32, room), round_up(int(sizes.max()), 16), -(-workers // homes), batch)
+    side = min(memory.batch, FEW) if n <= FEW * workers else memory.batch
+    shape = dataclasses.replace(shape, batch=side)
+    most = int(np.clip(n // (4 * workers), min(side, 32), 4 * side))
+    rows = max(1, min(8 if most * len(contexts) <= 8 * n else 32, memory.prompts))
     ends = np.zeros(shape.config.vocab, bool)
     ends[list(job.eos_ids)] = True
     knobs = (ends, member_of(job, shape.config.vocab), np.float32(job.temperature), np.float32(job.top_p))
@@ -117,7 +117,7 @@ def make_plan(job: Job, params: Any, shape: Shape, *, batch: int | None, workers
         keys=split_keys(job.keys),
         ends=ends,
         knobs=tuple(jax.device_put(knob, shape.home.sharding()) for knob in knobs),
-        memory=dataclasses.replace(memory, batch=batch),
+        memory=dataclasses.replace(memory, batch=side),
     )
 
 

@@ -271,8 +271,8 @@ def prefill_program(shape: Shape, rows: int, width: int) -> Any:
         def run(params: Params, tokens: jax.Array, lengths: jax.Array, prompt: jax.Array) -> Any:
             return prefill(params, shape.config, tokens, lengths, prompt)
 
-        run = shape.jit(run, out=("whole", "cache"))
-        return run.lower(shape.params(), shape.spec(rows, width), shape.spec(rows), shape.spec(rows))
+        program = shape.jit(run, out=("whole", "cache"))
+        return program.lower(shape.params(), shape.spec(rows, width), shape.spec(rows), shape.spec(rows))
 
     return compiled(("prefill", shape.config, shape.dtype, shape.home, shape.edit, rows, width), lower)
 
