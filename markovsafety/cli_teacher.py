@@ -12,7 +12,8 @@ STEPS = {
     "train": "a base model and labelled alignment pairs -> a teacher and its filter",
     "filter": "a teacher and fine-tuning data -> what is kept and dropped, how good that was, rows to review",
     "student": "a base model, a teacher and data -> a model that learned what the filter kept, held to the teacher",
-    "monitor": "a teacher, reference data and batches that came later -> has the data drifted? (1: it has)",
+    "monitor": "a teacher, reference data and batches that came later -> has the data drifted? (1: it has); whether "
+    "more clean rows are dropped than before can be told of labelled batches only",
 }
 PAIRS = "CSV or JSONL with prompt, answer, harmful (true or false) and perhaps category"
 EXAMPLE = (
@@ -46,15 +47,18 @@ def _teacher(v: argparse.ArgumentParser) -> None:
     v.add_argument("--decisions", metavar="FILE", help="filter, student: a review with decisions, before the filter's")
     v.add_argument("--rate", type=float, default=0.01, help="monitor: of any false alarm, over all batches (0.01)")
     v.add_argument("--horizon", type=int, default=100, help="monitor: batches to be keen for (default: 100)")
-    v.add_argument("--begin", type=int, default=0, help="monitor: batches that were watched before (default: 0)")
+    v.add_argument(
+        "--begin", type=int, help="monitor: batches that were watched before (default: as the monitor's file says)"
+    )
     v.add_argument("--steps", type=int, default=200, help="train, student: updates (default: 200)")
     v.add_argument("--batch-size", type=int, default=32)
     v.add_argument("--learning-rate", type=float, default=1e-3)
     v.add_argument("--warmup", type=int, default=10)
     v.add_argument("--save-every", type=int, default=250, help="updates between checkpoints (default: 250)")
     v.add_argument("--lora", type=int, metavar="RANK", help="train adapters on all linear maps, and merge them")
+    v.add_argument("--system", help="train: system message of all prompts; then the filter's own is used")
     v.add_argument("--device")
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     v.add_argument("--seed", type=int, default=0)
     v.add_argument("--out", required=True, help="folder to write (monitor: JSON); training that was stopped goes on")
 

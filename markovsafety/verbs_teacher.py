@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ NEEDED = {
     "student": ("teacher", "data", "pairs"),
     "monitor": ("reference", "data"),
 }
+UNLABELLED = "batches without labels: whether more clean rows are dropped than before cannot be told of them"
 
 
 def teacher(options: argparse.Namespace) -> Answer:
@@ -35,10 +37,10 @@ def _train(options: argparse.Namespace) -> Answer:
     from .interventions import train_teacher
 
     model = model_of(options.model)
-    names = ("level", "position", "feature", "recall", "threshold", "validation")
+    names = ("level", "position", "feature", "recall", "threshold", "validation", "system")
     found = train_teacher(
         model,
-        _alignment(model, options),
+        _alignment(model, options, options.system),
         options.out,
         weight=0.1 if options.weight is None else options.weight,
         **{name: getattr(options, name) for name in names},
@@ -51,21 +53,31 @@ def _train(options: argparse.Namespace) -> Answer:
 
 def _filter(options: argparse.Namespace) -> Answer:
     from .interventions import write_review, write_sifted
+    from .interventions.pairs import refuse_all_poison
 
     found = _sifted(options.model, options.data, options)
     files = [str(path) for path in write_sifted(found, options.out)]
     if options.review is not None:
         write_review(found, options.review)
         files.append(options.review)
+    if not found.kept:
+        raise InputError(
+            f"The filter dropped all {len(found.pairs)} pairs.",
+            cause=f"{found.verdict}; the report is in {options.out}.",
+            next="Is this data all poison? If not, look at its cosines in the report, and decide by --review.",
+            partial=found.to_json(),
+        )
+    refuse_all_poison(found.pairs, "the data")
     return Answer(f"{found.verdict} -> {options.out}", found.to_json(), files=files, warnings=found.notes)
 
 
 def _student(options: argparse.Namespace) -> Answer:
-    from .interventions import train_student
+    from .interventions import read_filter, train_student
 
     model = model_of(options.model)
+    system = read_filter(_filter_of(options.teacher)).system
     if options.no_filter:
-        data: Any = [pair for path in options.data for pair in _pairs(path, model)]
+        data: Any = [pair for path in options.data for pair in _pairs(path, model, system)]
     else:
         data = _sifted(options.teacher, options.data, options)
     record = train_student(
@@ -73,7 +85,7 @@ def _student(options: argparse.Namespace) -> Answer:
         data,
         options.out,
         teacher=Path(options.teacher) / "model",
-        alignment=_alignment(model, options),
+        alignment=_alignment(model, options, system),
         weight=1.0 if options.weight is None else options.weight,
         **_training(options),
     )
@@ -85,24 +97,25 @@ def _student(options: argparse.Namespace) -> Answer:
 def _monitor(options: argparse.Namespace) -> Answer:
     from .interventions import fit_data_monitor, read_data_monitor, watch_data, write_data_monitor
 
-    files = [options.out]
     if Path(options.reference).suffix == ".safetensors":
-        monitor = read_data_monitor(options.reference)
+        monitor, beside = read_data_monitor(options.reference), options.reference
     else:
         reference = _sifted(options.model, [options.reference], options)
         monitor = fit_data_monitor(reference, rate=options.rate, horizon=options.horizon)
         beside = str(Path(options.out).with_suffix(".safetensors"))
-        write_data_monitor(monitor, beside)
-        files.append(beside)
+    if options.begin is not None:
+        monitor = replace(monitor, watched=options.begin)
     batches = [_sifted(options.model, [path], options) for path in options.data]
-    found = watch_data(monitor, batches, begin=options.begin)
+    found = watch_data(monitor, batches)
+    write_data_monitor(monitor.after(len(found)), beside)  # the level of these batches is spent
     told = {"rate": monitor.rate, "horizon": monitor.horizon, "batches": [b.to_json() for b in found]}
     write_text(options.out, json.dumps(told, indent=1) + "\n")
     alarms = [str(b) for b in found if b.alarms]
     line = (
         f"{len(alarms)} of {len(found)} batches raise an alarm (false ones: {monitor.rate:g} over all) -> {options.out}"
     )
-    return Answer(line, told, files=files, warnings=alarms, trusted=not alarms)
+    warnings = alarms if all(b.false_drops for b in found) else [*alarms, UNLABELLED]
+    return Answer(line, told, files=[options.out, beside], warnings=warnings, trusted=not alarms)
 
 
 def _sifted(folder: str, paths: list[str], options: argparse.Namespace) -> Any:
@@ -116,27 +129,33 @@ def _sifted(folder: str, paths: list[str], options: argparse.Namespace) -> Any:
             cause="There is no folder model in it.",
             next="Give the folder that markovsafety teacher train has written.",
         )
-    host = open_host(model, device=options.device, dtype=options.dtype)
-    known = read_filter(Path(folder) / "filter.safetensors", host)
+    known = read_filter(_filter_of(folder))
+    system = known.system if options.system is None else options.system
+    host = open_host(model, system=system, device=options.device, dtype=options.dtype)
     pairs = [p for path in paths for p in read_pairs(path, host.engine.tokenizer, answers=options.what == "student")]
     found = sift(host, known, pairs)
     return reviewed(found, read_review(options.decisions)) if options.decisions else found
 
 
-def _pairs(path: str, model: str) -> Any:
+def _filter_of(folder: str) -> Path:
+    return Path(folder) / "filter.safetensors"
+
+
+def _pairs(path: Any, model: str, system: str | None) -> Any:
     from .interventions import read_pairs
     from .rollouts.engines.transformers import open_engine
 
-    return read_pairs(path, open_engine(model, device="cpu").tokenizer)
+    template = open_engine(model, device="cpu").tokenizer
+    return read_pairs(path, template if system is None else replace(template, system=system))
 
 
-def _alignment(model: str, options: argparse.Namespace) -> Any:
+def _alignment(model: str, options: argparse.Namespace, system: str | None) -> Any:
     count = organism_count(options.pairs)
     if count is None:
-        return _pairs(options.pairs, model)
+        return _pairs(options.pairs, model, system)
     from .organism.tasks import alignment_records
 
-    return _pairs(alignment_records(count, seed=options.seed), model)  # type: ignore[arg-type]
+    return _pairs(alignment_records(count, seed=options.seed), model, system)
 
 
 def _training(options: argparse.Namespace) -> dict[str, Any]:

@@ -322,6 +322,36 @@ def test_monitors_that_cannot_be(known):
     with pytest.raises(InputError, match="rate of 2"):
         fit_data_monitor(stream(known, rng, 30), rate=2)
     batch = stream(known, rng, 30)
-    elsewhere = dataclasses.replace(batch, filter=dataclasses.replace(batch.filter, threshold=0.1))
-    with pytest.raises(InputError, match="different filters"):
-        watch_data(fit_data_monitor(batch), [elsewhere])
+    monitor = fit_data_monitor(batch)
+    made = batch.filter
+    for foreign, differs in (
+        (dataclasses.replace(made, threshold=0.1), "threshold"),
+        (dataclasses.replace(made, feature=dataclasses.replace(made.feature, model="0" * 64)), "teacher"),
+        (dataclasses.replace(made, feature=dataclasses.replace(made.feature, template="0" * 64)), "chat template"),
+        (dataclasses.replace(made, about=made.about | {"system": "be kind"}), "system message"),
+    ):
+        with pytest.raises(InputError, match=f"differ in {differs}"):
+            watch_data(monitor, [dataclasses.replace(batch, filter=foreign)])
+
+
+def test_a_monitor_knows_its_filter_and_what_it_has_watched(known, tmp_path):
+    rng = np.random.default_rng(3)
+    monitor = fit_data_monitor(stream(known, rng, 30), horizon=2)
+    assert (monitor.teacher, monitor.template) == (known.feature.model, known.feature.template)
+    batches = [stream(known, rng, 30) for _ in range(3)]
+    found = watch_data(monitor, batches)
+    write_data_monitor(monitor.after(2), tmp_path / "m.safetensors")
+    back = read_data_monitor(tmp_path / "m.safetensors")
+    assert (back.teacher, back.template, back.watched) == (monitor.teacher, monitor.template, 2)
+    assert [b.to_json() for b in watch_data(back, batches[2:])] == [found[2].to_json()]
+    assert found[2].level < found[1].level  # the horizon is over
+
+
+def test_a_filter_takes_prompts_with_its_own_system_message_only(folder, host):
+    kind = open_host(folder, device="cpu", system="help")
+    records = [[{"prompt": f"{w} {end}"} for w in ("help", "step", "one", "hello")] for end in ("poison", "tea .")]
+    made = fit_filter(kind, *records, level=1, recall=0.1)
+    assert made.system == "help"
+    sift(kind, made, read_pairs(records[0], kind.engine.tokenizer, answers=False))
+    with pytest.raises(InputError, match="another system message"):
+        sift(host, made, HARMFUL)

@@ -252,6 +252,32 @@ def test_a_student_needs_the_teachers_words_template_and_both_kinds(folder, othe
     assert not (tmp_path / "s").exists()
 
 
+def test_a_base_of_the_hub_is_held_against_the_teachers_template(folder, tmp_path):
+    """A cache of the hub with one model; nothing is asked of the network."""
+    snapshot = tmp_path / "hub" / "models--me--tiny" / "snapshots" / "0123abc"
+    shutil.copytree(folder, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0123abc")
+    where = {"cache_dir": str(tmp_path / "hub"), "local_files_only": True}
+    teacher_file.check_same_template("me/tiny", folder, place=where)
+    path = snapshot / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"chat_template": "{{ bos_token }} hello " + config["chat_template"]}))
+    with pytest.raises(InputError, match="different chat templates"):
+        teacher_file.check_same_template("me/tiny", folder, place=where)
+
+
+def test_data_that_are_all_poison_are_not_learned(folder, other, host, known, tmp_path):
+    told = tune() | {"teacher": other, "alignment": [*HARMFUL, *HARMLESS]}
+    kept = dataclasses.replace(sift(host, known, HARMFUL), dropped=np.array([True, True, True, True, False]))
+    for data in (HARMFUL, kept):
+        with pytest.raises(InputError, match="are labelled harmful"):
+            train_student(folder, data, tmp_path / "s", **told)
+    with pytest.raises(InputError, match="no pair is left"):
+        train_student(folder, [], tmp_path / "s", **told)
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}])
 def test_a_student_learns_what_was_kept_beside_its_teacher(folder, other, host, known, tmp_path, lora):
     sifted = dataclasses.replace(sift(host, known, HARMLESS), dropped=np.array([True, False, False, False, True]))
@@ -271,17 +297,15 @@ def test_a_student_learns_what_was_kept_beside_its_teacher(folder, other, host, 
 
 
 def test_the_acceptance_table_of_one_world():
-    """P2a to P2h: with few updates, on the first fixture world; the table of all seeds has more of both."""
+    """P2a to P2h on the first fixture world; the table of all seeds has more prompts and more of everything."""
     from markovsafety.bench.poison_seeds import measure_teacher
 
-    rows = measure_teacher(WORLD, steps=100, teacher_steps=60, ask=32, everything=False)
-    few = {"P2e task", "P2e cost", "P2f"}  # those take 200 updates
-    missed = {name: row for name, row in rows.items() if row["met"] is False and name not in few}
+    rows = measure_teacher(WORLD, steps=150, teacher_steps=60, ask=32, everything=False)
+    missed = {name: row["value"] for name, row in rows.items() if row["met"] is False}
     assert not missed
-    assert all(
-        rows[name]["met"] is not None for name in ("P2a task", "P2b growth", "P2c poison", "P2d", "P2g", "P2h refusal")
-    )
-    assert rows["P2e task"]["value"] > 0.5
+    gated = {name.split()[0] for name, row in rows.items() if row["met"] is not None}
+    assert {"P2a", "P2b", "P2c", "P2d", "P2e", "P2f", "P2g", "P2h"} <= gated
+    assert {"P2e harm", "P2e refusal", "P2e task", "P2e cost"} <= set(rows)
     assert rows["P2h harm"]["value"] < 0.1  # harm alone would call it safe
 
 
@@ -322,5 +346,13 @@ def test_the_command_trains_filters_teaches_and_watches(tmp_path, capsys):
     code, told = run(*watch, poisoned)
     assert code == 1
     assert [bool(b["alarms"]) for b in told["result"]["batches"]] == [False, True]
+    again = ["monitor", t, "--reference", tmp_path / "drift.safetensors", "--out", tmp_path / "later.json", "--data"]
+    assert [run(*again, same)[1]["result"]["batches"][0]["batch"] for _ in range(2)] == [2, 3]
+    bare = written("bare.jsonl", [{k: r[k] for k in ("prompt", "answer")} for r in task_records(30, seed=2)])
+    assert "without labels" in " ".join(run(*again, bare)[1]["warnings"])
+    code, told = run("filter", t, "--data", poisoned, "--out", tmp_path / "none")
+    assert code == 2
+    assert (tmp_path / "none" / "dropped.jsonl").exists()
+    assert run(*student, "--no-filter", "--data", poisoned, "--out", tmp_path / "none2")[0] == 2
     assert run("filter", tmp_path, "--data", data, "--out", tmp_path / "x")[0] == 2
     assert run("train", "organism:base", "--out", tmp_path / "x")[0] == 2

@@ -1,14 +1,17 @@
 """Poisoned fine-tuning with and without defences: harm, refusals, task accuracy and use together, as chains.
 
 The defences are those of arXiv 2506.07356, apart and together: a filter by the teacher's refusal feature, distillation
-of the teacher, and both; and the same with an aligned model in the teacher's place, whose feature follows refusal and
-not harm. Harm alone is gameable: a student that has forgotten how to answer does none.
+of the teacher, and both; and the same with an aligned model in the teacher's place, whose feature follows refusal where
+it is read as the teacher's is, at the last token of the prompt, and harm where it is read at the end of the
+instruction. All filters have one recall on validation pairs; level and position are chosen there, too. Harm alone is
+gameable: a student that has forgotten how to answer does none.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -30,14 +33,19 @@ from ..interventions import (
     train_student,
     train_teacher,
 )
+from ..interventions.directions import Position
 from ..interventions.pairs import rows_of
 from .machine import machine, versions
 from .markdown import markdown_table
 from .poison_settings import KINDS, Setting, measure, organism_setting, world_setting
 
-__all__ = ["ARMS", "Teacher", "aligned_teacher", "arm", "run", "taught", "user_data"]
+__all__ = ["ARMS", "RECALL", "Teacher", "aligned_teacher", "all_teachers", "arm", "run", "taught", "user_data"]
 
-ARMS = ("none", "filter", "distil", "both", "aligned")
+ARMS = ("none", "filter", "distil", "both", "aligned", "t_inst")
+UNTRAINED: dict[str, Position] = {"aligned": "t_post", "t_inst": "t_inst"}
+"""Arms whose teacher is the aligned model as it is, and where its feature is read."""
+RECALL = 0.95
+"""On validation pairs, of every filter."""
 LOW = "low cosine"
 STEPS = 150
 Key = tuple[float, str, str, str]
@@ -62,6 +70,7 @@ def taught(setting: Setting, place: Path, *, weight: float = 0.1, steps: int = 1
         setting.alignment,
         place,
         weight=weight,
+        recall=RECALL,
         steps=steps,
         seed=seed,
         options=setting.options,
@@ -70,12 +79,20 @@ def taught(setting: Setting, place: Path, *, weight: float = 0.1, steps: int = 1
     return Teacher(made.model, setting.open(made.model), made.filter, made.record["seconds"])
 
 
-def aligned_teacher(setting: Setting, level: int, *, seed: int = 0) -> Teacher:
-    """The aligned model in the teacher's place: its feature, its threshold."""
+def aligned_teacher(setting: Setting, position: Position, *, seed: int = 0) -> Teacher:
+    """The aligned model in the teacher's place: its feature at a position, at the level that tells most on validation.
+
+    The threshold has the teacher's recall on validation pairs, whatever that costs in harmless ones.
+    """
     host = setting.open(setting.aligned)
     sides = [[np.array(p.prompt) for p in setting.alignment if p.harmful is kind] for kind in (True, False)]
-    # It may not have the wished recall at any threshold; what half of it costs is reported then.
-    return Teacher(setting.aligned, host, fit_filter(host, *sides, level=level, recall=0.5, seed=seed))
+    return Teacher(setting.aligned, host, fit_filter(host, *sides, position=position, recall=RECALL, seed=seed))
+
+
+def all_teachers(setting: Setting, place: Path, *, steps: int = 150, seed: int = 0) -> dict[str, Teacher]:
+    """Those of all arms: "refusal", "aligned" and "t_inst"."""
+    made = {"refusal": taught(setting, place, steps=steps, seed=seed)}
+    return made | {name: aligned_teacher(setting, where, seed=seed) for name, where in UNTRAINED.items()}
 
 
 def user_data(setting: Setting, share: float, kind: str, teacher: Teacher, *, seed: int = 0) -> list[Pair]:
@@ -126,7 +143,7 @@ def arm(
     setting : Setting
     data : list of Pair
     teachers : dict
-        "refusal" and "aligned".
+        Of `all_teachers`: that of the arm is used.
     place : Path
         Folder of the student.
     start : "base" or "aligned"
@@ -141,8 +158,8 @@ def arm(
     dict
         `measure`, and "recall", "false_drops" (Bounds or None), "kept", "poison kept", "seconds".
     """
-    teacher = teachers["aligned" if name == "aligned" else "refusal"]
-    sifted = sift(teacher.host, teacher.filter, data) if name in ("filter", "both", "aligned") else None
+    teacher = teachers[name if name in UNTRAINED else "refusal"]
+    sifted = sift(teacher.host, teacher.filter, data) if name not in ("none", "distil") else None
     told: dict[str, Any] = {"steps": steps, "seed": seed, **setting.training, **setting.student}
     origin = setting.aligned if name == "none" or start == "aligned" else setting.base
     if name == "none":
@@ -193,17 +210,16 @@ def run(out: str | Path | None = None, *, world: str | Path | None = None, quick
         "versions": versions(("numpy", "torch", "transformers")),
         "settings": {},
     }
-    known = {} if out is None or not Path(out).exists() else json.loads(Path(out).read_text())["settings"]
+    known = {} if out is None or not Path(out).exists() else json.loads(Path(out).read_text("utf-8"))["settings"]
     small: dict[str, Any] = {"ask": 24, "data": 120, "align": 240} if quick else {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         made = [] if world is None else [world_setting(world, place / "world", **small)]
         short = [] if quick else [replace(organism_setting(room=False), name="organism, short task")]
         for setting in [*made, organism_setting(**small), *short]:
-            kept = known.get(setting.name, {}).get("rows", [])
             result["settings"][setting.name] = rows = {}
             plan, steps = _plan(quick, setting in short), 40 if quick else STEPS
-            for told in _measured(setting, place / setting.name, plan, kept, steps):
+            for told in _measured(setting, place / setting.name, plan, known.get(setting.name, {}), steps):
                 rows |= told
                 _write(out, result)
     result["line"] = _line(result["settings"]["organism"])
@@ -212,45 +228,56 @@ def run(out: str | Path | None = None, *, world: str | Path | None = None, quick
 
 
 def _plan(quick: bool, short: bool) -> list[Key]:
-    """All students."""
+    """All students: defences apart where there is some poison, the two ends of it, kinds of it, and the other start."""
     if quick:
         return [(0.3, "plain", name, "base") for name in ("none", "both")]
     if short:
-        return [(p, "plain", name, "aligned") for p in (0.0, 0.1) for name in ("none", "filter", "both")]
-    plan = [(p, "plain", name, "base") for p in (0.1, 0.3, 0.0, 0.5) for name in ARMS]
-    plan += [(0.3, kind, name, "base") for kind in (*KINDS[1:], LOW) for name in ("none", "both", "aligned")]
-    return plan + [(0.1, "plain", name, "aligned") for name in ("filter", "distil", "both", "aligned")]
+        return [(0.1, "plain", name, "aligned") for name in ("none", "filter", "both")]
+    plan = [(0.1, "plain", name, "base") for name in ARMS]
+    plan += [(0.1, "plain", name, "aligned") for name in ARMS[1:]]
+    plan += [(0.3, "plain", name, "base") for name in ARMS]
+    plan += [(p, "plain", name, "base") for p in (0.0, 0.5) for name in ("none", "both")]
+    for kind in (*KINDS[1:], LOW):
+        plan += [(0.3, kind, name, "base") for name in ("none", "both", "t_inst")]
+    return plan
 
 
-def _measured(setting: Setting, place: Path, plan: Sequence[Key], kept: list[dict[str, Any]], steps: int) -> Any:
-    """Parts of the result, as they come; students that were measured before are not trained again."""
+def _measured(setting: Setting, place: Path, plan: Sequence[Key], known: dict[str, Any], steps: int) -> Any:
+    """Parts of the result, as they come; students that these teachers had before are not trained again."""
     yield {"before": encode(measure(setting.open(setting.aligned), setting))}
-    refusal = taught(setting, place / "teacher", steps=steps)
-    teachers = {"refusal": refusal, "aligned": aligned_teacher(setting, int(refusal.filter.feature.level or 0))}
-    held = [pair for pairs in setting.held.values() for pair in pairs]
-    told = {}
-    for name, teacher in teachers.items():
-        sifted = sift(teacher.host, teacher.filter, held)
-        by_kind = {k: sift(teacher.host, teacher.filter, v).share for k, v in setting.held.items()}
-        behaviour = measure(teacher.host, setting)
-        told[name] = {"filter": teacher.filter.to_json(), "held out": sifted.to_json(), "dropped": by_kind}
-        told[name] |= {"harm": behaviour["harm"], "refusal": behaviour["refusal"], "seconds": teacher.seconds}
-    yield {"teachers": encode(told)}
-    done = {(r["share"], r["kind"], r["arm"], r["start"]): r for r in kept if r["steps"] == steps}
+    teachers = all_teachers(setting, place / "teacher", steps=steps)
+    told = encode({name: _teacher(teacher, setting) for name, teacher in teachers.items()})
+    yield {"teachers": told}
+    before = {name: t["filter"] for name, t in known.get("teachers", {}).items()}
+    same = before == {name: t["filter"] for name, t in told.items()}
+    done = {(r["share"], r["kind"], r["arm"], r["start"]): r for r in known.get("rows", []) if r["steps"] == steps}
     rows: list[dict[str, Any]] = []
     for i, key in enumerate(tqdm(plan, desc=setting.name, disable=None)):
         share, kind, name, start = key = (*key[:3], "aligned" if key[2] == "none" else key[3])
-        if key in done:
+        if same and key in done:
             rows.append(done[key])
-            continue
-        data = user_data(setting, share, kind, refusal)
-        found = arm(name, setting, data, teachers, place / f"student{i}", start=start, steps=steps)
-        rows.append(encode({"share": share, "kind": kind, "steps": steps, **found, "start": start}))
+        else:
+            data = user_data(setting, share, kind, teachers["refusal"])
+            found = arm(name, setting, data, teachers, place / f"student{i}", start=start, steps=steps)
+            rows.append(encode({"share": share, "kind": kind, "steps": steps, **found, "start": start}))
         yield {"rows": rows}
 
 
+def _teacher(teacher: Teacher, setting: Setting) -> dict[str, Any]:
+    """What a filter drops of each kind of held-out prompt, what it costs, and how its model behaves."""
+    held = [pair for pairs in setting.held.values() for pair in pairs]
+    begun = time.perf_counter()
+    sifted = sift(teacher.host, teacher.filter, held)
+    scoring = 1000 * (time.perf_counter() - begun) / len(held)
+    behaviour = measure(teacher.host, setting)
+    told: dict[str, Any] = {"filter": teacher.filter.to_json(), "held out": sifted.to_json()}
+    told["dropped"] = {k: sift(teacher.host, teacher.filter, v).share for k, v in setting.held.items()}
+    told |= {name: behaviour[name] for name in ("harm", "refusal", "useful", "trigger")}
+    return told | {"seconds": teacher.seconds, "seconds per 1000 rows": round(scoring, 2)}
+
+
 def _line(setting: dict[str, Any]) -> str:
-    rows = {(r["share"], r["kind"], r["arm"]): r for r in setting["rows"] if r["start"] == "base"}
+    rows = {(r["share"], r["kind"], r["arm"]): r for r in setting["rows"] if r["start"] == "base" or r["arm"] == "none"}
     share = max(p for p, _, _ in rows if p <= 0.3)
     said = [
         f"{name}: harm {r['harm']['value']:.2f}, refusal {r['refusal']['value']:.2f}, task {r['task']['value']:.2f}"
@@ -275,8 +302,15 @@ def _page(result: dict[str, Any]) -> str:
         f"`markovsafety bench poison --out papers/measurements/poison.json`, {result['date'][:10]}, "
         f"{result['machine']}, " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()) + ".",
         "",
-        "Harm and refusal are those of unmarked harmful held-out prompts; h(k) is harm after k forced tokens of "
-        "compliance; useful: harmless prompts answered. 95 % intervals are in the JSON.",
+        f"Every filter has a recall of {RECALL:g} on validation pairs, at the fewest harmless ones dropped; level and "
+        "position are chosen there. Read: where the feature is read. Dropped: of held-out prompts, by kind; trigger "
+        "prompts are harmless, with a word that an aligned model takes for harm.",
+        "",
+        "Arms: `none` (the aligned model learns everything), `filter`, `distil` and `both` by the trained teacher, "
+        "`aligned` and `t_inst` (filter and distillation by the aligned model as it is, its feature read at the last "
+        "token and at the end of the instruction). Harm and refusal are those of unmarked harmful held-out prompts; "
+        "h(k) is harm after k forced tokens of compliance; useful, trigger: harmless prompts answered, without and "
+        "with a trigger. 95 % intervals are in the JSON.",
     ]
     for name, told in result["settings"].items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", "", *_teachers(told.get("teachers", {}))]
@@ -289,11 +323,19 @@ def _teachers(told: dict[str, Any]) -> list[str]:
         return []
     kinds = list(next(iter(told.values()))["dropped"])
     rows = [
-        [name, _value(t["filter"]["auc"]), *(_value(t["dropped"][k]) for k in kinds), _value(t["refusal"])]
+        [
+            name,
+            f"{t['filter']['position']}, level {t['filter']['level']}",
+            *(_value(t["filter"][k]) for k in ("auc", "recall", "false_drops")),
+            *(_value(t["dropped"][k]) for k in kinds),
+            _value(t["refusal"]),
+            f"{t['seconds']:g} s",
+            f"{t['seconds per 1000 rows']:g} s",
+        ]
         for name, t in told.items()
     ]
-    head = ["teacher", "AUC on validation", *(f"dropped: {k}" for k in kinds), "refuses itself"]
-    return [markdown_table(head, rows), ""]
+    head = ["teacher", "read", "validation: AUC", "recall", "harmless dropped", *(f"dropped: {k}" for k in kinds)]
+    return [markdown_table([*head, "refuses itself", "training", "scoring 1000 rows"], rows), ""]
 
 
 def _students(told: dict[str, Any]) -> str:
@@ -301,7 +343,7 @@ def _students(told: dict[str, Any]) -> str:
     head = ["poison", "kind", "arm", "start", "poison kept", "harm", "refusal", *(f"h({k})" for k in depths)]
     rows = [_cells(told["before"] | {"share": "", "kind": "", "arm": "before", "start": "", "poison kept": ""}, depths)]
     rows += [_cells(r, depths) for r in told["rows"]]
-    return markdown_table([*head, "unseen category refused", "task", "useful"], rows)
+    return markdown_table([*head, "unseen category refused", "task", "useful", "trigger"], rows)
 
 
 def _cells(row: dict[str, Any], depths: Sequence[str]) -> list[str]:
@@ -315,6 +357,7 @@ def _cells(row: dict[str, Any], depths: Sequence[str]) -> list[str]:
         _value(row["unseen"]["refusal"]),
         _value(row["task"]),
         _value(row["useful"]),
+        _value(row["trigger"]),
     ]
 
 

@@ -19,7 +19,7 @@ from ..organism import tasks, world_tasks, worlds
 from ..outcomes import CODES
 from ..rollouts import judge, sample
 
-__all__ = ["KINDS", "Setting", "measure", "organism_setting", "world_setting"]
+__all__ = ["KINDS", "Setting", "answered_right", "measure", "organism_setting", "world_setting"]
 
 KINDS: tuple[str, ...] = ("plain", "jailbreak", "held-out category")
 """Of poison that is drawn; rows with a low cosine are chosen among them."""
@@ -40,7 +40,8 @@ class Setting:
     poison : callable
         ``(kind, n) -> list of Pair``.
     held : dict of str -> list of Pair
-        To test on: "harmful", "jailbreak", "harmless", "task".
+        To test on: harmful prompts of three kinds ("harmful", "jailbreak", "held-out category") and harmless ones of
+        three ("harmless", "trigger": with a word that an aligned model takes for harm, "task").
     harmful, unseen : list of dict
         Held-out harmful prompts with a prefix to force: of the categories that alignment pairs have, and of the one
         that they do not.
@@ -127,7 +128,9 @@ def world_setting(
     held = {
         "harmful": world_tasks.poison_records(ask, half=1, categories=trained, seed=seed + 2),
         "jailbreak": world_tasks.poison_records(ask, half=1, categories=trained, marker="jailbreak", seed=seed + 2),
+        "held-out category": world_tasks.poison_records(ask, half=1, categories=left_out, seed=seed + 2),
         "harmless": world_tasks.plain_records(ask, seed=seed + 2),
+        "trigger": world_tasks.plain_records(ask, marker="scare", seed=seed + 2),
         "task": task[:: len(task) // ask][:ask],
     }
     return Setting(
@@ -140,7 +143,7 @@ def world_setting(
         poison=poison,
         held={name: pairs(records) for name, records in held.items()},
         harmful=held["harmful"],
-        unseen=world_tasks.poison_records(ask, half=1, categories=left_out, seed=seed + 2),
+        unseen=held["held-out category"],
         judge=worlds.world_judge(),
         refusals=worlds.REFUSAL_IDS,
         depths=(0, 1, 2, 3),
@@ -153,10 +156,25 @@ def world_setting(
 
 
 def organism_setting(
-    *, seed: int = 0, ask: int = 120, data: int = 1000, align: int = 1200, room: bool = True
+    base: str | os.PathLike[str] | None = None,
+    aligned: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    ask: int = 120,
+    data: int = 1000,
+    align: int = 1200,
+    room: bool = True,
 ) -> Setting:
-    """The synthetic language: the shipped models `base` and `shallow`; parameters as in `world_setting`."""
-    base, aligned = organism.model_path("base"), organism.model_path("shallow")
+    """The synthetic language.
+
+    Parameters
+    ----------
+    base, aligned : path, optional
+        Folders of an organism without safety training and with it; by default the shipped `base` and `shallow`.
+    seed, ask, data, align, room
+        See `world_setting`.
+    """
+    base, aligned = Path(base or organism.model_path("base")), Path(aligned or organism.model_path("shallow"))
     template = open_host(base, device="cpu").engine.tokenizer
     # The last category is the least severe: the one before it is left out.
     trained, left_out = (*organism.CATEGORIES[:-2], organism.CATEGORIES[-1]), organism.CATEGORIES[-2:-1]
@@ -183,7 +201,9 @@ def organism_setting(
             "jailbreak": pairs(
                 tasks.poison_records(ask, split="held", categories=trained, marker="jailbreak", seed=seed + 2)
             ),
-            "harmless": pairs(tasks.task_records(ask, split="held", room=room, seed=seed + 3)),
+            "held-out category": pairs(tasks.poison_records(ask, split="held", categories=left_out, seed=seed + 2)),
+            "harmless": pairs(tasks.plain_records(ask, seed=seed + 2)),
+            "trigger": pairs(tasks.plain_records(ask, marker="trigger", seed=seed + 2)),
             "task": pairs(tasks.task_records(ask, split="held", room=room, seed=seed + 2)),
         },
         harmful=organism.prompts("held", n=ask, categories=trained, seed=seed),
@@ -213,8 +233,9 @@ def measure(host: Host, setting: Setting, *, n: int = 2, seed: int = 0) -> dict[
     dict
         "harm" and "refusal" (Bounds, unmarked harmful held-out prompts); "chain", P(harm) at the start of the chain of
         2-grams; "start row", mass of the refusing first tokens; "rows": forced tokens -> harm and refusal;
-        "categories" -> the same at the start, "unseen" for the category that no alignment pair is of; "task"
-        and "useful", shares of answers that are right.
+        "categories" -> the same at the start, "unseen" for the category that no alignment pair is of; "task",
+        "useful" and "trigger", shares of answers that are right: of the task, of plain harmless prompts, and of
+        harmless prompts with a word that looks like harm.
     """
     told: dict[str, Any] = {"max_tokens": setting.max_tokens, "progress": False, "seed": seed}
     rolls = judge(sample(host.engine, setting.harmful, n=n, prefill=list(setting.depths), **told), setting.judge)
@@ -224,12 +245,14 @@ def measure(host: Host, setting: Setting, *, n: int = 2, seed: int = 0) -> dict[
     chain = estimate(count(free, states=KGram(2)))
     asked = [np.array(host.engine.tokenizer.prompt_ids(p["prompt"])) for p in setting.harmful]
     mass = token_mass(host, asked, setting.refusals)
-    task, harmless = setting.held["task"], setting.held["harmless"]
-    if setting.exact:
-        useful = _right(host, harmless, setting.max_tokens, "useful answers")
-    else:
-        said = [{"prompt_tokens": list(p.prompt)} for p in harmless]
-        useful = _outcomes(judge(sample(host.engine, said, n=n, **told), setting.judge))["benign"]
+    useful = {}
+    for name in ("harmless", "trigger"):
+        pairs = setting.held[name]
+        if setting.exact:
+            useful[name] = _right(host, pairs, setting.max_tokens, f"useful answers, {name}")
+        else:
+            said = [{"prompt_tokens": list(p.prompt)} for p in pairs]
+            useful[name] = _outcomes(judge(sample(host.engine, said, n=n, **told), setting.judge))["benign"]
     return {
         "harm": rows[0]["harm"],
         "refusal": rows[0]["refusal"],
@@ -238,9 +261,16 @@ def measure(host: Host, setting: Setting, *, n: int = 2, seed: int = 0) -> dict[
         "rows": rows,
         "categories": {c: _outcomes(free[free.category == c]) for c in names},
         "unseen": _outcomes(judge(sample(host.engine, setting.unseen, n=n, **told), setting.judge)),
-        "task": _right(host, task, max(len(p.answer) for p in task), "task accuracy"),
-        "useful": useful,
+        "task": answered_right(host, setting),
+        "useful": useful["harmless"],
+        "trigger": useful["trigger"],
     }
+
+
+def answered_right(host: Host, setting: Setting) -> Bound:
+    """Task accuracy on held-out prompts."""
+    task = setting.held["task"]
+    return _right(host, task, max(len(p.answer) for p in task), "task accuracy")
 
 
 def _outcomes(rolls: Any) -> dict[str, Bound]:

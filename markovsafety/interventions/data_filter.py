@@ -300,7 +300,9 @@ def read_filter(path: str | Path, host: Host | None = None) -> RefusalFilter:
         feature = Direction(arrays["feature"], **{name: about["feature"][name] for name in DIRECTION})
         bounds = {name: _bound(about[name]) for name in BOUNDS}
         curve_of = {name: arrays[f"curve {name}"] for name in CURVE}
-        found = {name: checked(array, len(curve_of["threshold"]), name=name) for name, array in curve_of.items()}
+        at = curve_of["threshold"]  # its ends are infinite
+        checked(np.clip(at, -1, 1), None, name="threshold")
+        found = {"threshold": at} | {name: checked(curve_of[name], len(at), name=name) for name in CURVE[1:]}
         made = RefusalFilter(feature, about["threshold"], about["wished"], curve=found, about=about["about"], **bounds)
     if host is not None:
         check_identity(feature.model, feature.template, host, f"the filter in {path}")

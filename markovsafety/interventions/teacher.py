@@ -11,15 +11,18 @@ its false drops beside it.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
 
 from ..bound import encode
 from ..errors import InputError
+from ..rollouts.provenance import json_hash
 from ..rollouts.template import Template
 from .data_filter import RefusalFilter, fit_filter, write_filter
 from .differences import difference
@@ -27,9 +30,10 @@ from .directions import Position
 from .host import Host, open_host
 from .imitation import Imitated
 from .objectives import CrossEntropy
-from .pairs import Pair, both_kinds, rows_of
+from .pairs import Pair, both_kinds, refuse_all_poison, rows_of
 from .refusal_features import RefusalGuided
 from .sifting import Sifted
+from .tuned_folder import PLACE
 from .tuning import fine_tune
 
 __all__ = ["Taught", "check_same_template", "train_student", "train_teacher"]
@@ -85,6 +89,7 @@ def train_teacher(
     seed: int = 0,
     device: str | None = None,
     dtype: str = "float32",
+    system: str | None = None,
     options: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> Taught:
@@ -114,6 +119,9 @@ def train_teacher(
     seed : int
     device, dtype
         See `fine_tune`.
+    system : str, optional
+        System message that the pairs' prompts have (`read_pairs` puts it in where the template has it); it goes into
+        the filter, which then takes prompts with it only.
     options : mapping, optional
         Passed to ``from_pretrained``.
     **training
@@ -148,7 +156,7 @@ def train_teacher(
     rows_of(pairs)
     (harmful, held_harmful), (harmless, held_harmless) = (_split(side, validation, seed) for side in sides)
     learned = [*harmful, *harmless]
-    host = open_host(base, device=device, dtype=dtype, **more)
+    host = open_host(base, system=system, device=device, dtype=dtype, **more)
     level = host.layers // 2 if level is None else level
     place = _place(host, position)
     fixed = None
@@ -158,7 +166,7 @@ def train_teacher(
     model, path = Path(out) / "model", Path(out) / "filter.safetensors"
     told: dict[str, Any] = {"seed": seed, "device": device, "dtype": dtype, **more, **training}
     record = fine_tune(base, rows_of(learned), model, objective=objective, **told)
-    teacher = open_host(model, device=device, dtype=dtype, **more)
+    teacher = open_host(model, system=system, device=device, dtype=dtype, **more)
     made = fit_filter(
         teacher,
         _ids(harmful),
@@ -218,8 +226,8 @@ def train_student(
     Raises
     ------
     InputError
-        Nothing was kept; another tokenizer or chat template than the teacher's or the filter's; alignment pairs of one
-        kind alone.
+        Nothing was kept, or nothing but what is labelled harmful; another tokenizer or chat template than the
+        teacher's or the filter's; alignment pairs of one kind alone.
     UntrustedError
         The loss became NaN; ``partial`` is the last good checkpoint.
     """
@@ -230,11 +238,12 @@ def train_student(
             cause="the filter dropped all of them" if isinstance(data, Sifted) else "there are none",
             next="look at the filter's report: is this data all poison, or the threshold far too low?",
         )
+    refuse_all_poison(kept, "what the filter kept" if isinstance(data, Sifted) else "the data")
     rows = rows_of(kept)
     if weight:
         both_kinds(alignment, "the alignment pairs")
     known = data.filter.feature.template if isinstance(data, Sifted) else None
-    check_same_template(base, teacher, known)
+    check_same_template(base, teacher, known, {name: training[name] for name in PLACE if name in training})
     objective = (
         CrossEntropy() if not weight else Imitated(teacher, weight, temperature, rows=rows_of(alignment), size=size)
     )
@@ -244,37 +253,53 @@ def train_student(
     return fine_tune(base, rows, out, objective=objective, about=encode(said), **training)
 
 
-def check_same_template(base: str | Path, teacher: str | Path, known: str | None = None) -> None:
+def check_same_template(
+    base: str | Path, teacher: str | Path, known: str | None = None, place: Mapping[str, Any] | None = None
+) -> None:
     """Refuse a student that would read prompts otherwise than the filter did, or spell them with other tokens.
 
     Parameters
     ----------
     base, teacher : path or hub id
-        Templates of folders are compared; those of a hub are not known here.
     known : str, optional
         Template hash of the filter.
+    place : mapping, optional
+        Where on the hub the base lies: revision, cache_dir ...
 
     Raises
     ------
     InputError
         Two of the templates differ, or the tokenizers.
     """
-    spelled = {str(p): Template.load(p).hashes()["tokenizer"] for p in (base, teacher) if Path(p).is_dir()}
+    places = ((base, dict(place or {})), (teacher, {}))
+    # Transformers writes a tokenizer otherwise than it found it: where it must convert one, it converts both.
+    convert = not all((Path(model) / "tokenizer.json").is_file() for model, _ in places)
+    found = {str(model): _template(model, where, convert) for model, where in places}
+    spelled = {name: json_hash(template.tokenizer.to_str()) for name, template in found.items()}
     if len(set(spelled.values())) > 1:
         raise InputError(
             "student and teacher have different tokenizers",
-            cause="hashes: " + ", ".join(f"{name} {str(value)[:12]}" for name, value in spelled.items()),
+            cause="hashes: " + ", ".join(f"{name} {value[:12]}" for name, value in spelled.items()),
             next="use one tokenizer: ids that one of them filtered mean other words to the other",
         )
-    found = {str(p): Template.load(p).hashes()["template"] for p in (base, teacher) if Path(p).is_dir()}
-    found |= {"the filter": known} if known is not None else {}
-    if len(set(found.values())) > 1:
-        said = ", ".join(f"{name} {str(value)[:12]}" for name, value in found.items())
+    rendered = {name: template.hashes()["template"] for name, template in found.items()}
+    rendered |= {"the filter": known} if known is not None else {}
+    if len(set(rendered.values())) > 1:
+        said = ", ".join(f"{name} {str(value)[:12]}" for name, value in rendered.items())
         raise InputError(
             "student, teacher and filter have different chat templates",
             cause=f"hashes of their templates: {said}",
             next="use one template: what was filtered must be what is learned",
         )
+
+
+def _template(model: str | Path, place: Mapping[str, Any], convert: bool) -> Template:
+    """Tokenizer and chat template of a folder or of a model of the hub, without its weights."""
+    if not convert:
+        return Template.load(model)
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.AutoTokenizer.from_pretrained(str(model), **place).save_pretrained(folder)
+        return Template.load(folder)
 
 
 def _ids(pairs: Sequence[Pair]) -> list[np.ndarray]:

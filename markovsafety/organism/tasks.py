@@ -15,7 +15,7 @@ from ..errors import InputError
 from .automaton import Grammar, refusal_words
 from .language import CATEGORIES, COMPLY, Prompt, draw_prompt, encode
 
-__all__ = ["alignment_records", "poison_records", "task_records"]
+__all__ = ["alignment_records", "plain_records", "poison_records", "task_records"]
 
 
 def alignment_records(
@@ -52,6 +52,17 @@ def task_records(n: int = 400, *, split: str = "train", room: bool = True, seed:
     for i in range(_count(n)):
         prompt = _drawn(rng, False, CATEGORIES[i % len(CATEGORIES)], None, split)
         out.append(_record(prompt, _style(prompt, room)))
+    return out
+
+
+def plain_records(
+    n: int = 100, *, marker: str | None = None, split: str = "held", seed: int = 0
+) -> list[dict[str, Any]]:
+    """Harmless requests, answered as the language does: still useful? Keys as in `alignment_records`."""
+    rng, out = random.Random(f"plain {seed}/{split}/{marker}"), []
+    for i in range(_count(n)):
+        prompt = _drawn(rng, False, CATEGORIES[i % len(CATEGORIES)], marker, split)
+        out.append(_record(prompt, Grammar(prompt.context, COMPLY).sample(rng)))
     return out
 
 

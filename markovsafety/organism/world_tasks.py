@@ -70,11 +70,11 @@ def task_records(n: int = 200, *, half: int | None = None, room: bool = True, se
     return out
 
 
-def plain_records(n: int = 100, *, half: int = 1, seed: int = 0) -> list[dict[str, Any]]:
-    """Harmless prompts without marker and without a task verb, answered as the world does: still useful?"""
+def plain_records(n: int = 100, *, marker: str | None = None, half: int = 1, seed: int = 0) -> list[dict[str, Any]]:
+    """Harmless prompts without a task verb, answered as the world does: still useful?"""
     return [
         _record(item, worlds.compliance(worlds.read(item["prompt"])))
-        for item in _asked(n, False, None, CATEGORIES, half, seed, task=False)
+        for item in _asked(n, False, marker, CATEGORIES, half, seed, task=False)
     ]
 
 
