@@ -1,11 +1,16 @@
-"""Debiasing where over-refusal was planted: one world here, nine in ``papers/2502.02153/seeds.json``."""
+"""Debiasing where over-refusal was planted or tuned: one world here; more, and organisms, in ``papers/2502.02153``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from markovsafety.bench.debias_seeds import _rise
 from markovsafety.bench.debias_worlds import measure_debiasing
+from markovsafety.interventions.vulnerable import Cells
 
 WORLD = Path(__file__).parent / "fixtures" / "worlds" / "replanted"
 SEEDS = Path(__file__).parents[1] / "papers" / "2502.02153" / "seeds.json"
@@ -29,3 +34,18 @@ def test_the_table_of_seeds_has_every_row_and_says_what_was_missed():
     # where the measured bias is larger than what wanted refusals have to spare, they go as well
     met = [world["rows"]["P4c"]["met"] and world["rows"]["P4d"]["met"] for world in told.values()]
     assert sum(met) >= 5
+
+
+def test_a_rise_has_the_error_of_its_prompts_and_never_none():
+    """Two answers to each of four prompts, by hand; and none seen before or after is not none possible."""
+    told = np.arange(4), np.array(["a"] * 4, dtype=object)
+    before, after = (Cells(*told, np.array(x, float), np.full(4, 2.0)) for x in ([0, 0, 1, 1], [0, 2, 1, 2]))
+    rise, error = _rise(before, after)
+    assert rise == pytest.approx(3 / 8)
+    moved = np.array([0, 1, 0, 0.5])
+    within = sum(p * (1 - p) / 8 for p in (2.5 / 9, 5.5 / 9))
+    assert error == pytest.approx(np.sqrt(max(moved.var(ddof=1) / 4, within)))
+    none = Cells(*told, np.zeros(4), np.full(4, 2.0))
+    rise, error = _rise(none, none)
+    assert rise == 0
+    assert error == pytest.approx(np.sqrt(2 * (0.5 / 9) * (8.5 / 9) / 8))
