@@ -7,8 +7,10 @@ tokens, changes of rates, operational safety depths, and flags of `compare` wher
 
 from __future__ import annotations
 
+import functools
 import json as json_module
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..clusters import clopper_pearson, spread
+from ..clusters import clopper_pearson
+from ..clusters import spread as clustered_spread
 from ..evidence.paired import benjamini_hochberg, change
 from ..files import atomic
 from . import coverage_intervals as tools
@@ -43,6 +46,7 @@ def run(
     seed: int = 0,
     json: str | Path | None = None,
     progress: bool | None = None,
+    spread: Callable[..., list[Any]] | None = None,
 ) -> dict[str, Any]:
     """Measure all cells.
 
@@ -56,6 +60,9 @@ def run(
     json : str or Path, optional
         Where to write the result; the same tables go beside it as Markdown.
     progress : bool, optional
+    spread : callable, optional
+        ``spread(function, items, done=)`` returns a list as ``map`` would, over several processes, and calls `done`
+        for every result: for a Ray cluster ``functools.partial(rollouts.spread, workers=8)``. The numbers are the same.
 
     Returns
     -------
@@ -70,10 +77,12 @@ def run(
         "depths": (measure_depth, list(profiles())),
         "flags": (measure_flags, list(flags())),
     }
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
-    jobs = [(name, how, job) for name, (how, every) in plan.items() for job in every]
-    for i, (name, how, job) in enumerate(tqdm(jobs, disable=None if progress is None else not progress)):
-        found[name].append(how(job, R, np.random.default_rng([seed, i])))
+    jobs = list(enumerate((how, job) for how, every in plan.values() for job in every))
+    cell = functools.partial(_cell, R, seed)
+    with tqdm(total=len(jobs), disable=None if progress is None else not progress) as bar:
+        measured = (spread or _one_by_one)(cell, jobs, done=lambda _: bar.update())
+    rest = iter(measured)
+    found = {name: [next(rest) for _ in every] for name, (_, every) in plan.items()}
     command = "markovsafety bench coverage" + (" --quick" if quick else "")
     result: dict[str, Any] = {
         **found,
@@ -95,6 +104,19 @@ def run(
             with atomic(Path(json).with_suffix(suffix)) as part:
                 part.write_text(text, encoding="utf-8")
     return result
+
+
+def _cell(experiments: int, seed: int, item: tuple[int, tuple[Any, Any]]) -> dict[str, Any]:
+    number, (how, job) = item
+    return how(job, experiments, np.random.default_rng([seed, number]))
+
+
+def _one_by_one(function: Callable[[Any], Any], items: list[Any], done: Callable[[Any], Any]) -> list[Any]:
+    results = []
+    for item in items:
+        results.append(function(item))
+        done(results[-1])
+    return results
 
 
 def limits(harms: float, harmful: float) -> tuple[float, float | None]:
@@ -123,7 +145,7 @@ def measure(cell: Cell, experiments: int, rng: np.random.Generator) -> dict[str,
     """
     n, sides = cell.totals, draw(cell, experiments, rng)
     before, after = cell.truth
-    spreads = [spread(x, n) for x in sides]
+    spreads = [clustered_spread(x, n) for x in sides]
     if after is None:
         true = before
         low, high = spreads[0].ends(LEVEL)
@@ -209,7 +231,7 @@ def measure_depth(job: Profile, experiments: int, rng: np.random.Generator) -> d
     index = rng.integers(len(job.rates), size=(experiments, job.prompts))
     n = np.full(job.prompts, float(job.rollouts))
     x = np.stack([rng.binomial(job.rollouts, job.rates[index, j]) for j in range(len(DEPTHS))], axis=1).astype(float)
-    s, eps = spread(x, n), job.eps * (1 + 1e-12)
+    s, eps = clustered_spread(x, n), job.eps * (1 + 1e-12)
     mean = job.rates.mean(axis=0)
     true = int(_reach(mean[None], eps)[0])
     (low, high), (joint, _) = s.ends(LEVEL), s.ends(1 - (1 - LEVEL) / len(DEPTHS))

@@ -11,6 +11,8 @@ A prior biases rare outcomes upwards, once per row on the way; `info` has what i
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,9 @@ from .resample import FEWEST_DRAWS, blocks, solve
 
 __all__ = ["posterior", "posterior_draws"]
 
+PIECE = 250
+"""Draws that one process makes at a time where they are spread over several."""
+
 
 def posterior(
     source: Any,
@@ -41,6 +46,7 @@ def posterior(
     states: ArrayLike | None = None,
     seed: int = 0,
     level: float = 0.95,
+    spread: Callable[..., list[Any]] | None = None,
 ) -> Bound:
     """Posterior of P(hit) from every state, at the start, and after every measured number of forced tokens.
 
@@ -62,6 +68,10 @@ def posterior(
     seed : int
     level : float
         Of the equal-tailed intervals.
+    spread : callable, optional
+        ``spread(function, items)`` returns a list as ``map`` would, over several processes: for a Ray cluster
+        ``functools.partial(rollouts.spread, workers=8)``. Each 250 draws have random numbers of their own then: others
+        than without it, the same for any number of processes. Not for a chain of integer counts.
 
     Returns
     -------
@@ -94,7 +104,12 @@ def posterior(
     wanted = np.arange(rows.chain.n_states)
     wanted = wanted if states is None else np.atleast_1d(wanted[np.asarray(states)])
     by_prompt = by_prompt and rows.K > 1
-    x, at = posterior_draws(rows, draws, prior, by_prompt, seed, wanted)
+    if spread is None:
+        x, at = posterior_draws(rows, draws, prior, by_prompt, seed, wanted)
+    else:
+        sizes = [min(PIECE, draws - done) for done in range(0, draws, PIECE)]
+        piece = functools.partial(_piece, rows, prior, by_prompt, seed, wanted)
+        x, at = map(np.concatenate, zip(*spread(piece, list(enumerate(sizes)))))
     sizes = {k: plain.size(k, level) for k in rows.entries}
     wide = _student(max(s["seen"] for s in sizes.values()), level) if by_prompt else 1.0
     info = _told(rows, prior, draws, by_prompt)
@@ -129,8 +144,15 @@ def _told(rows: PromptRows, prior: float, draws: int, by_prompt: bool) -> dict[s
     return info | ({"note": ONE_PROMPT} if rows.K < 2 else {})
 
 
+def _piece(
+    rows: PromptRows, prior: float, by_prompt: bool, seed: int, wanted: NDArray, item: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    number, draws = item
+    return posterior_draws(rows, draws, prior, by_prompt, (seed, number), wanted)
+
+
 def posterior_draws(
-    rows: PromptRows, draws: int, prior: float, by_prompt: bool, seed: int, wanted: NDArray
+    rows: PromptRows, draws: int, prior: float, by_prompt: bool, seed: int | tuple[int, int], wanted: NDArray
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Hitting probabilities of drawn chains.
 

@@ -7,9 +7,10 @@ says nothing about depth.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -89,6 +90,7 @@ def train_grid(
     seeds: int = 3,
     workers: int | None = None,
     progress: bool = True,
+    spread: Callable[..., list[Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Train organisms of several widths to several depths, with several seeds.
 
@@ -102,6 +104,11 @@ def train_grid(
         Processes side by side, one thread each; the number of cores if not given.
     progress : bool
         One line on standard error for every model that is ready.
+    spread : callable, optional
+        In place of processes on this machine: ``spread(function, items, done=)`` returns a list as ``map`` would and
+        calls `done` for every result. For a Ray cluster ``functools.partial(rollouts.spread, address="auto")``, with
+        `out` in a folder that all nodes see; `workers` is not heeded then. What a lost worker had begun goes on from
+        its last checkpoint.
 
     Returns
     -------
@@ -115,6 +122,10 @@ def train_grid(
             f"workers is {workers}.", cause="Somebody has to train.", next="Pass 1 or more, or leave it out."
         )
     Path(out).mkdir(parents=True, exist_ok=True)
+    if spread is not None:
+        tell = (lambda rows: [_say(_line(Path(r["folder"]), r)) for r in rows if r["folder"]]) if progress else None
+        parts = spread(functools.partial(_away, str(Path(out).absolute())), todo, done=tell)
+        return [row for rows in parts for row in rows]
     found: dict[Job, list[dict[str, Any]]] = {}
     count = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_quiet) as pool:
@@ -133,6 +144,11 @@ def _quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def _away(out: str, job: Job) -> list[dict[str, Any]]:
+    _quiet()
+    return _job(job, out, progress=False)
 
 
 def _job(job: Job, out: str, progress: bool) -> list[dict[str, Any]]:
@@ -162,9 +178,13 @@ def _one(job: Job, variant: str, folder: Path, base: Path | None, progress: bool
         except UntrustedError as error:
             found = error.partial
         if progress:
-            told = "; ".join(found["failed"]) or "meets its checks"
-            _say(f"{folder.name}: KL {found['kl']:.4f}, judge {found['judge']:.3f}, {found['seconds']:.0f} s, {told}")
+            _say(_line(folder, found))
     return {**found, "hidden": job.hidden, "seed": job.seed, "variant": variant, "folder": str(folder)}
+
+
+def _line(folder: Path, found: dict[str, Any]) -> str:
+    told = "; ".join(found["failed"]) or "meets its checks"
+    return f"{folder.name}: KL {found['kl']:.4f}, judge {found['judge']:.3f}, {found['seconds']:.0f} s, {told}"
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .engines.ray import spread
 from .judges import Judge, Verdict, judge
 from .lexicon import LexiconJudge
 from .parquet import read_rollouts, write_rollouts
@@ -20,6 +21,7 @@ __all__ = [
     "judge",
     "read_rollouts",
     "sample",
+    "spread",
     "tally",
     "write_rollouts",
 ]
