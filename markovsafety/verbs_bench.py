@@ -38,6 +38,14 @@ def _bench_hitting(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=_beside(options.out), warnings=faults, trusted=not faults)
 
 
+def _bench_gpu(options: argparse.Namespace) -> Answer:
+    from .bench.gpu import run
+
+    result = run(options.out, quick=options.quick, device=options.device)
+    failed = [f"{name}: {part['error']}" for name, part in result["parts"].items() if "error" in part]
+    return Answer(result.pop("line"), result, files=_beside(options.out), warnings=failed)
+
+
 def _bench_check(options: argparse.Namespace) -> Answer:
     from .bench.check import run
 
@@ -164,6 +172,7 @@ def _bench_sweep(options: argparse.Namespace) -> Answer:
 _BENCHES = {
     "align": _bench_align,
     "rollouts": _bench_rollouts,
+    "gpu": _bench_gpu,
     "hitting": _bench_hitting,
     "capacity": _bench_capacity,
     "check": _bench_check,
