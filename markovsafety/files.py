@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -47,6 +48,7 @@ def atomic(path: str | Path, *, make_folder: bool = True, sync: bool = True) -> 
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent, path.name)
         yield part
         if sync:
             _sync(part)
@@ -135,9 +137,9 @@ def unwritten(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}", cause=str(error), next=then)
 
 
-def clear_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files of runs that were killed; those of a process that is still there stay."""
-    for part in Path(folder).glob(".*.tmp"):
+def clear_leftovers(folder: str | Path, name: str | None = None) -> None:
+    """Remove the temporary files (of one name) of runs that were killed; those of a process that is there stay."""
+    for part in Path(folder).glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
         *_, writer, process, _ = part.name.split(".")
         if process.isdigit() and not _alive(int(process), writer):
             with suppress(OSError):
