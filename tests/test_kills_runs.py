@@ -22,7 +22,7 @@ def server():
 
 
 def in_memory():
-    """A folder in memory where there is one: thousands of files go to the disk here, and a killed process keeps both."""
+    """A folder in memory, if there is one: a killed process leaves what it wrote there as on a disk, and sooner."""
     shared = Path("/dev/shm")
     return shared if shared.is_dir() and shutil.disk_usage(shared).free > 2**30 else None
 

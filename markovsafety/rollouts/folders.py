@@ -112,7 +112,7 @@ def _weights(provenance: dict[str, Any]) -> Any:
 def _differs(there: Any, here: Any) -> str:
     if isinstance(there, dict) and isinstance(here, dict):
         key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
-        there, here = f"{key} {str(there.get(key))[:40]}", str(here.get(key))[:40]
+        return f"{key} {str(there.get(key))[:40]} there, {str(here.get(key))[:40]} here"
     return f"{str(there)[:80]} there, {str(here)[:80]} here"
 
 
