@@ -193,12 +193,19 @@ def test_the_end_is_put_where_the_server_leaves_it_out(template, fake):
         ({"longest": 14, "cards": [{"id": "organism"}]}, "cut an answer after"),
         ({"changed": lambda r: _choice(r, token_ids=[999])}, "the id 999"),
         ({"changed": lambda r: _choice(r, prompt_token_ids=[1, *r["choices"][0]["prompt_token_ids"]])}, "is not that"),
+        ({"changed": lambda r: _logits(r)}, "as a log-probability"),
         ({"changed": lambda r: _cut(r, 2)}, "answered another prompt: 1 tokens instead of 2"),
     ],
 )
 def test_an_answer_to_something_else_is_refused(template, folder, changed, says):
     with Fake(law, template, **changed) as odd, pytest.raises(ModelError, match=says):
         sampled(odd, tokenizer=folder)
+
+
+def _logits(reply):
+    listed = reply["choices"][0]["logprobs"]
+    listed["token_logprobs"] = [value + 5.0 for value in listed["token_logprobs"]]
+    return reply
 
 
 def _cut(reply, longest):

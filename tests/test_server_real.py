@@ -46,7 +46,7 @@ def url(tmp_path_factory):
     with open(home / "log", "wb") as log:
         server = subprocess.Popen(words, env={**os.environ, **alone}, stdout=log, stderr=log)
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break

@@ -14,6 +14,8 @@ from .server_offers import TOKEN, Offers, Request, choice_of
 __all__ = ["Answer", "read_answer"]
 
 ENDED = ("stop", "length")
+ROUNDING = 1e-2
+"""Log-probabilities (nats) above 0 by less are those of certain tokens, in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,12 @@ def _tokens(
         if not isinstance(values, list) or len(values) != len(ids):
             raise ValueError("not one log-probability per token")
         logprob = np.array([np.nan if value is None else float(value) for value in values], np.float32)
+        if (logprob > ROUNDING).any():
+            raise ModelError(
+                f"the server gives {logprob.max():.3g} as a log-probability",
+                cause="it gives logits in their place (vLLM: --logprobs-mode raw_logits or processed_logits)",
+                next="start it with --logprobs-mode raw_logprobs",
+            )
     return np.array(ids, dtype=np.int32), logprob, drift
 
 
