@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ __all__ = [
     "prices_of",
     "prompts_of",
     "rollouts_of",
+    "spread_of",
     "state_map",
     "write_csv",
     "write_text",
@@ -326,3 +329,21 @@ def laws_of(words: list[str] | None) -> Any:
                 next="Write none, fixed:5, fixed:0:33, geometric:0.1, or weights 0=0.5,5=0.5.",
             )
     return laws
+
+
+def spread_of(options: Any, workers_alone: bool = False) -> Callable[..., list[Any]] | None:
+    """What spreads work over the workers of a Ray cluster; None where it was not asked for.
+
+    `workers_alone`: whether the command heeds --workers without Ray, too.
+    """
+    if options.engine == "ray":
+        from .rollouts import spread
+
+        return functools.partial(spread, workers=options.workers, address=options.address)
+    if options.address or (options.workers and not workers_alone):
+        raise InputError(
+            f"{'--address' if options.address else '--workers'} without --engine ray.",
+            cause="Without Ray everything is done in this process.",
+            next="Add --engine ray, or leave it out.",
+        )
+    return None

@@ -177,6 +177,14 @@ def skipping(v: argparse.ArgumentParser) -> None:
     v.add_argument("--skip-corrupt", action="store_true", help="leave damaged or lost shards of a folder out")
 
 
+def spreading(v: argparse.ArgumentParser, what: str = "") -> None:
+    """The options of commands whose work can be spread over a Ray cluster."""
+    if not what:
+        v.add_argument("--engine", choices=["ray"], help="spread over the workers of a Ray cluster")
+    v.add_argument("--workers", type=int, help=what or "ray: workers side by side (default: one per core)")
+    v.add_argument("--address", help="ray: local, auto or HOST:PORT (default: $RAY_ADDRESS, else local)")
+
+
 def _demo(verb: Verb) -> None:
     v = verb("demo", "the main job on four tiny models, from sampling to the report", "demo --seed 1", "demo")
     v.add_argument(
@@ -205,6 +213,7 @@ def _demo(verb: Verb) -> None:
             "align",
             "capacity",
             "check",
+            "cluster",
             "coverage",
             "debias",
             "ensembles",
@@ -235,6 +244,7 @@ def _demo(verb: Verb) -> None:
     v.add_argument("--device", choices=["gpu", "cpu"], help="gpu: cpu shows, with --quick, that every part works")
     v.add_argument("--turns", type=int, default=5, help="hitting, hooks: rounds of taking turns (default: 5)")
     v.add_argument("--limit", type=float, default=20.0, help="hitting: seconds until a peer is stopped (default: 20)")
+    spreading(v)
 
 
 def _evidence(verb: Verb) -> None:
@@ -251,7 +261,9 @@ def _evidence(verb: Verb) -> None:
     v.add_argument("--max-tokens", type=int, default=64)
     v.add_argument("--prefill", type=int, nargs="+", default=[0], help="numbers of forced tokens (default: 0)")
     v.add_argument("--prefix", metavar="ROLLOUTS", help="rollouts whose answers are the prefixes to force")
-    v.add_argument("--engine", default="auto", choices=["auto", "jax", "transformers", "server", "replay"])
+    v.add_argument("--engine", default="auto", choices=["auto", "jax", "transformers", "server", "ray", "replay"])
+    v.add_argument("--inner", help="ray: the engine in each worker (default: auto)")
+    spreading(v, "ray: models side by side (default: one per GPU, or per core)")
     v.add_argument("--device")
     v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     v.add_argument("--batch-size", type=int)
@@ -298,6 +310,7 @@ def _evidence(verb: Verb) -> None:
             v.add_argument("--prior", type=float)
         v.add_argument("--out", required=True, help="file to write (.npz)")
         skipping(v)
+        spreading(v)
 
 
 def _numbers(verb: Verb) -> None:
@@ -381,4 +394,5 @@ def _organism(verb: Verb) -> None:
     )
     v.add_argument("--depth", type=int, nargs="+", help="grid: trained depths")
     v.add_argument("--seeds", type=int, help="grid: number of bases of every width (default: 3)")
-    v.add_argument("--workers", type=int, help="grid: trainings side by side (default: the number of cores)")
+    v.add_argument("--engine", choices=["ray"], help="grid: spread over the workers of a Ray cluster")
+    spreading(v, "grid: trainings side by side (default: the number of cores)")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from .arguments import (
     phrases_of,
     prompts_of,
     rollouts_of,
+    spread_of,
     state_map,
     write_csv,
     write_text,
@@ -33,7 +36,7 @@ def demo(options: argparse.Namespace) -> Answer:
 
 def sample(options: argparse.Namespace) -> Answer:
     from .rollouts import sample as draw
-    from .rollouts.sample import OF_SERVERS
+    from .rollouts.sample import OF_RAY, OF_SERVERS
 
     warnings: list[str] = []
     prefix = rollouts_of(options.prefix, warnings) if options.prefix else None
@@ -60,7 +63,7 @@ def sample(options: argparse.Namespace) -> Answer:
         seed=options.seed,
         classes=classes_of(options.classes),
         out=options.out,
-        **{name: value for name in OF_SERVERS if (value := getattr(options, name)) is not None},
+        **{name: value for name in (*OF_SERVERS, *OF_RAY) if (value := getattr(options, name)) is not None},
     )
     warnings += rolls.provenance.get("warnings") or []
     sampled = int(len(rolls.tokens) - rolls.prefill.sum())
@@ -134,12 +137,35 @@ def _counts(options: argparse.Namespace, warnings: list[str]) -> Any:
                 cause="Counts keep the states they were made with.",
                 next="Leave --states away, or count the rollouts again.",
             )
+    elif (spread := spread_of(options)) is not None:
+        counts = _counted_apart(options, spread, warnings)
     else:
         rolls = rollouts_of(options.rollouts, warnings, options.skip_corrupt)
         counts = tally(rolls, state_map(options.states or "kgram:2"))
     if options.category or options.prefill is not None:
         counts = counts.select(categories=options.category, prefill=options.prefill)
     return counts
+
+
+PIECES = 64
+"""Into which the shards of a folder are dealt out to the workers of a cluster."""
+
+
+def _counted_apart(options: argparse.Namespace, spread: Any, warnings: list[str]) -> Any:
+    """Counts of a folder's shards, made where there is a core free and added up here."""
+    from .rollouts.streaming import stream
+
+    found = stream(Path(options.rollouts).absolute(), skip_corrupt=options.skip_corrupt)
+    warnings += [f"{name} was left out: {why}" for name, why in found.skipped.items()]
+    warnings += [found.note] if found.note else []
+    pieces = [found.shards[i::PIECES] for i in range(min(PIECES, len(found.shards)))]
+    return sum(spread(functools.partial(_added_up, state_map(options.states or "kgram:2")), pieces))
+
+
+def _added_up(states: Any, shards: Sequence[Path]) -> Any:
+    from .chains import count as tally
+
+    return sum(tally(shard, states) for shard in shards)
 
 
 def count(options: argparse.Namespace) -> Answer:
@@ -321,7 +347,7 @@ _ORGANISM = {
     "list": (),
     "prompts": ("out", "seed", "n"),
     "train": ("variant", "out", "base", "seed", "threads", "hidden"),
-    "grid": ("out", "hidden", "depth", "seeds", "workers"),
+    "grid": ("out", "hidden", "depth", "seeds", "workers", "engine", "address"),
 }
 
 
@@ -348,6 +374,7 @@ def _organism_grid(options: argparse.Namespace) -> Answer:
     from . import organism as room
 
     asked = {"hidden": options.hidden, "depths": options.depth, "seeds": options.seeds, "workers": options.workers}
+    asked["spread"] = spread_of(options, workers_alone=True)
     rows = room.train_grid(options.out, **{k: v for k, v in asked.items() if v is not None})
     failed = [
         f"{row['variant']}, width {row['hidden']}, seed {row['seed']}: {'; '.join(row['failed'])}" for row in rows

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .arguments import model_of
+from .arguments import model_of, spread_of
 from .cli import Answer
 from .errors import InputError
 
@@ -53,10 +53,17 @@ def _bench_check(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
+def _bench_cluster(options: argparse.Namespace) -> Answer:
+    from .bench.cluster import run
+
+    result = run(options.out, quick=options.quick)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
 def _bench_coverage(options: argparse.Namespace) -> Answer:
     from .bench.coverage import run
 
-    result = run(quick=options.quick, json=options.out)
+    result = run(quick=options.quick, json=options.out, spread=spread_of(options))
     missed = [f"outside its limits: {text}" for text in result["missed"]]
     return Answer(result.pop("line"), result, files=_beside(options.out), warnings=missed)
 
@@ -176,6 +183,7 @@ _BENCHES = {
     "hitting": _bench_hitting,
     "capacity": _bench_capacity,
     "check": _bench_check,
+    "cluster": _bench_cluster,
     "coverage": _bench_coverage,
     "debias": _bench_debias,
     "ensembles": _bench_ensembles,

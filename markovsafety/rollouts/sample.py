@@ -23,6 +23,8 @@ SHARD = {"jax": 8192}
 """Rollouts per shard by engine, so that a shard takes seconds; 1024 for the others."""
 OF_SERVERS = ("served", "tokenizer", "concurrency", "timeout", "retries", "retokenize")
 """What `sample` passes on to a server."""
+OF_RAY = ("workers", "inner", "address")
+"""What it heeds with ``engine="ray"`` only."""
 
 
 def sample(
