@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,7 +142,9 @@ class Survival:
             done = self.server.run(self.older, self.before)
             assert done["events"], done
         place = self._fresh("whole")
+        begun = time.perf_counter()
         done = self.server.run(self.job, place)
+        self.seconds = time.perf_counter() - begun
         self.events = done["events"]
         assert self.events, done
         self.old = contents(self.before)
@@ -200,6 +203,11 @@ class Survival:
 def spread(n: int, most: int) -> Sequence[int]:
     """At most so many numbers of 1 .. n, evenly, with both ends."""
     return sorted({round(x) for x in np.linspace(1, n, min(n, most))})
+
+
+def inside(sizes: Sequence[int]) -> list[dict]:
+    """Ways to die inside the write of a file of each size, in its middle and at its last byte; and at a first byte."""
+    return [{"bytes": n} for n in sorted({0, *(n for size in sizes for n in (size // 2, size - 1))})]
 
 
 def times(rng: random.Random, longest: float, n: int) -> list[dict]:

@@ -242,6 +242,9 @@ def test_an_unfinished_run_is_told_downstream(road, tmp_path, capsys):
     sample(model, prompts, n=8, max_tokens=96, shard_size=12, out=out, progress=False)
     shards = sorted(out.glob("*.parquet"))
     shards[-1].unlink()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest.pop("finished")
+    (out / "manifest.json").write_text(json.dumps(manifest))
     code, said = told(capsys, "judge", str(out), "--judge", "organism", "--out", f"{tmp_path}/x.parquet")
     assert code == 0
     assert "unfinished" in " ".join(said["warnings"])

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from kill_harness import Survival, serving, spread, times
+from kill_harness import Survival, inside, serving, spread, times
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,6 @@ def survival(server, job):
     return Survival(server, job, server.folder / job, older="tuned before" if job == "tune" else None)
 
 
-def inside(sizes):
-    """Ways to die inside the write of a file of each size: at its first byte, its middle and its last."""
-    return [{"bytes": n} for size in sizes for n in (0, size // 2, size - 1)]
-
-
 def told(found, kills):
     assert found.faults == [], "\n".join(found.faults)
     assert found.kills >= kills
@@ -44,7 +39,7 @@ def told(found, kills):
 def test_sampling(server):
     found = survival(server, "sample")
     found.kill({"bytes": found.sizes[-1] // 2})  # a shard is half there
-    found.kill({"events": found.events // 2}, {"events": 3}, {"seconds": 0.3})
+    found.kill({"events": found.events // 2}, {"events": 3}, {"seconds": found.seconds / 2})
     told(found, 3)  # on a fast machine the last run has ended before its time
 
 
@@ -94,7 +89,7 @@ def test_killed_at_every_moment(server, job, events, chains, capsys):
     for way in inside(found.sizes):
         found.kill(way)
     for _ in range(chains):
-        found.kill(*times(rng, 3.0, 6))
+        found.kill(*times(rng, found.seconds, 6))
     with capsys.disabled():
         print(f"\nLOG: {job}: {len(found.faults)} faults after {found.kills} kills")
     assert found.faults == [], "\n".join(found.faults)
