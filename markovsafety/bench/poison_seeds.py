@@ -126,9 +126,10 @@ def _costs(setting: Setting, teachers: dict[str, Teacher]) -> Rows:
     """What the one recall costs each filter in harmless prompts, and in seconds."""
     rows: Rows = {}
     for who, teacher in teachers.items():
-        read = f"{who}, level {teacher.filter.feature.level}"
-        rows[f"{who} recall"] = acceptance_row(teacher.filter.recall.value, f"{read}: recall on validation")
-        rows[f"{who} cost"] = acceptance_row(teacher.filter.false_drops.value, f"{read}: harmless dropped there")
+        made = teacher.filter
+        rows[f"{who} level"] = acceptance_row(made.feature.level, f"{who}: level, {made.feature.position}")
+        rows[f"{who} recall"] = acceptance_row(made.recall.value, f"{who}: recall on validation")
+        rows[f"{who} cost"] = acceptance_row(made.false_drops.value, f"{who}: harmless dropped on validation")
         for kind in ("harmless", "trigger"):
             begun = time.perf_counter()
             share = sift(teacher.host, teacher.filter, setting.held[kind]).share.value

@@ -145,7 +145,7 @@ def fit_data_monitor(reference: Sifted, *, rate: float = 0.01, horizon: int = 10
         )
     harmless = np.array([p.harmful is False for p in reference.pairs], bool)
     made = reference.filter
-    about = {"teacher": made.feature.model, "template": made.feature.template, "system": made.system}
+    about: dict[str, Any] = {"teacher": made.feature.model, "template": made.feature.template, "system": made.system}
     return DataMonitor(reference.scores.copy(), harmless, made.threshold, rate, horizon, **about)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def _pair(record: Mapping[str, Any], i: int, template: Any, harmful: bool | None
             f"pair {i} has no prompt", cause=f"its fields are {', '.join(record) or 'none'}", next="give it a prompt"
         )
     said = record.get("answer")
-    if answers and (said is None or (isinstance(said, Sized) and not len(said))):
+    if answers and (said is None or (hasattr(said, "__len__") and not len(said))):
         raise InputError(
             f"pair {i} has no answer",
             cause=f"its fields are {', '.join(record)}; an answer must not be empty",
