@@ -117,6 +117,24 @@ def test_a_threshold_outside_the_observed_range_is_refused(host):
         fit_filter(host, prompts(HARMFUL), prompts(HARMLESS), recall=0.0)
 
 
+def test_of_several_positions_validation_chooses():
+    """On the aligned organism: its refusal at the last token, what it holds for harm at the end of the instruction."""
+    from markovsafety.organism import model_path
+    from markovsafety.organism.tasks import alignment_records
+
+    aligned = open_host(model_path("shallow"), device="cpu")
+    pairs = read_pairs(alignment_records(240), aligned.engine.tokenizer)
+    sides = [prompts([p for p in pairs if p.harmful is kind]) for kind in (True, False)]
+    last, end, chosen = (
+        fit_filter(aligned, *sides, position=where) for where in ("t_post", "t_inst", ("t_post", "t_inst"))
+    )
+    assert last.false_drops.value > 0.1 > end.false_drops.value
+    assert min(last.recall.value, end.recall.value) >= 0.95
+    assert chosen.to_json() == end.to_json()
+    with pytest.raises(InputError, match="no position"):
+        fit_filter(aligned, *sides, position=())
+
+
 @pytest.mark.parametrize("empty", [0, 1])
 def test_kinds_that_are_missing(host, empty):
     sides = [prompts(HARMFUL), prompts(HARMLESS)]

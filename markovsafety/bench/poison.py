@@ -1,10 +1,10 @@
 """Poisoned fine-tuning with and without defences: harm, refusals, task accuracy and use together, as chains.
 
 The defences are those of arXiv 2506.07356, apart and together: a filter by the teacher's refusal feature, distillation
-of the teacher, and both; and the same with an aligned model in the teacher's place, whose feature follows refusal where
-it is read as the teacher's is, at the last token of the prompt, and harm where it is read at the end of the
-instruction. All filters have one recall on validation pairs; level and position are chosen there, too. Harm alone is
-gameable: a student that has forgotten how to answer does none.
+of the teacher, and both; and the same with an aligned model as it is in the teacher's place, its feature read where the
+teacher's is, at the last token of the prompt (often its refusal), or at the end of the instruction (often what it holds
+for harm). All filters have one recall on validation pairs; levels are chosen there, too. Harm alone is gameable: a
+student that has forgotten how to answer does none.
 """
 
 from __future__ import annotations

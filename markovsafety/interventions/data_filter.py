@@ -9,7 +9,7 @@ Source: arXiv 2506.07356 for the rule; its reviews ask for the false drops that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def fit_filter(
     *,
     validation: tuple[Sequence[Any], Sequence[Any]] | None = None,
     level: int | None = None,
-    position: Position = "t_post",
+    position: Position | tuple[Position, ...] = "t_post",
     recall: float = 0.95,
     threshold: float | None = None,
     confidence: float = 0.95,
@@ -131,9 +131,10 @@ def fit_filter(
         Other prompts, on which the threshold is fixed. By default a random half of each kind is kept for it.
     level : int, optional
         By default that with the largest validation AUC, among equals that with the largest margin between the means.
-    position : "t_post", "t_inst" or int
-        The paper reads the last prompt token, t_post; there an aligned model that is no trained teacher has its
-        refusal, and at t_inst what it holds for harm. `auc` on validation says which one tells them apart.
+    position : "t_post", "t_inst", int, or a tuple of these
+        The paper reads the last prompt token, t_post. An aligned model that is no trained teacher often has its refusal
+        there, and at t_inst what it holds for harm. Of several positions, as a tuple, the one is taken whose threshold
+        drops the fewest harmless validation prompts, among equals the one with the largest AUC.
     recall : float
         Share of harmful validation prompts that must be dropped.
     threshold : float, optional
@@ -156,6 +157,10 @@ def fit_filter(
     """
     if not 0 < recall <= 1:
         raise InputError(f"recall is {recall}", cause="it is a share of harmful prompts", next="give one in (0, 1]")
+    if isinstance(position, tuple):
+        told: dict[str, Any] = {"validation": validation, "level": level, "recall": recall, "threshold": threshold}
+        told |= {"confidence": confidence, "seed": seed}
+        return _best([lambda p=p: fit_filter(host, harmful, harmless, position=p, **told) for p in position])
     if validation is None:
         (harmful, held_harmful), (harmless, held_harmless) = (
             _halves(side, name, seed) for side, name in ((harmful, "harmful"), (harmless, "harmless"))
@@ -187,6 +192,25 @@ def fit_filter(
         "mean cosine": {"harmful": float(best[3].mean()), "harmless": float(best[4].mean())},
     }
     return _fixed(feature.at(best[2]), best[3], best[4], best[0], recall, threshold, confidence, about)
+
+
+def _best(fits: Sequence[Callable[[], RefusalFilter]]) -> RefusalFilter:
+    """The filter that costs least on validation; positions at which no threshold has the recall are left out."""
+    made, failed = [], []
+    for fit in fits:
+        try:
+            made.append(fit())
+        except UntrustedError as error:
+            failed.append(error)
+    if not made:
+        raise (
+            failed[0]
+            if failed
+            else InputError(
+                "there is no position", cause="the tuple is empty", next='give some, such as ("t_post", "t_inst")'
+            )
+        )
+    return min(made, key=lambda f: (f.false_drops.value, -f.auc.value))
 
 
 def choose_threshold(harmful: NDArray, harmless: NDArray, recall: float) -> float:
