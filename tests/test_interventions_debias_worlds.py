@@ -36,6 +36,15 @@ def test_the_table_of_seeds_has_every_row_and_says_what_was_missed():
     assert sum(met) >= 5
 
 
+def test_organisms_of_five_seeds_lose_over_refusal_and_no_category():
+    told = json.loads(SEEDS.read_text(encoding="utf-8"))["organisms"]
+    for variant, held in (("over2, 0.25", 1 + 6), ("bias, 1", 0)):
+        seeds = [v["rows"] for v in told.values() if f"{variant}: kept" in v["rows"]]
+        assert len(seeds) >= 5
+        assert [sum(row["met"] is True for row in rows.values()) for rows in seeds] == [held] * len(seeds)
+        assert max(rows[f"{variant}: kept"]["value"] for rows in seeds) <= 0.65
+
+
 def test_a_rise_has_the_error_of_its_prompts_and_never_none():
     """Two answers to each of four prompts, by hand; and none seen before or after is not none possible."""
     told = np.arange(4), np.array(["a"] * 4, dtype=object)
