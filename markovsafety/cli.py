@@ -264,7 +264,12 @@ def _evidence(verb: Verb) -> None:
     v.add_argument("--engine", default="auto", choices=["auto", "jax", "transformers", "server", "ray", "replay"])
     v.add_argument("--inner", help="ray: the engine in each worker (default: auto)")
     spreading(v, "ray: models side by side (default: one per GPU, or per core)")
-    v.add_argument("--device")
+    v.add_argument("--device", help="cpu, gpu, or some of the GPUs: gpu:0,2 (default: what there is)")
+    v.add_argument(
+        "--shard",
+        choices=["auto", "data", "tensor"],
+        help="several GPUs (jax): a copy of the model on each, one over all, or as memory demands (default)",
+    )
     v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     v.add_argument("--batch-size", type=int)
     v.add_argument("--temperature", type=float, default=1.0)
@@ -293,6 +298,7 @@ def _evidence(verb: Verb) -> None:
     v.add_argument("--refusal-at", choices=["first", "end"], default="first", help="where a refusal hits (lexicon)")
     v.add_argument("--tokenizer", metavar="FOLDER", help="model folder, if the rollouts do not say which")
     v.add_argument("--judge-model", metavar="FOLDER", help="model that judges (classifier, guard)")
+    v.add_argument("--device", help="where that model runs: cpu, gpu (default: a GPU if there is one)")
     v.add_argument("--harm-labels", nargs="+", metavar="LABEL", help="classes of that model that are harm (classifier)")
     v.add_argument("--labels", metavar="FILE", help="true outcomes: CSV with outcome[, row], or rollouts judged better")
     v.add_argument("--labels-by", choices=["category"], help="take the judge's errors as different by category")
@@ -340,6 +346,7 @@ def _numbers(verb: Verb) -> None:
     )
     v.add_argument("--horizon", type=int, help="also the law of the time of the hit, token by token up to here")
     v.add_argument("--method", default="auto")
+    v.add_argument("--device", help="solve the target there: gpu, cpu, gpu:1 (method device)")
     v.add_argument("--out", help="also write every state's numbers here (CSV)")
     from .cli_sweep import arguments
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def sample(options: argparse.Namespace) -> Answer:
         device=options.device,
         dtype=options.dtype,
         batch_size=options.batch_size,
+        shard=options.shard,
         temperature=options.temperature,
         top_p=options.top_p,
         system=options.system,
@@ -92,6 +94,7 @@ def judge(options: argparse.Namespace) -> Answer:
     if options.judge in ("classifier", "guard"):
         extra["model"] = options.judge_model and model_of(options.judge_model)
         extra |= {"harm": options.harm_labels} if options.harm_labels else {}
+        extra |= {"device": options.device} if options.device else {}
     if options.tokenizer and options.judge != "organism":
         extra["template"] = model_of(options.tokenizer)
     warnings: list[str] = []
@@ -224,7 +227,8 @@ def solve(options: argparse.Namespace) -> Answer:
     chain = read_chain(options.chain)
     targets = _targets(chain, options.target or ["harm"])
     one = targets[0] if len(targets) == 1 else None
-    harm = hitting_probability(chain, one or {name: name for name in targets}, method=options.method)
+    with _device(options) as method:
+        harm = hitting_probability(chain, one or {name: name for name in targets}, method=method)
     time, begun = hitting_time(chain), chain.start is not None
     result = {
         "target": one or targets,
@@ -252,6 +256,24 @@ def solve(options: argparse.Namespace) -> Answer:
     for name, law in laws.items():
         line += f"; by token {law.horizon}: {law.cumulative.value[-1]:.6g} {name}"
     return Answer(line, result, files=files)
+
+
+@contextmanager
+def _device(options: argparse.Namespace) -> Iterator[str]:
+    """The method of `solve`, within which JAX works on the device that was named."""
+    if options.device is None:
+        yield options.method
+        return
+    if options.method not in ("auto", "device"):
+        raise InputError(
+            f"--device was given with --method {options.method}",
+            cause="only the method device works on one",
+            next="Leave --method, or --device.",
+        )
+    from .hitting.device import placed
+
+    with placed(options.device):
+        yield "device"
 
 
 def _targets(chain: Any, given: list[str]) -> list[str]:

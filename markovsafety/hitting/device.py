@@ -11,6 +11,8 @@ candidate."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from . import graph
 from .certify import enclose, gamma, widen
 from .core import Answer, Walk
+from .device_arguments import devices_of
 from .device_batch import Batch, Solved, batch
 from .device_function import DENSE, Function, function, settled
 from .device_pack import Pattern, bucket, pack, pattern
@@ -29,7 +32,7 @@ from .device_solve import Values, eliminate, eliminated, krylov, substitute
 from .layered import substitute as substitute_in_order
 from .rates import Rates, rates_of
 
-__all__ = ["Batch", "Function", "Solved", "batch", "function", "probability"]
+__all__ = ["Batch", "Function", "Solved", "batch", "function", "placed", "probability"]
 
 NORMAL = 2.0**-1022  # XLA takes smaller numbers for 0
 POWER_STEPS = 10
@@ -57,8 +60,21 @@ def probability(w: Walk, certify: bool) -> Answer:
         return _classes(w, certify) if p.cyclic else _acyclic(w, p, certify)
 
 
+@contextmanager
+def placed(name: str) -> Iterator[None]:
+    """A context in which single chains are solved on the device of a name, such as "gpu" or "gpu:1".
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    with jax.default_device(devices_of(name)[0]):
+        yield
+
+
 def _where() -> str:
-    device = jax.local_devices()[0]
+    (device,) = jnp.zeros(()).devices()
     return f"JAX on {device.platform}"
 
 

@@ -69,8 +69,8 @@ def devices_of(device: Any) -> list[Any]:
     """
     there = ", ".join(str(d) for d in jax.local_devices())
     try:
-        found = [jax.local_devices(backend=device)[0]] if isinstance(device, str) else None
-    except RuntimeError:
+        found = _named(device) if isinstance(device, str) else None
+    except (RuntimeError, ValueError, IndexError):
         found = []
     if found is None:
         found = list(device) if isinstance(device, Sequence) else [device]
@@ -78,9 +78,16 @@ def devices_of(device: Any) -> list[Any]:
         raise InputError(
             f"device is {device!r}.",
             cause=f"It names no device of JAX; by default those are {there}.",
-            next="Pass None for the host, the name of a platform, a jax.Device or several.",
+            next='Pass None for the host, a platform ("gpu"), some of it ("gpu:0,2"), a jax.Device or several.',
         )
     return found
+
+
+def _named(name: str) -> list[Any]:
+    """All devices of a platform, or those that are numbered behind a colon."""
+    kind, _, numbers = name.partition(":")
+    there = jax.local_devices(backend=kind)
+    return [there[int(number)] for number in numbers.split(",")] if numbers else list(there)
 
 
 def states_of(chain: Chain, states: Any) -> NDArray[np.intp]:

@@ -104,8 +104,8 @@ class Batch:
         tol : float
             Samples whose bound is larger are solved again.
         device : None, jax.Device, sequence of jax.Device, or str
-            None: compiled kernels on one core of the host. A device, several (samples are spread over them), or the
-            name of a platform, "cpu" or "gpu".
+            None: compiled kernels on one core of the host. A device, several (samples are spread over them), or a
+            name: "gpu" is all GPUs, "gpu:0,2" two of them.
         dtype : float64 or float32
             Precision on a JAX device; float32 makes sense for acyclic patterns and tol above 1e-5.
         innermost : bool

@@ -45,6 +45,7 @@ def sample(
     out: str | Path | None = None,
     dtype: str = "float32",
     batch_size: int | None = None,
+    shard: str | None = None,
     progress: bool | None = None,
     judge: Any = None,
     system: str | None = None,
@@ -76,7 +77,7 @@ def sample(
         model): the first answer to the same prompt_id that is long enough.
     engine : {"auto", "jax", "transformers", "server", "ray", "replay"}
     device : str, optional
-        "cpu", "gpu", ...; None lets the engine choose.
+        "cpu", "gpu", "gpu:1"; None lets the engine choose.
     temperature : float
         0 takes the most probable token.
     top_p : float
@@ -95,6 +96,9 @@ def sample(
         Of weights and activations.
     batch_size : int, optional
         Rollouts side by side; None lets the engine choose.
+    shard : {"auto", "data", "tensor"}, optional
+        How the jax engine uses several GPUs: a copy of the model on each, one copy over all of them, or, by default,
+        copies over as few each as have room for one.
     progress : bool, optional
         Progress bar on stderr; None shows it on a terminal only.
     judge : str or Judge, optional
@@ -156,6 +160,7 @@ def sample(
     here = isinstance(model, str | Path) and not is_url(model)
     chosen = "transformers" if edit is not None and engine == "auto" and here else engine
     opening = {"device": device, "dtype": dtype, "batch_size": batch_size, **server}
+    opening |= {} if shard is None else {"shard": shard}
     asked: dict[str, Any] = {"prompts": prompts, "n": n, "max_tokens": max_tokens, "prefill": prefill, "prefix": prefix}
     asked |= {"temperature": temperature, "top_p": top_p, "seed": seed, "classes": classes, "dtype": dtype}
     asked |= {"judge": judge, "system": system, "shard_size": shard_size, "fine": fine}

@@ -194,6 +194,13 @@ def open_engine(
             cause="the name is not that of an engine that samples from a model",
             next=f"choose one of: auto, {', '.join(ENGINES)}",
         )
+    if "shard" in options and name != "jax":
+        raise InputError(
+            f"the engine {name!r} does not shard a model",
+            cause="sharding over devices is the jax engine's",
+            next='leave shard; engine="transformers" spreads layers over all GPUs with device="auto", a server has '
+            "options of its own",
+        )
     try:
         module = importlib.import_module(f".{ENGINES[name]}", __name__)
         return module.open_engine(model, dtype=dtype, device=device, batch_size=batch_size, **options)

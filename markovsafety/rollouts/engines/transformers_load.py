@@ -26,6 +26,8 @@ def device_of(device: str | None) -> str:
     gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
     if device == "gpu" and gpu is None:
         raise InputError("there is no GPU", cause="torch sees neither CUDA nor MPS", next='use device="cpu"')
+    if device is not None and device.startswith("gpu:"):
+        return f"{gpu or 'cuda'}{device[3:]}"
     return (gpu or "cpu") if device in (None, "gpu") else device
 
 
