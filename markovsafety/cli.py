@@ -214,6 +214,7 @@ def _demo(verb: Verb) -> None:
             "capacity",
             "check",
             "cluster",
+            "counting",
             "coverage",
             "debias",
             "ensembles",

@@ -176,6 +176,13 @@ def _bench_sweep(options: argparse.Namespace) -> Answer:
     return Answer(result.pop("line"), result, files=_beside(options.out))
 
 
+def _bench_counting(options: argparse.Namespace) -> Answer:
+    from .bench.counting import run
+
+    result = run(options.out, quick=options.quick)
+    return Answer(result.pop("line"), result, files=_beside(options.out))
+
+
 _BENCHES = {
     "align": _bench_align,
     "rollouts": _bench_rollouts,
@@ -184,6 +191,7 @@ _BENCHES = {
     "capacity": _bench_capacity,
     "check": _bench_check,
     "cluster": _bench_cluster,
+    "counting": _bench_counting,
     "coverage": _bench_coverage,
     "debias": _bench_debias,
     "ensembles": _bench_ensembles,
