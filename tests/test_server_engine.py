@@ -5,19 +5,26 @@ The laws of the fake are known, so every log-probability has a closed form.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import threading
 
+import huggingface_hub
 import numpy as np
 import pytest
 from fake_server import Fake, laws
 from tiny import EOS, WORDS, word_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 import markovsafety as ms
 from markovsafety import InputError, ModelError, UntrustedError
 from markovsafety.cli import main
 from markovsafety.rollouts.engines import Engine, open_engine
+from markovsafety.rollouts.engines.server_offers import text_for
 from markovsafety.rollouts.template import Template
 
 PROMPTS = [
@@ -174,6 +181,41 @@ def test_text_that_changes_the_number_of_tokens_is_not_believed(template):
     ):
         sampled(poor, retokenize=True)
     assert len(caught.value.partial) == 16
+
+
+def test_prompts_become_text_only_if_they_are_read_as_the_same_ids(tmp_path):
+    """With a tokenizer that begins every text with <bos> by itself, and one whose ids need not survive their text."""
+    begun = Template.load(word_tokenizer(tmp_path / "words"))
+    begun.tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    ids = np.array([1, 4, 9], np.int32)
+    assert begun.encode(text_for(ids, begun), add_special_tokens=True).tolist() == ids.tolist()
+    merged = Tokenizer(BPE({"<unk>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], unk_token="<unk>"))
+    merged.decoder = Fuse()
+    plain = dataclasses.replace(begun, tokenizer=merged)
+    assert text_for(np.array([3, 1]), plain) == "aba"
+    with pytest.raises(ModelError, match="cannot be sent to this server"):
+        text_for(np.array([1, 2]), plain)
+
+
+def test_a_tokenizer_of_the_hub_is_fetched_without_weights(fake, folder, monkeypatch):
+    asked = []
+
+    def fetched(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    assert len(sampled(fake, tokenizer="owner/name")) == 16
+    assert asked[0][0] == "owner/name"
+    assert not any(pattern in ("*", "*.safetensors") for pattern in asked[0][1])
+
+    def refused(name, allow_patterns):
+        raise OSError("no network\nat all")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    with pytest.raises(ModelError, match="cannot be fetched from the hub") as caught:
+        sampled(fake, tokenizer="owner/name")
+    assert "no network" in caught.value.cause
 
 
 def test_the_end_is_put_where_the_server_leaves_it_out(template, fake):
