@@ -24,13 +24,14 @@ from .counting import _read
 from .counts import group
 from .pooled import COLUMNS, GRANTED, Pooled, read_pooled, write_tally
 from .shards import opened
-from .spill import Column, Spill, Sums, added_up, whole_folder
+from .spill import LEAST, Column, Spill, Sums, added_up, whole_folder
 from .states import KGram, map_name
 from .tally import Tally, runs_of
 
 __all__ = ["pool"]
 
 DENSE = 1 << 25  # cells up to which all are counted in one table
+TOKENS = 1 << 21  # tokens of a batch, at most about
 RECORD = 256  # bytes of memory per record that is kept before it is spilled: two tables, sorted with room to spare
 
 
@@ -128,7 +129,7 @@ class _Road:
         """Checked columns of one batch after the other; ``fresh`` marks where another prompt begins."""
         last: tuple[Any, Any] | None = None
         wanted = [name for name in self.source.columns if name == "weight"]
-        for batch in self.source.batches(wanted):
+        for batch in self.source.batches(wanted, min(TOKENS, max(self.memory // RECORD, LEAST))):
             try:
                 r = _read(batch)
             except InputError as error:
@@ -275,8 +276,7 @@ class _Passages:
 
     def __init__(self, road: _Road, folder: Path | None):
         self.states = (road.base**road.order - 1).bit_length()
-        bits = self.states, (len(OUTCOMES) * road.source.rows).bit_length()
-        self.spill = Spill(folder, "passages", road.memory // RECORD, bits)
+        self.spill = Spill(folder, "passages", road.memory // RECORD, (self.states, 0))
         self.numbers: dict[tuple[int, str], int] = {}
 
     def add(self, r: dict[str, NDArray], state: NDArray, who: NDArray) -> None:
@@ -288,6 +288,7 @@ class _Passages:
         known = np.array([self.numbers.setdefault(key, len(self.numbers)) for key in keys])
         code = known[np.cumsum(fresh) - 1] * len(OUTCOMES) + r["outcome"]
         a, once, _ = added_up(state, who, None, (self.states, len(code).bit_length()))
+        self.spill.bits = self.states, (len(OUTCOMES) * len(self.numbers)).bit_length()
         self.spill.add(a, code[once])
 
     def sums(self) -> Iterator[NDArray[np.int64]]:
@@ -332,10 +333,12 @@ def _deff(
 
     The variance between prompts is ``sum (x - p n)^2``; from sums it is a difference, hence the longer floats.
     """
+    deff = np.zeros(x.shape)
+    state, end = np.nonzero((prompts >= 2) & (some > 0) & (n > x))
+    n, prompts, squares = (column[state, 0] for column in (n, prompts, squares))
+    x, xx, xn = (table[state, end] for table in (x, xx, xn))
     total = n.astype(np.longdouble)
     p = x / total
     spread = np.maximum(xx - 2 * p * xn + p * p * squares, 0)
-    between = prompts / np.maximum(prompts - 1, 1) * spread / total**2
-    mixed = (prompts >= 2) & (some > 0) & (n > x)
-    deff = between * np.maximum(total - 1, 1) / np.where(mixed, p * (1 - p), 1)
-    return np.where(mixed, np.maximum(deff, 1), 0).astype(np.float64)
+    deff[state, end] = np.maximum(prompts / (prompts - 1) * spread / total**2 * (total - 1) / (p * (1 - p)), 1)
+    return deff

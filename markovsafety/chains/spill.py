@@ -23,6 +23,7 @@ __all__ = ["Column", "Spill", "added_up", "whole_folder"]
 
 RECORD = np.dtype([("a", "<i8"), ("b", "<i8"), ("n", "<i8")])
 AT_ONCE = 64  # runs that are merged at once
+PIECE = 1 << 16  # records that go out at once
 LEAST = 1 << 10  # records of one run that are read at once
 
 Sums = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -118,7 +119,8 @@ class Spill:
         """All sums in rising order, a piece at a time; a is never cut between two pieces. The runs are used up."""
         self._join()
         if not self.runs:
-            yield from self.fresh
+            for part in self.fresh:
+                yield from _cut(part)
             self.fresh = []
             return
         if self.held:
@@ -128,7 +130,8 @@ class Spill:
             with self._writing() as file:
                 for piece in self._pieces(some):
                     _records(piece).tofile(file)
-        yield from self._pieces(self.runs)
+        for piece in self._pieces(self.runs):
+            yield from _cut(piece)
         self.runs = []
 
     def _pieces(self, runs: list[Path]) -> Iterator[Sums]:
@@ -150,6 +153,15 @@ class Spill:
                 yield added_up(a, b, n, self.bits)
         for run in runs:
             run.unlink()
+
+
+def _cut(part: Sums) -> Iterator[Sums]:
+    """Pieces of about `PIECE` records, none of which parts an a."""
+    a, lo = part[0], 0
+    while lo < len(a):
+        hi = int(np.searchsorted(a, a[min(lo + PIECE, len(a)) - 1], "right"))
+        yield part[0][lo:hi], part[1][lo:hi], part[2][lo:hi]
+        lo = hi
 
 
 def _read(file: Any, at: int, size: int) -> NDArray:

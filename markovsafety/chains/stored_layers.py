@@ -45,7 +45,10 @@ class Member:
         if not 0 <= first <= stop <= self.length:
             raise ValueError(f"rows {first} to {stop} of an array of {self.length}")
         file.seek(self.at + first * self.kind.itemsize)
-        return np.fromfile(file, self.kind, stop - first)
+        found = np.fromfile(file, self.kind, stop - first)
+        if len(found) < stop - first:
+            raise ValueError("the file ends before the array does")
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,15 +85,15 @@ class Stream:
     skipped: dict[str, str] = field(default_factory=dict)
     note: str = ""
 
-    def batches(self, columns: Sequence[str] = (), tokens: int = TOKENS) -> Iterator[Batch]:
+    def batches(self, columns: Sequence[str] = (), tokens: int | None = None) -> Iterator[Batch]:
         """All rollouts in order.
 
         Parameters
         ----------
         columns : sequence of str
             Optional columns to read, those of `columns` that are needed.
-        tokens : int
-            Token ids of a batch, about.
+        tokens : int, optional
+            Token ids of a batch, about; two million if not given.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class Stream:
         """
         for shard in self.shards:
             first = 0
-            for table in _tables(shard, columns, tokens):
+            for table in _tables(shard, columns, TOKENS if tokens is None else tokens):
                 try:
                     batch = _batch(table, shard, first)
                 except InputError as error:
