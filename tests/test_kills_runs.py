@@ -84,13 +84,11 @@ def test_the_harness_finds_a_writer_that_is_not_atomic(server, job):
 )
 def test_killed_at_every_moment(server, job, events, chains, capsys):
     found, rng = survival(server, job), random.Random(job)
-    for event in spread(found.events, events):
-        found.kill({"events": event})
-    for way in inside(found.sizes):
+    ways = [*({"events": event} for event in spread(found.events, events)), *inside(found.sizes)]
+    for way in ways:
         found.kill(way)
     for _ in range(chains):
         found.kill(*times(rng, found.seconds, 6))
     with capsys.disabled():
         print(f"\nLOG: {job}: {len(found.faults)} faults after {found.kills} kills")
-    assert found.faults == [], "\n".join(found.faults)
-    assert found.kills >= {"tally": 30}.get(job, 36)
+    told(found, len(ways))
