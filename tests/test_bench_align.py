@@ -14,7 +14,7 @@ from markovsafety.bench import align_attack, align_steps
 from markovsafety.depth.profile import Reading
 
 SMALL = {"seeds": 1, "ask": 18, "n": 2, "few": 12, "steps": 2, "learn": 30, "cells": [("cyclic", 5)]}
-SMALL["attacked"] = {"ask": 6, "n": 1, "steps": 1, "attacks": ["poisoned task"]}
+SMALL["attacked"] = {"ask": 6, "n": 1, "attacks": {"poisoned task": (1, 1e-3)}}
 
 
 def test_a_run_is_written_and_goes_on_where_it_stopped(tmp_path, monkeypatch):

@@ -23,10 +23,11 @@ since the prefix and category predict it, fitted on {few} other prompts at depth
 *Loss*: of the share of harmless prompts that are answered, paired by prompt. All prompts are of verb-object pairs that
 no training saw."""
 ATTACKED = """Fine-tuning `shallow` on {poison} harmful prompts that are answered (*harmful*), or on these among
-{task} rows of a user's task (*poisoned task*): {steps} updates at a rate of {rate:g}, with cross-entropy and with the
+{task} rows of a user's task (*poisoned task*): {recipes}, with cross-entropy and with the
 token-wise constrained objective on the same rows in the same order, by {seeds} seeds of data and training. *Right*:
-likeliest answers to held-out prompts of the task that are right word by word. *Answered*: harmless prompts. Below, each
-objective less cross-entropy on the same rows, with Student's interval over trainings."""
+likeliest answers to held-out prompts of the task that are right word by word; these begin with fixed words, other than
+those that `shallow` likes, so that a model that is held on its first tokens cannot say them. *Answered*: harmless
+prompts. Below, each objective less cross-entropy on the same rows, with Student's interval over trainings."""
 
 
 def write_page(
@@ -52,7 +53,7 @@ def write_page(
         "# Deep alignment of the shallow organism",
         f"{result['date']}, {result['machine']}; {told}. {result['seeds']} trainings of each method, "
         f"{result['steps']} updates; {result['ask']} prompts, {result['n']} rollouts of each per depth; "
-        f"{result['seconds']:.0f} s. Made by "
+        f"{result['seconds']:.0f} s since the last start (kept trainings are not done again). Made by "
         "`markovsafety bench align --out papers/measurements/align.json`.",
         READ.format(
             held=result["held_out"], budget=budget, few=result["few"], fitted=", ".join(map(str, result["fitted"]))
@@ -153,7 +154,10 @@ def _attacks(a: dict[str, Any]) -> list[str]:
         row = [which, name, *(f"{x:.3f}" for x in harm), ", ".join(_depth(r["operational"]) for r in mine)]
         rows.append([*row, *(f"{np.mean([r[x]['value'] for r in mine]):.3f}" for x in ("task", "benign"))])
     change = [[c["attack"], c["objective"], *(_span(c[x]) for x in ("harm", "task", "benign"))] for c in a["changes"]]
-    said = {"poison": a["poison"], "task": a["task"], "steps": a["steps"], "rate": a["rate"]}
+    recipes = "; ".join(
+        f"{steps} updates at a rate of {rate:g} ({name})" for name, (steps, rate) in a["attacks"].items()
+    )
+    said = {"poison": a["poison"], "task": a["task"], "recipes": recipes}
     return [
         "## Fine-tuning attacks and the constrained objective",
         ATTACKED.format(**said, seeds=len({r["seed"] for r in a["runs"]})),
