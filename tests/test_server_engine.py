@@ -322,21 +322,25 @@ def test_which_model(template, folder, fake):
 
 
 def test_no_more_requests_at_a_time_than_asked_for(template):
-    """Four wait for each other, so four are under way together; a fifth would be counted."""
-    together, lock, under_way, most = threading.Barrier(4, timeout=30), threading.Lock(), [0], [0]
+    """Four wait for each other, so four are under way together; then they leave a fifth the time to come."""
+    together, fifth, lock, under_way = threading.Barrier(4, timeout=30), threading.Event(), threading.Lock(), [0, 0]
 
     def meet(number, body):
-        if body["max_tokens"] > 1:
-            with lock:
-                under_way[0] += 1
-                most[0] = max(most[0], under_way[0])
-            together.wait()
-            with lock:
-                under_way[0] -= 1
+        if body["max_tokens"] == 1:
+            return
+        with lock:
+            under_way[0] += 1
+            under_way[1] = max(under_way)
+            if under_way[0] > 4:
+                fifth.set()
+        together.wait()
+        fifth.wait(0.1)
+        with lock:
+            under_way[0] -= 1
 
     with Fake(law, template, faults=meet) as fake:
         assert len(sampled(fake, concurrency=4)) == 16
-    assert most[0] == 4
+    assert under_way[1] == 4
 
 
 def test_the_command_line(fake, folder, tmp_path, capsys):
