@@ -20,7 +20,7 @@ def test_all_parts_run_and_are_written(tmp_path, capsys):
     result = json.loads(out.read_text())
     parts = result["parts"]
     assert list(parts) == list(gpu.PARTS)
-    assert "differs" in parts["other_form"]["error"] or "compiled for GPUs" in parts["other_form"]["error"]
+    assert "the attention kernel cannot be used" in parts["other_form"]["error"]  # there is but one form on a CPU
     assert [name for name in parts if "error" in parts[name]] == ["other_form"]
     assert told["files"] == [str(out), str(out.with_suffix(".md"))]
     assert result["device"] == "cpu"

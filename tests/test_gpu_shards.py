@@ -18,6 +18,7 @@ from markovsafety.errors import InputError, ModelError
 from markovsafety.rollouts.engines import jax_memory, open_engine
 from markovsafety.rollouts.engines.jax_home import Home, devices_named, homes_of
 from markovsafety.rollouts.engines.llama_folder import expected_shapes, read_config
+from markovsafety.rollouts.rules import Rule
 
 VOCAB = 64
 CONTEXTS = random_contexts(5, 3, 9)
@@ -79,6 +80,13 @@ def test_copies_on_devices_sample_what_one_samples(folder, alone):
     for kind in ("tokens", "logprob"):
         assert all(np.array_equal(a, b) for a, b in zip(getattr(one, kind), getattr(two, kind)))
     assert all(np.array_equal(a, b) for a, b in zip(one.mass["some"], two.mass["some"]))
+    rule = Rule.of([40, 41, 42], [50, 51], [EOS])
+    first, second = (engine.tally(asked, 1, rule, np.arange(len(asked)) // 40) for engine in (alone, spread))
+    assert (first.outcomes.sum(0) > 0).all()
+    assert np.array_equal(first.outcomes, second.outcomes)
+    assert np.array_equal(first.grams, second.grams)
+    for name, table in first.tables.items():
+        assert all(np.array_equal(values, second.tables[name][key]) for key, values in table.items())
 
 
 def test_one_model_split_over_devices_has_the_same_laws(folder, alone):
@@ -130,6 +138,32 @@ def test_devices_have_names(folder):
     with pytest.raises(InputError, match="kernel cannot be used") as caught:
         open_engine("jax", folder, attention="kernel")
     assert "float32" in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("name", "has", "place"),
+    [
+        (None, True, "cuda"), (None, False, "cpu"), ("gpu", True, "cuda"), ("gpu:1", True, "cuda:1"),
+        ("cuda:1", True, "cuda:1"), ("cpu", True, "cpu"), ("gpu", False, None), ("cuda", False, None),
+        ("cuda:0", False, None),
+    ],
+)  # fmt: skip
+def test_transformers_takes_gpu_and_cuda_alike(monkeypatch, name, has, place):
+    torch = pytest.importorskip("torch")
+    from markovsafety.rollouts.engines.transformers_load import device_of
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has)
+    if place is not None:
+        assert device_of(name) == place
+        return
+    with pytest.raises(InputError, match="there is no GPU"):
+        device_of(name)
+
+
+def test_only_the_jax_engine_shards(folder):
+    with pytest.raises(InputError, match="'transformers' does not shard") as caught:
+        open_engine("transformers", folder, shard="data")
+    assert "device=" in caught.value.next
 
 
 class Card:

@@ -55,7 +55,8 @@ def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     found = [
         (words, f"{parts[part][key] * scale:,.4g}") for part, key, words, scale in ROWS if key in parts.get(part, {})
     ]
-    for name, value in result.get("goals", {}).items():
+    goals = {} if result["settings"]["quick"] else result.get("goals", {})  # tiny sizes say nothing about speed
+    for name, value in goals.items():
         least = f" (goal: at least {value['least']:g})" if value["least"] else ""
         found.append((name, f"{value['value']:.3g}{least}"))
     for case, row in parts.get("hitting", {}).get("cases", {}).items():

@@ -386,10 +386,11 @@ def open_engine(
     name = str(model)
     check_folder(model)
     spread = device in ("auto", "balanced", "balanced_low_0", "sequential")
+    place = None if spread else device_of(device)  # refused now, not when the weights were read
     loaded = load_model(name, dtype, device if spread else None, options)
-    if not spread:
+    if place is not None:
         try:
-            loaded = loaded.to(device_of(device))
+            loaded = loaded.to(place)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"no device {device!r}", cause=first_line(error), next='use device="cpu"') from error
     template = load_template(name, loaded, options.get("revision"))

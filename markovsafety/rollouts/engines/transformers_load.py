@@ -24,11 +24,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def device_of(device: str | None) -> str:
     """The device of a name; by default the GPU if there is one."""
     gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
-    if device == "gpu" and gpu is None:
-        raise InputError("there is no GPU", cause="torch sees neither CUDA nor MPS", next='use device="cpu"')
-    if device is not None and device.startswith("gpu:"):
-        return f"{gpu or 'cuda'}{device[3:]}"
-    return (gpu or "cpu") if device in (None, "gpu") else device
+    kind, colon, number = ("gpu" if device is None and gpu else device or "cpu").partition(":")
+    if kind == "gpu" or (kind == "cuda" and gpu != "cuda"):
+        if gpu is None or kind == "cuda":
+            cause = "torch sees no CUDA" + ("" if kind == "cuda" else " and no MPS")
+            raise InputError("there is no GPU", cause=cause, next='use device="cpu"')
+        kind = gpu
+    return kind + colon + number
 
 
 def load_model(name: str, dtype: str, device_map: str | None, options: dict[str, Any]) -> Any:
