@@ -21,6 +21,8 @@ import pytest
 from tiny import table_engine
 
 import markovsafety as ms
+from markovsafety.chains import read_counts
+from markovsafety.cli import main
 from markovsafety.evidence import posterior
 from markovsafety.organism import train_grid
 from markovsafety.rollouts import LexiconJudge, read_rollouts, sample, spread
@@ -146,6 +148,13 @@ def test_no_such_cluster(place):
         spread(len, ["a"], address=place)
     assert "ray start" in caught.value.next
     assert not ray.is_initialized()
+
+
+def test_words_for_ray_without_ray(one, capsys):
+    with pytest.raises(ms.InputError, match="workers, inner and address are for Ray"):
+        sample(table_engine(one[0]), PROMPTS, workers=2, **ASK)
+    assert main(["count", "x.parquet", "--workers", "2", "--out", "x.npz"]) == 2
+    assert "--workers without --engine ray" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True])
@@ -279,6 +288,20 @@ def test_other_work_through_the_same_door(joined, one, tmp_path):
         (place / "training.json").write_text('{"kl": 0.001, "judge": 1.0, "seconds": 1.0, "failed": []}')
     rows = train_grid(tmp_path, hidden=(16,), depths=(0,), seeds=1, spread=spread, progress=False)
     assert [(r["variant"], r["kl"]) for r in rows] == [("base", 0.001), ("shallow", 0.001)]
+
+
+def test_commands(joined, tmp_path):
+    """On the organism: the same rollouts and counts with and without Ray."""
+    for engine in (["jax"], ["ray", "--inner", "jax", "--workers", "1"]):
+        words = ["organism:shallow", "organism:6", "--n", "4", "--max-tokens", "24", "--engine", *engine]
+        assert main(["sample", *words, "--out", str(tmp_path / engine[0])]) == 0
+    rolls = read_rollouts(tmp_path / "ray")
+    assert rolls == read_rollouts(tmp_path / "jax")
+    judged, here, away = (str(tmp_path / name) for name in ("judged.parquet", "here.npz", "away.npz"))
+    assert main(["judge", str(tmp_path / "ray"), "--judge", "organism", "--out", judged]) == 0
+    assert main(["count", judged, "--out", here]) == 0
+    assert main(["count", judged, "--engine", "ray", "--workers", "1", "--out", away]) == 0
+    assert read_counts(away).equals(read_counts(here))
 
 
 def test_worker_and_node_killed(joined, cluster, one, tmp_path):

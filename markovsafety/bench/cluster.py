@@ -136,7 +136,7 @@ def _solving(quick: bool) -> tuple[Make, list[int]]:
     asked = prompts(n=24 if quick else 96, seed=1)
     told: dict[str, Any] = {"judge": "organism", "progress": False, "engine": "ray", "workers": WORKERS}
     rolls = sample(model_path("shallow"), asked, n=4 if quick else 64, max_tokens=64, seed=1, **told)
-    return functools.partial(_solver, count(rolls, KGram(2)), 20 if quick else 250), list(range(4 if quick else 12))
+    return functools.partial(_solver, count(rolls, KGram(2)), 20 if quick else 250), list(range(4 if quick else 40))
 
 
 def _solver(counts: Counts, draws: int) -> Made:

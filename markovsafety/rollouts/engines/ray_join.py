@@ -110,7 +110,9 @@ def _unjoined(place: str, error: Exception) -> InputError:
         )
     if place == "local":
         return InputError(
-            "Ray does not start on this machine", cause=told, next="see Ray's logs, /tmp/ray/session_latest/logs"
+            "Ray does not start on this machine",
+            cause=told,
+            next="if the machine is busy, call again: Ray gives itself 30 s; else see /tmp/ray/session_latest/logs",
         )
     return InputError(
         "this machine is part of no Ray cluster" if place == "auto" else f"cannot join a Ray cluster at {place}",
