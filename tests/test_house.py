@@ -57,8 +57,9 @@ for height, face in enumerate(FACES):
     FLOORS[face] = set(FLOORS) - set(FACES[height:])
 
 # The roads off the floors: the registry of judges loads the organism's own judge when somebody asks for it by name, and
-# the organism's rows are augmented by the one implementation that there is, which works on token ids without torch.
-UPWARD = {("rollouts/judges.py", "organism"), ("organism/data.py", "interventions")}
+# the organism's rows are augmented by the one implementation that there is, which works on token ids without torch;
+# a path in the place of rollouts is opened by the room that wrote it.
+UPWARD = {("rollouts/judges.py", "organism"), ("organism/data.py", "interventions"), ("chains/shards.py", "rollouts")}
 # Files that load modules by names from a table: lazy doors, engines, judges, derivations, commands.
 # Every text "markovsafety.room..." in the package counts as an import, so the tables keep the floors as well.
 TABLES = {
@@ -85,6 +86,8 @@ ROOMS = {
     "numba": ("*_kernels.py", "*/*_kernels.py"),
     "tokenizers": ("rollouts/*.py", "rollouts/engines/*.py", "organism/*.py"),
     "jinja2": ("rollouts/*.py", "report.py", "report/*.py"),
+    **dict.fromkeys(("openai", "huggingface_hub"), ("rollouts/engines/server*.py",)),
+    "ray": ("rollouts/engines/ray*.py",),
 }
 JAX_AT_MODULE_LEVEL = ("rollouts/engines/jax*.py", "hitting/device*.py")
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -304,7 +307,7 @@ def test_doors_open_in_half_a_second(words):
 
 
 def test_import_is_light_and_changes_nothing():
-    heavy = "numpy scipy jax torch matplotlib sympy networkx pyarrow tokenizers transformers".split()
+    heavy = "numpy scipy jax torch matplotlib sympy networkx pyarrow tokenizers transformers openai ray".split()
     told = python(
         "import json, os, sys, warnings\n"
         "before = list(warnings.filters), dict(os.environ)\n"
