@@ -20,6 +20,7 @@ import markovsafety as ms
 from markovsafety.chains import ActivationBins, pool, pooling, read_pooled, streaming
 from markovsafety.chains.spill import Spill
 from markovsafety.chains.states import map_name
+from markovsafety.files import claimed
 from markovsafety.rollouts import Rollouts
 from markovsafety.rollouts import streaming as reading
 from markovsafety.rollouts.streaming import stream
@@ -149,6 +150,7 @@ def test_in_one_table(tmp_path, small_batches, together, k):
     folder = shards(tmp_path / "run", rolls)
     found = pool(folder, ms.KGram(k))
     expected = ms.estimate(ms.count(rolls, ms.KGram(k)))
+    assert expected.evidence is not None
     assert (expected.evidence.deff > 1.01).any(), "prompts should differ"
     same_chain(found.chain(), expected)
     assert ms.hitting_probability(found.chain(), "harm").at_start.value == pytest.approx(
@@ -308,7 +310,7 @@ def test_what_pooled_counts_cannot_hold_is_refused(tmp_path):
         pool(path)
     plain = ms.write_rollouts(corpus(15), tmp_path / "y.parquet")
     with pytest.raises(ms.InputError, match=r"Position\(\)"):
-        pool(plain, ms.Position())
+        pool(plain, ms.Position())  # pyright: ignore[reportArgumentType]
     with pytest.raises(ms.InputError, match="cannot be numbered") as caught:
         pool(plain, ms.KGram(40))
     assert "KGram(20)" in caught.value.next
@@ -327,6 +329,17 @@ def test_statistics_that_lie_are_found_out(tmp_path, monkeypatch, dense):
     monkeypatch.setattr(reading.Stream, "largest_token", lambda self: 4)
     with pytest.raises(ms.InputError, match="ids run from 0 to 4"):
         pool(path)
+
+
+def test_two_writers_and_what_a_killed_one_left(tmp_path, spilling):
+    path, out = ms.write_rollouts(corpus(9), tmp_path / "x.parquet"), tmp_path / "table"
+    with claimed(tmp_path / ".table.lock", "it"), pytest.raises(ms.InputError):
+        pool(path, ms.KGram(2), out=out)
+    (tmp_path / ".table.new").mkdir()
+    (tmp_path / ".table.new" / "transitions-00000.run").write_bytes(b"half")
+    assert pool(path, ms.KGram(2), out=out).transitions
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["table", "x.parquet"]
+    assert sorted(p.suffix for p in out.iterdir()) == [".npy"] * 7 + [".npz"]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..files import atomic_folder
+from ..files import atomic_folder, claimed
 from .tally import NO_ORDER, runs_of, sorted_by
 
 __all__ = ["Column", "Spill", "added_up", "whole_folder"]
@@ -233,7 +233,7 @@ def whole_folder(out: Path | None) -> Iterator[Path | None]:
     Raises
     ------
     InputError
-        `out` exists already, or cannot be written (the disk is full).
+        `out` exists already, is being written by another process, or cannot be written (the disk is full).
     """
     if out is None:
         yield None
@@ -244,5 +244,5 @@ def whole_folder(out: Path | None) -> Iterator[Path | None]:
             cause="A table on disk is written as a folder of its own, whole or not at all.",
             next="Choose another path, or remove it first.",
         )
-    with atomic_folder(out) as part:
+    with claimed(out.with_name(f".{out.name}.lock"), str(out)), atomic_folder(out) as part:
         yield part
