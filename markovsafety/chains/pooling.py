@@ -293,14 +293,12 @@ class _Passages:
 
     def sums(self) -> Iterator[NDArray[np.int64]]:
         """The columns of `pooling_kernels.SUMS`, states in rising order."""
+        from . import pooling_kernels as kernels
+
         for a, b, many in self.spill.merged():
-            prompt, outcome = b // len(OUTCOMES), b % len(OUTCOMES)
-            first = np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (prompt[1:] != prompt[:-1])])[: len(a)])
-            n, x = np.add.reduceat(many, first), np.zeros((len(first), len(OUTCOMES)), dtype=np.int64)
-            x[np.repeat(np.arange(len(first)), np.diff(first, append=len(a))), outcome] = many
-            n = n[:, None]
-            found = np.concatenate([n, n > 0, n * n, x, x > 0, x * x, x * n], axis=1)
-            yield np.add.reduceat(found, runs_of(a[first]), axis=0)
+            sums = np.zeros((len(runs_of(a)), kernels.SUMS), dtype=np.int64)
+            kernels.gather(a, b, many, sums)
+            yield sums
 
 
 def _write_cells(pieces: Any, columns: dict[str, Column]) -> None:

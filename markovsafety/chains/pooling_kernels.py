@@ -10,13 +10,44 @@ and emptied. Columns of `sums`: n, whether any, n^2; then for each outcome x, wh
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..compiled_kernels import njit
 from .counting_kernels import context_at
 
-__all__ = ["SUMS", "emit", "flush", "pool"]
+__all__ = ["SUMS", "emit", "flush", "gather", "pool"]
 
 SUMS = 19
 OUTCOMES = 4
+
+
+@njit(cache=True, error_model="numpy")
+def _close(many, x, row):
+    """Add to the sums of a state a prompt's rollouts through it, and empty ``x``, those of each outcome."""
+    row[0] += many
+    row[1] += 1
+    row[2] += many * many
+    for o in range(OUTCOMES):
+        some = x[o]
+        if some:
+            row[3 + o] += some
+            row[7 + o] += 1
+            row[11 + o] += some * some
+            row[15 + o] += some * many
+            x[o] = 0
+
+
+@njit(cache=True, error_model="numpy")
+def gather(a, b, many, sums):
+    """Sums of each state from sorted passages: ``a`` is the state, ``b`` four times the prompt plus the outcome."""
+    row, n, x = -1, 0, np.zeros(OUTCOMES, dtype=np.int64)
+    for i in range(len(a)):
+        row += i == 0 or a[i] != a[i - 1]
+        n += many[i]
+        x[b[i] % OUTCOMES] += many[i]
+        if i + 1 == len(a) or a[i + 1] != a[i] or b[i + 1] // OUTCOMES != b[i] // OUTCOMES:
+            _close(n, x, sums[row])
+            n = 0
 
 
 @njit(cache=True, error_model="numpy")
@@ -24,18 +55,7 @@ def flush(held, n, x, touched, sums):
     """Add a prompt to the sums of its states, and begin anew. ``held`` is (touched states, rollouts so far)."""
     for i in range(held[0]):
         state = touched[i]
-        many = n[state]
-        sums[state, 0] += many
-        sums[state, 1] += 1
-        sums[state, 2] += many * many
-        for o in range(OUTCOMES):
-            some = x[state, o]
-            if some:
-                sums[state, 3 + o] += some
-                sums[state, 7 + o] += 1
-                sums[state, 11 + o] += some * some
-                sums[state, 15 + o] += some * many
-                x[state, o] = 0
+        _close(n[state], x[state], sums[state])
         n[state] = 0
     held[0] = 0
 
