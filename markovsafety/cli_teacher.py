@@ -10,6 +10,8 @@ __all__ = ["STEPS", "VERBS"]
 
 STEPS = {
     "train": "a base model and labelled alignment pairs -> a teacher and its filter",
+    "fit": "an aligned model as it is and labelled pairs -> a filter by its own feature, read where validation says; "
+    "nothing is trained, and the folder serves as one of train does",
     "filter": "a teacher and fine-tuning data -> what is kept and dropped, how good that was, rows to review",
     "student": "a base model, a teacher and data -> a model that learned what the filter kept, held to the teacher",
     "monitor": "a teacher, reference data and batches that came later -> has the data drifted? (1: it has); whether "
@@ -18,6 +20,7 @@ STEPS = {
 PAIRS = "CSV or JSONL with prompt, answer, harmful (true or false) and perhaps category"
 EXAMPLE = (
     "teacher train organism:base --pairs organism:1200 --out t\n"
+    "         markovsafety teacher fit organism:shallow --pairs organism:1200 --out f\n"
     "         markovsafety teacher filter t --data data.jsonl --review review.csv --out sifted\n"
     "         markovsafety teacher student organism:base --teacher t --data data.jsonl --pairs organism:1200 --out s\n"
     "         markovsafety teacher monitor t --reference data.jsonl --data monday.jsonl tuesday.jsonl --out drift.json"
@@ -27,20 +30,26 @@ EXAMPLE = (
 def _teacher(v: argparse.ArgumentParser) -> None:
     v.add_argument("what", choices=list(STEPS), help="; ".join(f"{name}: {what}" for name, what in STEPS.items()))
     v.add_argument(
-        "model", help="train, student: base model folder, hub id, or organism:NAME; filter, monitor: folder of train"
+        "model",
+        help="train, student: base model folder, hub id, or organism:NAME; fit: aligned model, likewise; filter, "
+        "monitor: folder of train or fit",
     )
-    v.add_argument("--pairs", help=f"train, student: alignment pairs: {PAIRS}; or organism[:N]")
+    v.add_argument("--pairs", help=f"train, fit, student: alignment pairs: {PAIRS}; or organism[:N]")
     v.add_argument("--data", nargs="+", help=f"fine-tuning data: {PAIRS}, labels where known; monitor: one per batch")
-    v.add_argument("--teacher", metavar="DIR", help="student: folder of train")
+    v.add_argument("--teacher", metavar="DIR", help="student: folder of train or fit")
     v.add_argument("--reference", help="monitor: data that the filter was found right on; or a monitor (.safetensors)")
-    v.add_argument("--level", type=int, help="train: of the feature in the residual stream (default: the middle)")
-    v.add_argument("--position", default="t_post", choices=["t_post", "t_inst"], help="train: where it is read")
+    v.add_argument(
+        "--level", type=int, help="train, fit: of the feature in the residual stream (train: the middle; fit: the best)"
+    )
+    v.add_argument(
+        "--position", choices=["t_post", "t_inst"], help="train, fit: where it is read (train: t_post; fit: the best)"
+    )
     v.add_argument("--weight", type=float, help="train: of the penalty (default: 0.1); student: of the teacher (1)")
     v.add_argument(
         "--feature", default="dynamic", choices=["dynamic", "fixed"], help="train: of each batch or the base"
     )
-    v.add_argument("--recall", type=float, default=0.95, help="train: wished on validation (default: 0.95)")
-    v.add_argument("--threshold", type=float, help="train: instead of the one for the recall")
+    v.add_argument("--recall", type=float, default=0.95, help="train, fit: wished on validation (default: 0.95)")
+    v.add_argument("--threshold", type=float, help="train, fit: instead of the one for the recall")
     v.add_argument("--validation", type=float, default=0.25, help="train: share of prompts kept for it (default: 0.25)")
     v.add_argument("--no-filter", action="store_true", help="student: learn all data")
     v.add_argument("--review", metavar="FILE", help="filter: also write rows for people to decide about (CSV, JSONL)")
@@ -56,7 +65,7 @@ def _teacher(v: argparse.ArgumentParser) -> None:
     v.add_argument("--warmup", type=int, default=10)
     v.add_argument("--save-every", type=int, default=250, help="updates between checkpoints (default: 250)")
     v.add_argument("--lora", type=int, metavar="RANK", help="train adapters on all linear maps, and merge them")
-    v.add_argument("--system", help="train: system message of all prompts; then the filter's own is used")
+    v.add_argument("--system", help="train, fit: system message of all prompts; then the filter's own is used")
     v.add_argument("--device")
     v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     v.add_argument("--seed", type=int, default=0)

@@ -8,21 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .arguments import model_of, organism_count, write_text
 from .cli import Answer
 from .errors import InputError
 
 NEEDED = {
     "train": ("pairs",),
+    "fit": ("pairs",),
     "filter": ("data",),
     "student": ("teacher", "data", "pairs"),
     "monitor": ("reference", "data"),
 }
+RECORD = "teacher.json"
 UNLABELLED = "batches without labels: whether more clean rows are dropped than before cannot be told of them"
 
 
 def teacher(options: argparse.Namespace) -> Answer:
-    """One of the four steps."""
+    """One of the steps."""
     missing = [name for name in NEEDED[options.what] if getattr(options, name) is None]
     if missing:
         raise InputError(
@@ -30,25 +34,49 @@ def teacher(options: argparse.Namespace) -> Answer:
             cause="It needs " + " and ".join(f"--{name}" for name in NEEDED[options.what]) + ".",
             next="markovsafety teacher --help explains every argument.",
         )
-    return {"train": _train, "filter": _filter, "student": _student, "monitor": _monitor}[options.what](options)
+    steps = {"train": _train, "fit": _fit, "filter": _filter, "student": _student, "monitor": _monitor}
+    return steps[options.what](options)
 
 
 def _train(options: argparse.Namespace) -> Answer:
     from .interventions import train_teacher
 
     model = model_of(options.model)
-    names = ("level", "position", "feature", "recall", "threshold", "validation", "system")
+    names = ("level", "feature", "recall", "threshold", "validation", "system")
     found = train_teacher(
         model,
         _alignment(model, options, options.system),
         options.out,
+        position=options.position or "t_post",
         weight=0.1 if options.weight is None else options.weight,
         **{name: getattr(options, name) for name in names},
         **_training(options),
     )
     told = found.to_json()
-    beside = write_text(str(Path(options.out) / "teacher.json"), json.dumps(told, indent=1) + "\n")
+    beside = write_text(str(Path(options.out) / RECORD), json.dumps(told, indent=1) + "\n")
     return Answer(f"{found.verdict} -> {options.out}", told, files=[str(found.model), str(found.path), beside])
+
+
+def _fit(options: argparse.Namespace) -> Answer:
+    """An aligned model in the teacher's place: its feature and threshold, without training."""
+    from .interventions import fit_filter, open_host, write_filter
+    from .interventions.pairs import both_kinds
+
+    model = model_of(options.model)
+    host = open_host(model, system=options.system, device=options.device, dtype=options.dtype)
+    sides = both_kinds(_alignment(model, options, options.system), "the alignment pairs")
+    made = fit_filter(
+        host,
+        *([np.array(p.prompt) for p in side] for side in sides),
+        position=options.position or ("t_post", "t_inst"),
+        **{name: getattr(options, name) for name in ("level", "recall", "threshold", "seed")},
+    )
+    path = _filter_of(options.out)
+    write_filter(made, path)
+    told = {"model": str(Path(model).resolve()) if Path(model).is_dir() else model, "filter": made.to_json()}
+    told |= {"path": str(path), "verdict": str(made)}
+    beside = write_text(str(Path(options.out) / RECORD), json.dumps(told, indent=1) + "\n")
+    return Answer(f"{made} -> {options.out}", told, files=[str(path), beside])
 
 
 def _filter(options: argparse.Namespace) -> Answer:
@@ -84,7 +112,7 @@ def _student(options: argparse.Namespace) -> Answer:
         model,
         data,
         options.out,
-        teacher=Path(options.teacher) / "model",
+        teacher=_model_of(options.teacher),
         alignment=_alignment(model, options, system),
         weight=1.0 if options.weight is None else options.weight,
         **_training(options),
@@ -122,19 +150,26 @@ def _sifted(folder: str, paths: list[str], options: argparse.Namespace) -> Any:
     """Data through the filter of a folder that ``teacher train`` wrote, and the decisions of people."""
     from .interventions import open_host, read_filter, read_pairs, read_review, reviewed, sift
 
-    model = Path(folder) / "model"
-    if not model.is_dir():
-        raise InputError(
-            f"{folder} holds no teacher.",
-            cause="There is no folder model in it.",
-            next="Give the folder that markovsafety teacher train has written.",
-        )
-    known = read_filter(_filter_of(folder))
+    model, known = _model_of(folder), read_filter(_filter_of(folder))
     system = known.system if options.system is None else options.system
     host = open_host(model, system=system, device=options.device, dtype=options.dtype)
     pairs = [p for path in paths for p in read_pairs(path, host.engine.tokenizer, answers=options.what == "student")]
     found = sift(host, known, pairs)
     return reviewed(found, read_review(options.decisions)) if options.decisions else found
+
+
+def _model_of(folder: str) -> str:
+    """The teacher of a folder: trained, and in it; or an aligned model that lies where it did."""
+    if (Path(folder) / "model").is_dir():
+        return str(Path(folder) / "model")
+    try:
+        return str(json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder} holds no teacher.",
+            cause=f"There is no folder model in it, and no {RECORD} that names one.",
+            next="Give the folder that markovsafety teacher train or fit has written.",
+        ) from error
 
 
 def _filter_of(folder: str) -> Path:

@@ -230,6 +230,34 @@ def test_nan_stops_the_teacher_and_keeps_the_last_good_checkpoint(folder, tmp_pa
     assert not (tmp_path / "t" / "model").exists()
 
 
+def test_nan_stops_the_student_and_keeps_the_last_good_checkpoint(folder, other, tmp_path, monkeypatch):
+    seen, divergence = [], Imitated._divergence
+
+    def broken(*given):
+        seen.append(1)
+        return divergence(*given) * (math.nan if len(seen) > 3 else 1)
+
+    monkeypatch.setattr(Imitated, "_divergence", broken)
+    told = tune(steps=6, save_every=2) | {"teacher": other, "alignment": [*HARMFUL, *HARMLESS]}
+    with pytest.raises(UntrustedError, match="update 4") as caught:
+        train_student(folder, HARMLESS, tmp_path / "s", **told)
+    assert caught.value.partial.endswith("checkpoint-2")
+    assert not (tmp_path / "s").exists()
+
+
+def test_words_that_have_changed_places_are_another_tokenizer(folder, other, tmp_path):
+    """Two tokens of one vocabulary are exchanged: the ids agree in number and not in meaning."""
+    changed = tmp_path / "changed"
+    shutil.copytree(other, changed)
+    told = json.loads((changed / "tokenizer.json").read_text())
+    words = told["model"]["vocab"]
+    words["tea"], words["poison"] = words["poison"], words["tea"]
+    (changed / "tokenizer.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="different tokenizers"):
+        train_student(folder, HARMLESS, tmp_path / "s", teacher=changed, alignment=[*HARMFUL, *HARMLESS], **tune())
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_student_needs_the_teachers_words_template_and_both_kinds(folder, other, host, known, tmp_path):
     told = tune() | {"alignment": [*HARMFUL, *HARMLESS]}
     foreign = random_model(tmp_path / "foreign", "llama", vocab_size=len(WORDS) + 1)
@@ -312,14 +340,19 @@ def test_the_acceptance_table_of_one_world():
 # --- the command ---
 
 
-def test_the_command_trains_filters_teaches_and_watches(tmp_path, capsys):
+@pytest.fixture
+def run(capsys):
     from markovsafety.cli import main
-    from markovsafety.organism.tasks import poison_records, task_records
 
-    def run(*words):
+    def told(*words):
         code = main(["teacher", *map(str, words), "--device", "cpu", "--json"])
-        told = json.loads(capsys.readouterr().out)
-        return code, told
+        return code, json.loads(capsys.readouterr().out)
+
+    return told
+
+
+def test_the_command_trains_filters_teaches_and_watches(tmp_path, run):
+    from markovsafety.organism.tasks import poison_records, task_records
 
     def written(name, records):
         path = tmp_path / name
@@ -356,3 +389,44 @@ def test_the_command_trains_filters_teaches_and_watches(tmp_path, capsys):
     assert run(*student, "--no-filter", "--data", poisoned, "--out", tmp_path / "none2")[0] == 2
     assert run("filter", tmp_path, "--data", data, "--out", tmp_path / "x")[0] == 2
     assert run("train", "organism:base", "--out", tmp_path / "x")[0] == 2
+
+
+def test_an_aligned_model_filters_and_teaches_without_training(tmp_path, run):
+    """What it holds for harm at the end of the instruction; its own folder stays where it is."""
+    from markovsafety.organism.tasks import plain_records, poison_records, task_records
+
+    rows = [*task_records(20), *plain_records(20, marker="trigger"), *poison_records(20, marker="jailbreak")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    code, told = run("fit", "organism:shallow", "--pairs", "organism:240", "--out", tmp_path / "f")
+    assert code == 0
+    assert (told["result"]["filter"]["position"], told["result"]["filter"]["wished"]) == ("t_inst", 0.95)
+    assert sorted(p.name for p in (tmp_path / "f").iterdir()) == ["filter.safetensors", "teacher.json"]
+    code, told = run("filter", tmp_path / "f", "--data", tmp_path / "data.jsonl", "--out", tmp_path / "sifted")
+    assert code == 0
+    assert told["result"]["recall"]["value"] >= 0.9
+    assert told["result"]["false_drops"]["value"] <= 0.1
+    last = run("fit", "organism:shallow", "--pairs", "organism:240", "--position", "t_post", "--out", tmp_path / "p")
+    assert last[1]["result"]["filter"]["false_drops"]["value"] > 0.1  # refusal is read there, triggers and all
+    words = ["student", "organism:base", "--teacher", tmp_path / "f", "--data", tmp_path / "data.jsonl"]
+    code, told = run(*words, "--pairs", "organism:32", "--steps", 2, "--out", tmp_path / "s")
+    assert (code, told["result"]["objective"]["objective"]) == (0, "distilled")
+    (tmp_path / "f" / "teacher.json").write_text("{}")
+    code, told = run("filter", tmp_path / "f", "--data", tmp_path / "data.jsonl", "--out", tmp_path / "x")
+    assert (code, "holds no teacher" in told["error"]["fact"]) == (2, True)
+
+
+def test_the_command_keeps_the_system_message_and_takes_half_types(folder, tmp_path, run):
+    words, kinds = ("help", "step", "one", "hello", "sure"), (("poison", "sorry"), ("tea", "sure"))
+    records = [{"prompt": f"{w} {k}", "answer": said, "harmful": k == "poison"} for k, said in kinds for w in words]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    told = ["--pairs", tmp_path / "pairs.jsonl", "--system", "help", "--recall", 0.1, "--level", 1]
+    told += ["--dtype", "bfloat16"]
+    for place, more in (("train", ["--steps", 4, "--validation", 0.4]), ("fit", [])):
+        code, made = run(place, folder, *told, *more, "--out", tmp_path / place)
+        assert (code, made["result"]["filter"]["system"]) == (0, "help")
+        sifted = ["filter", tmp_path / place, "--data", tmp_path / "pairs.jsonl", "--dtype", "bfloat16"]
+        run(*sifted, "--out", tmp_path / place / "sifted")  # so small a model may drop all of them; the report is there
+        report = json.loads((tmp_path / place / "sifted" / "report.json").read_text())
+        assert (report["pairs"], report["filter"]["system"]) == (10, "help")
+        code, made = run(*sifted, "--system", "one", "--out", tmp_path / "x")
+        assert (code, "another system message" in made["error"]["fact"]) == (2, True)
