@@ -80,7 +80,7 @@ def test_copies_on_devices_sample_what_one_samples(folder, alone):
     for kind in ("tokens", "logprob"):
         assert all(np.array_equal(a, b) for a, b in zip(getattr(one, kind), getattr(two, kind)))
     assert all(np.array_equal(a, b) for a, b in zip(one.mass["some"], two.mass["some"]))
-    rule = Rule.of([40, 41, 42], [50, 51], [EOS])
+    rule = Rule.of([40, 41, 42], range(50, 58), [EOS], "first")
     first, second = (engine.tally(asked, 1, rule, np.arange(len(asked)) // 40) for engine in (alone, spread))
     assert (first.outcomes.sum(0) > 0).all()
     assert np.array_equal(first.outcomes, second.outcomes)
