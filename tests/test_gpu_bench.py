@@ -47,13 +47,17 @@ def test_a_part_that_hangs_or_dies_leaves_the_others(monkeypatch, tmp_path):
     assert "ended with code 1: KeyError" in dead["error"]
 
     def part(told: dict, seconds: float) -> dict:
-        return {"error": "the device is gone", "seconds": 0.1} if told["part"] == "engine" else {"copy": 1e9}
+        return (
+            {"error": "the device is gone", "seconds": 0.1}
+            if told["part"] == "engine"
+            else {"copy": 1e9, "lost": float("nan")}
+        )
 
     monkeypatch.setattr(gpu, "_part", part)
     out = tmp_path / "x.json"
     result = gpu.run(out, quick=True, part=("bandwidth", "engine"))
     assert "the device is gone" in result["line"]
-    assert json.loads(out.read_text())["parts"]["bandwidth"] == {"copy": 1e9}
+    assert json.loads(out.read_text())["parts"]["bandwidth"] == {"copy": 1e9, "lost": "nan"}
     assert "no time was left" in gpu.run(quick=True, part=("engine",), limit=0.5)["line"]
 
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..bound import encode
 from ..errors import InputError
 from ..files import atomic
 from .gpu_page import as_markdown, as_text, compared
@@ -147,7 +148,7 @@ def _environment(device: str) -> dict[str, str]:
 def _write(path: str | Path | None, result: dict[str, Any]) -> None:
     if path is None:
         return
-    text = json_module.dumps(result, indent=1, allow_nan=False)
+    text = json_module.dumps(encode(result), indent=1, allow_nan=False)
     for target, content in ((Path(path), text), (Path(path).with_suffix(".md"), as_markdown(result))):
         with atomic(target, sync=False) as temporary:
             temporary.write_text(content.rstrip() + "\n", encoding="utf-8")
