@@ -106,9 +106,19 @@ def watched(folder: str, last: int | None) -> list[int]:
         if seen[0] == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def below(path: object, handle: object = -1) -> bool:
+        """Whether a path, or a name in the folder that a handle stands for, is in the folder."""
+        inside = isinstance(handle, int) and handle >= 0
+        return folder in (os.readlink(f"/proc/self/fd/{handle}") if inside else str(path))
+
     def hook(event: str, given: tuple) -> None:
-        counts = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
-        if (counts or (event == "open" and given[2] & writing)) and any(folder in str(x) for x in given[:2]):
+        if event == "open":
+            counts = given[2] & writing and below(given[0])
+        elif event in ("os.remove", "os.rmdir"):  # shutil.rmtree removes names in open folders
+            counts = below(*given)
+        else:
+            counts = event in ("os.rename", "os.mkdir", "os.truncate") and any(below(path) for path in given[:2])
+        if counts:
             strike()
 
     sync = os.fsync

@@ -65,7 +65,7 @@ def test_sweeping(server):
 def test_fine_tuning_in_place_of_another_model(server):
     found = survival(server, "tune")
     found.kill({"bytes": found.sizes[-1] // 2}, {"events": found.events // 2})
-    found.kill({"events": found.events - 12})
+    found.kill({"events": found.events - 1})  # the model lies there, and not all that it was made from has gone
     told(found, 3)
 
 

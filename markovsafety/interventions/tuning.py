@@ -136,11 +136,12 @@ def fine_tune(
     }
     name = json_hash(plan)
     work = out.parent / f".{out.name}.{name[:12]}.training"
-    if hasattr(objective, "describe") and (known := record_of(out)) and known.get("plan") == name:
-        return known
     with claimed(out.parent / f".{out.name}.lock", f"the model in {out}"):
         if not hasattr(objective, "describe"):  # nothing tells this run from others of its kind
             shutil.rmtree(work, ignore_errors=True)
+        elif (known := record_of(out)) and known.get("plan") == name:
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was killed when all was written
+            return known
         setting = Setting(_adapted(engine, lora, seed), batch_size, steps, seed, accumulate, options)
         bound = objective.bind(setting) if hasattr(objective, "bind") else objective  # type: ignore[attr-defined]
         batches, begun = RowBatches(rows, batch_size // accumulate, steps * accumulate, seed), time.time()
