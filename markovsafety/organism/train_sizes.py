@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -170,6 +171,8 @@ def _one(job: Job, variant: str, folder: Path, base: Path | None, progress: bool
     report = folder / "training.json"
     if report.exists():
         found = json.loads(report.read_text())
+        for rest in folder.parent.glob(f".{folder.name}.*.training"):  # of a run that was killed when all was written
+            shutil.rmtree(rest, ignore_errors=True)
     else:
         rounds = ROUNDS["aligned" if base else "base"]
         options: dict[str, Any] = {"seed": job.seed, "hidden": job.hidden, "rounds": rounds, "progress": False}
