@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .clusters import check_level, clopper_pearson, effective_size, spread
 from .errors import InputError
+from .rich import few, shown, strip
 
 __all__ = ["REASONS", "Bound", "check_level", "clopper_pearson", "clustered", "effective_size", "encode"]
 
@@ -167,6 +168,31 @@ class Bound:
 
     def __repr__(self) -> str:
         return f"<Bound {self}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: value, interval and widths; of an array its first entries."""
+        name = str(self.info.get("name", "value"))
+        interval = "proven interval" if self.level == 1 else f"{100 * self.level:g} % interval"
+        missing = [k for k, w in self.reasons.items() if w is None]
+        notes = [str(self.info.get("note", "")), f"not assessed: {', '.join(missing)}" if missing else ""]
+        known = {k: w for k, w in self.reasons.items() if w is not None}
+        if self.shape == ():
+            value, lower, upper = _digits(self.value, self.lower, self.upper)
+            rows = [(interval, f"[{lower}, {upper}]"), *((f"width: {k}", _width(w)) for k, w in known.items())]
+            likely = name.startswith("P(") and not np.isnan([self.value, self.lower, self.upper]).any()
+            picture = strip(self.value, self.lower, self.upper) if likely else ""
+            return shown(f"{name} = {value}", rows, notes=notes, picture=picture)
+        which, more = few(int(np.size(self.value)))
+        rows = []
+        for i in which:
+            at = np.unravel_index(i, self.shape)
+            value, lower, upper = _digits(*(float(x[at]) for x in (self.value, self.lower, self.upper)))
+            rows.append((", ".join(map(str, at)), value, f"[{lower}, {upper}]"))
+        widths = ", ".join(f"{k} {_width(w)}" for k, w in known.items())
+        first = "" if self.start is None else f"at start: {self.start}"
+        notes = [more, f"largest widths: {widths}" if widths else "", *notes, first]
+        size = " x ".join(map(str, self.shape))
+        return shown(f"{name}: {size} values", rows, head=["entry", "value", interval], notes=notes)
 
     def to_json(self) -> dict[str, Any]:
         """Value, interval, level and reasons as plain JSON data; infinities and nan are strings."""

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..rich import MOST, few, short, shown
 from .checks import Numbered, as_indices, as_label, as_law, as_outcomes, as_states, freeze, shape_of
 from .matrices import as_counts, as_csr, csr, divided, stochastic
 from .stored_layers import StoredLayers
@@ -251,6 +252,28 @@ class Chain:
             where = np.flatnonzero(self.start)
             start = self._name(int(where[0])) if len(where) == 1 else f"a law over {len(where)} states"
         return f"<Chain {self.n_states} states, {kind}, {arrows} transitions; outcomes {size}; start: {start}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: outcomes and start, and the matrix of a chain of a few states."""
+        kind = f"{self.n_layers} layers" if self.is_layered else "homogeneous"
+        names, more = few(len(self.outcomes))
+        ends = [f"{short(k)} ({len(self.outcomes[k]):,})" for k in list(self.outcomes)[: len(names)]]
+        notes = [f"outcomes (states): {', '.join([*ends, more] if more else ends)}", self._start_in_words()]
+        title = f"Chain of {self.n_states:,} states, {kind}"
+        if self.is_layered or self.n_states > MOST:
+            arrows = self.P.nnz if isinstance(self.P, StoredLayers) else sum(m.nnz for m in self.layers)
+            return shown(title, notes=[f"{arrows:,} transitions", *notes])
+        P = self.P.toarray()
+        rows = [(short(label), *(f"{p:.3g}" if p else "" for p in row)) for label, row in zip(self.states, P)]
+        return shown(title, rows, head=["from \\ to", *self.states], notes=notes, shades=P.tolist())
+
+    def _start_in_words(self) -> str:
+        if self.start is None:
+            return "start: none"
+        where = np.flatnonzero(self.start)
+        likely = where[np.argsort(-self.start[where], kind="stable")][:MOST]
+        law = ", ".join(f"{short(self.states[i])} {self.start[i]:.3g}" for i in likely.tolist())
+        return f"start: {law}" + (f", and {len(where) - MOST:,} more" if len(where) > MOST else "")
 
 
 def _is_outcome(x: Any, outcomes: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..outcomes import OUTCOMES
+from ..rich import few, shown
 from .checks import freeze
 from .tally import Tally, collect
 
@@ -211,6 +212,16 @@ class Counts:
             f"prefill {', '.join(map(str, self.prefills))}; {len(self.states)} states, "
             f"{self.transitions.count.sum():g} transitions>"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: rollouts by forced tokens and outcome, and the size of the table of transitions."""
+        depths = list(self.prefills)
+        which, more = few(len(depths))
+        at = [self.tally.outcomes[self.tally.prefill == depths[i]].sum(axis=0) for i in which]
+        rows = [(depths[i], *(f"{x:,g}" for x in sums)) for i, sums in zip(which, at)]
+        size = f"{len(self.states):,} states, {self.transitions.count.sum():,g} transitions"
+        title = f"Counts by {self.kind}: {self.rollouts:,g} rollouts of {self.prompts:,} prompts"
+        return shown(title, rows, head=["forced tokens", *OUTCOMES], notes=[more, size])
 
 
 def _arrays(counts: Counts) -> list[NDArray]:

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from ..bound import Bound, encode
 from ..errors import InputError
 from ..evidence.cells import forced
+from ..rich import shown
 from .pareto import Pareto, pareto
 from .profile import budget, check_side, within
 
 __all__ = ["Grid", "Needed"]
 
 SHOWN = 40  # rows that are printed, and lines of what is needed
+MOST = 12  # rows that a notebook shows
+WIDE = 12  # columns, in either
 IN_LINE = 8  # parts of what is needed in one line
 
 
@@ -264,21 +267,42 @@ class Grid:
     def _level(self) -> str:
         return "proven" if self.harm.level == 1 else f"{100 * self.harm.level:g} %"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: harm by depth and width, darker where it is likelier; of further axes the first."""
+        extra = [name for name in self.dims if name not in ("depth", "width")]
+        at = (0,) * len(extra)
+        (_, head), *rows = self._lines(at, MOST)
+        wide = min(len(self.coords["width"]), WIDE)
+        value = np.asarray(self.harm.value)[(slice(None), slice(None), *at)][:, :wide]
+        shades = [[np.nan] * (len(head) - 1) if i is None else [*value[i], np.nan] for i, _ in rows]
+        what = "trained depth" if self.info.get("kind") == "trained" else "forced tokens"
+        where = ", ".join(f"{name} {self.coords[name][0]}" for name in extra)
+        others = int(np.prod([len(self.coords[name]) for name in extra])) - 1
+        words = [str(self.info.get(name, "")) for name in ("start", "rule", "note")]
+        notes = [f"{where} (and {others:,} more tables)" if others else where, *words]
+        title = f"P(harm) by {what} and width, {self._level()}"
+        return shown(title, [row for _, row in rows], head=head, notes=notes, shades=shades)
+
     def _table(self, at: tuple[int, ...]) -> list[str]:
-        depths, widths = self.coords["depth"], self.coords["width"]
-        shown = list(range(len(depths))), list(range(min(len(widths), 12)))
-        if len(depths) > SHOWN:
-            shown = [*range(SHOWN // 2), *range(len(depths) - SHOWN // 2, len(depths))], shown[1]
-        head = ["depth", *(f"width {widths[j]}" for j in shown[1])] + (["..."] if len(widths) > 12 else [])
-        rows, last = [head], -1
-        for i in shown[0]:
-            if i != last + 1:
-                rows.append(["..."] + [""] * (len(head) - 1))
-            cells = [self._cell((i, j, *at)) for j in shown[1]]
-            rows.append([str(depths[i]), *cells] + (["..."] if len(widths) > 12 else []))
-            last = i
-        sizes = [max(len(row[j]) for row in rows) for j in range(len(head))]
+        rows = [row for _, row in self._lines(at, SHOWN)]
+        sizes = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
         return ["  " + "  ".join(text.rjust(size) for text, size in zip(row, sizes)) for row in rows]
+
+    def _lines(self, at: tuple[int, ...], most: int) -> list[tuple[int | None, list[str]]]:
+        """A head and the cells of the first and last depths, `most` at most, each with its place along the axis."""
+        depths, widths = self.coords["depth"], self.coords["width"]
+        wide, more = range(min(len(widths), WIDE)), ["..."] if len(widths) > WIDE else []
+        places = [*range(len(depths))]
+        if len(depths) > most:
+            places = [*range(most // 2), *range(len(depths) - most // 2, len(depths))]
+        rows: list[tuple[int | None, list[str]]] = [(None, ["depth", *(f"width {widths[j]}" for j in wide), *more])]
+        last = -1
+        for i in places:
+            if i != last + 1:
+                rows.append((None, ["...", *[""] * len(wide), *[""] * len(more)]))
+            rows.append((i, [str(depths[i]), *(self._cell((i, j, *at)) for j in wide), *more]))
+            last = i
+        return rows
 
     def _cell(self, at: tuple[int, ...]) -> str:
         value, lower, upper = (float(np.asarray(getattr(self.harm, s))[at]) for s in ("value", "lower", "upper"))

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..outcomes import NOT_JUDGED, OUTCOMES
+from ..rich import few, short, shown
 from .checks import check_offsets, check_rollouts
 
 __all__ = ["ACTIVATION", "ALIGNED", "MASS", "SCALARS", "Ragged", "Rollouts", "is_aligned"]
@@ -257,6 +258,27 @@ class Rollouts:
         depths = ", ".join(str(k) for k in np.unique(self.prefill))
         text = ", ".join(f"{count} {name}" for count, name in seen if count) or "empty"
         return f"Rollouts({len(self)} of {len(np.unique(self.prompt_id))} prompts, prefill {depths or '-'}: {text})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: answers by forced tokens and outcome, and the beginning of the first one."""
+        depths = np.unique(self.prefill)
+        which, more = few(len(depths))
+        codes = [*range(len(OUTCOMES)), *([NOT_JUDGED] if (self.outcome == NOT_JUDGED).any() else [])]
+        names = [OUTCOMES[c] if c != NOT_JUDGED else "not judged" for c in codes]
+        rows = []
+        for k in depths[: len(which)].tolist():
+            seen = self.outcome[self.prefill == k]
+            rows.append((k, *(f"{int((seen == c).sum()):,}" for c in codes)))
+        title = f"Rollouts: {len(self):,} answers to {len(np.unique(self.prompt_id)):,} prompts"
+        first = ""
+        if len(self):
+            text = self.columns["text"][0] if "text" in self.columns else None
+            ids = self.tokens[self.offsets[0] : min(self.offsets[1], self.offsets[0] + 20)]
+            said = (
+                short(text[:200], 120) if isinstance(text, str) else "token ids " + short(" ".join(map(str, ids)), 120)
+            )
+            first = f"the first answer: {said}"
+        return shown(title, rows, head=["forced tokens", *names], notes=[more, first])
 
     @property
     def lengths(self) -> np.ndarray:
