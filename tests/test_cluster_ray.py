@@ -28,6 +28,7 @@ from markovsafety.organism import train_grid
 from markovsafety.rollouts import LexiconJudge, read_rollouts, sample, spread
 from markovsafety.rollouts.engines import ray as crews
 from markovsafety.rollouts.engines.ray_join import connected, crew_size
+from markovsafety.rollouts.engines.ray_sample import _check_there
 
 ray = pytest.importorskip("ray")
 
@@ -150,6 +151,14 @@ def test_no_such_cluster(place):
     assert not ray.is_initialized()
 
 
+def test_a_shard_that_a_worker_wrote_elsewhere(tmp_path):
+    paths = [tmp_path / "part-00000.parquet", tmp_path / "part-00001.parquet"]
+    paths[0].touch()
+    with pytest.raises(ms.UntrustedError, match="1 of 2 shards are not in the folder") as caught:
+        _check_there([(np.arange(2), path) for path in paths])
+    assert "part-00001" in caught.value.fact
+
+
 def test_words_for_ray_without_ray(one, capsys):
     with pytest.raises(ms.InputError, match="workers, inner and address are for Ray"):
         sample(table_engine(one[0]), PROMPTS, workers=2, **ASK)
@@ -223,10 +232,18 @@ def test_order_results_and_errors(joined):
         spread(lambda x: 1 / x, [0], workers=1)
 
 
-def test_an_item_that_kills_is_given_up(joined):
+def test_an_item_that_kills_is_given_up(joined, tmp_path):
+    def deadly(x):
+        if x == 0:
+            with open(tmp_path / "deaths", "ab") as file:
+                file.write(b"x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
     with pytest.raises(ms.ModelError, match="item 1 of the work lost 2 workers") as caught:
-        crews_tries(2, lambda: spread(lambda x: x or os.kill(os.getpid(), signal.SIGKILL), [1, 0, 2], workers=1))
+        crews_tries(2, lambda: spread(deadly, [1, 0, 2], workers=1))
     assert caught.value.partial == [1, None, None]
+    assert (tmp_path / "deaths").read_bytes() == b"xx"
 
 
 def crews_tries(tries, work):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, UntrustedError
 from ..asked import depths, read_prompts
 from ..folders import MANIFEST
 from ..judges import judge as judge_rollouts
@@ -182,10 +182,13 @@ def _begun_with(folder: Path | None) -> int | None:
 def _gathered(crew: Crew, plan: Plan, run: dict[str, Any], folder: Path | None, progress: bool | None) -> Rollouts:
     """Whatever of the plan is not in the folder yet is sampled; errors carry what was finished."""
     shards = blocks(plan, folder, ".parquet")
-    done: dict[int, Rollouts | None] = {}
+    done: dict[int, Rollouts | Path] = {}
 
     def finished(partial: Any = None) -> Rollouts:
-        parts = [_part(part, shards[i]) for i, part in sorted(done.items())]
+        there = [done[i] for i in sorted(done)]
+        parts = [
+            p if isinstance(p, Rollouts) else read_parquet(p) for p in there if isinstance(p, Rollouts) or p.exists()
+        ]
         return Rollouts.concat([*parts, *([partial] if isinstance(partial, Rollouts) else [])])
 
     with (
@@ -196,7 +199,7 @@ def _gathered(crew: Crew, plan: Plan, run: dict[str, Any], folder: Path | None, 
         for i, (rows, path) in enumerate(shards):
             if path is not None and path.exists():
                 _finished(path, len(rows))
-                done[i] = None
+                done[i] = path
         missing = [i for i in range(len(shards)) if i not in done]
         digest = None if folder is None else _digest(folder)
         for at, (tokens, part) in crew.results([Item(*shards[i], digest, run) for i in missing]):
@@ -205,13 +208,17 @@ def _gathered(crew: Crew, plan: Plan, run: dict[str, Any], folder: Path | None, 
             if part is not None and path is not None:
                 with carrying(part):
                     write_rollouts(part, path)
-            done[i] = part if path is None else None
+            done[i] = path or part
             advance(len(rows), tokens)
+        _check_there(shards)
     return finished() if folder is None else read_rollouts(folder)
 
 
-def _part(part: Rollouts | None, shard: Shard) -> Rollouts:
-    if part is None:
-        assert shard[1] is not None
-        return read_parquet(shard[1])
-    return part
+def _check_there(shards: list[Shard]) -> None:
+    gone = [path for _, path in shards if path is not None and not path.exists()]
+    if gone:
+        raise UntrustedError(
+            f"{len(gone)} of {len(shards)} shards are not in the folder, {gone[0]} the first",
+            cause="workers wrote them into the folder of that name on their own node, or a file system shows them late",
+            next="call again: what is missing then is sampled anew; choose a folder that is the same on every node",
+        )
