@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from ..chains import KGram, count, pool
 from ..rollouts import read_rollouts, write_rollouts
 from ..rollouts.parquet import REQUIRED
 from ..rollouts.streaming import stream
-from .measure import pin
+from .measure import peak_memory, pin
 
 __all__ = ["main"]
 
@@ -79,7 +78,7 @@ def main() -> None:
     wall, seconds = time.perf_counter(), time.process_time()
     found = way(some, work)
     wall, seconds = time.perf_counter() - wall, time.process_time() - seconds
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_memory()  # of this program: what getrusage says begins with the parent's
     row = {"tokens": held, "seconds": seconds, "wall": wall, "per_second": held / seconds, "peak": peak, "found": found}
     print(json.dumps(row))
 

@@ -136,7 +136,8 @@ class Spill:
 
     def _pieces(self, runs: list[Path]) -> Iterator[Sums]:
         sizes = np.array([run.stat().st_size // RECORD.itemsize for run in runs])
-        at, size = np.zeros(len(runs), np.int64), max(self.room // (2 * len(runs)), LEAST)
+        at, usual = np.zeros(len(runs), np.int64), max(self.room // (2 * len(runs)), LEAST)
+        size = usual
         with ExitStack() as stack:
             files = [stack.enter_context(open(run, "rb")) for run in runs]
             while (at < sizes).any():
@@ -147,7 +148,7 @@ class Spill:
                 if not any(taken):
                     size *= 2  # one a fills all that was read
                     continue
-                at += taken
+                at, size = at + taken, usual
                 both = np.concatenate([part[:k] for part, k in zip(shown, taken)])
                 a, b, n = (np.ascontiguousarray(both[name]) for name in ("a", "b", "n"))
                 yield added_up(a, b, n, self.bits)
