@@ -208,7 +208,8 @@ def _gathered(crew: Crew, plan: Plan, run: dict[str, Any], folder: Path | None, 
             if part is not None and path is not None:
                 with carrying(part):
                     write_rollouts(part, path)
-            done[i] = path or part
+            if (kept := path or part) is not None:
+                done[i] = kept
             advance(len(rows), tokens)
         _check_there(shards)
     return finished() if folder is None else read_rollouts(folder)
