@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .errors import InputError, MarkovsafetyError
 
-__all__ = ["atomic", "atomic_folder", "claimed", "clear_leftovers", "newest_sealed", "seal", "told"]
+__all__ = ["atomic", "atomic_folder", "claimed", "clear_leftovers", "newest_sealed", "remove", "seal", "told"]
 
 SEAL = "whole.json"
 """Names every file of a sealed folder and its size."""
@@ -93,6 +93,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         for rest in (fresh, old):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def remove(folder: str | Path) -> None:
+    """Remove a folder that nobody may meet half-removed: it is moved away first. What a killed call left goes too."""
+    folder = Path(folder)
+    away = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(away, ignore_errors=True)
+    with suppress(OSError):
+        os.replace(folder, away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 @contextmanager

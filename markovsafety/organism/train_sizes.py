@@ -171,7 +171,7 @@ def _one(job: Job, variant: str, folder: Path, base: Path | None, progress: bool
     report = folder / "training.json"
     if report.exists():
         found = json.loads(report.read_text())
-        for rest in folder.parent.glob(f".{folder.name}.*.training"):  # of a run that was killed when all was written
+        for rest in folder.parent.glob(f".{folder.name}.*.training*"):  # of a run that was killed when all was written
             shutil.rmtree(rest, ignore_errors=True)
     else:
         rounds = ROUNDS["aligned" if base else "base"]

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ..errors import InputError, UntrustedError
-from ..files import atomic_folder, claimed, newest_sealed, seal, told
+from ..files import atomic_folder, claimed, newest_sealed, remove, seal, told
 from ..rollouts.provenance import json_hash, weights_hash
 from . import train_checks
 from .data import Batches, Recipe
@@ -247,7 +247,7 @@ def _trained(
                 plan = _repair(variant, why, round_)
     found |= {"seed": seed, "phases": done, "seconds": round(time.time() - begun, 1), "failed": why}
     _write(model, out, found)
-    shutil.rmtree(work, ignore_errors=True)
+    remove(work)
     return found, done, why
 
 
