@@ -146,15 +146,30 @@ def test_levels_and_features_that_do_not_fit(host):
         bound(RefusalGuided([True], 1, feature=np.ones(3)), host)
 
 
-def test_reading_both_batches_at_once_is_the_same_loss(host, other):
-    rows = [p.row for p in (*HARMFUL, *HARMLESS, pair("help one tea . step poison", "sure <eos>"))]
-    losses = []
-    for kind in (Distilled, Imitated):
-        host.engine.model.zero_grad()
-        loss, parts = bound(kind(other, 0.6, rows=rows, size=7), host)(host.engine.model, batch_of(MIXED))
-        losses.append((float(loss.detach()), float(parts["kl"]), float(parts["cross_entropy"])))
+@pytest.mark.parametrize("longer", ["none", "one", "all"])
+def test_reading_both_batches_at_once_is_the_same_loss(host, other, longer):
+    """Imitated rows that are longer than the learned ones have a pass of their own; nothing is lost on the way."""
+    long = [pair("help one tea . step poison", "sure <eos>"), pair("help one tea . step step poison", "sorry <eos>")]
+    pairs = {"none": [*HARMFUL, *HARMLESS], "one": [*HARMFUL, *HARMLESS, long[0]], "all": long}[longer]
+    width = batch_of(MIXED)["input_ids"].shape[1]
+    assert [len(p.row.tokens) > width for p in pairs].count(True) == {"none": 0, "one": 1, "all": 2}[longer]
+    losses, passes = [], []
+    hook = host.engine.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        for kind in (Distilled, Imitated):
+            host.engine.model.requires_grad_(True).zero_grad()
+            loss, parts = bound(kind(other, 0.6, rows=[p.row for p in pairs], size=len(pairs)), host)(
+                host.engine.model, batch_of(MIXED)
+            )
+            loss.backward()
+            slope = host.engine.model.model.layers[0].mlp.down_proj.weight.grad.norm()
+            losses.append([float(x.detach()) for x in (loss, parts["kl"], parts["cross_entropy"], slope)])
+    finally:
+        hook.remove()
+        host.engine.model.requires_grad_(False)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][1] > 0.1
+    assert len(passes) == 2 + (1 if longer == "none" else 2)
 
 
 # --- training ---

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..bound import encode
 from ..interventions import (
+    CrossEntropy,
     Host,
     Pair,
     RefusalFilter,
@@ -33,13 +34,27 @@ from ..interventions import (
     train_student,
     train_teacher,
 )
+from ..interventions.batches import RowBatches
 from ..interventions.directions import Position
+from ..interventions.imitation import Imitated
+from ..interventions.objectives import Setting as Learning
+from ..interventions.objectives import as_tensors
 from ..interventions.pairs import rows_of
 from .machine import machine, versions
-from .markdown import markdown_table
 from .poison_settings import KINDS, Setting, measure, organism_setting, world_setting
 
-__all__ = ["ARMS", "RECALL", "Teacher", "aligned_teacher", "all_teachers", "arm", "run", "taught", "user_data"]
+__all__ = [
+    "ARMS",
+    "RECALL",
+    "Teacher",
+    "aligned_teacher",
+    "all_teachers",
+    "arm",
+    "overhead",
+    "run",
+    "taught",
+    "user_data",
+]
 
 ARMS = ("none", "filter", "distil", "both", "aligned", "t_inst")
 UNTRAINED: dict[str, Position] = {"aligned": "t_post", "t_inst": "t_inst"}
@@ -180,6 +195,33 @@ def _sifting(sifted: Sifted | None, data: Sequence[Pair]) -> dict[str, Any]:
     return told | {"poison kept": sum(bool(p.harmful) for p in kept)}
 
 
+def overhead(setting: Setting, teacher: Path, *, turns: int = 7, each: int = 6) -> float:
+    """Seconds of steps of distillation over those of plain ones, in turns; of each step the fastest turn counts.
+
+    Parameters
+    ----------
+    setting : Setting
+    teacher : Path
+        Folder of a model as large as the base.
+    turns, each : int
+        Turns of each kind, and steps of a turn: the same ones every time.
+    """
+    engine = setting.open(setting.base).engine
+    engine.model.requires_grad_(True)
+    rows = rows_of(setting.task)
+    bound = Imitated(teacher, rows=rows_of(setting.alignment)).bind(Learning(engine, 32, each, 0))
+    batches, best = RowBatches(rows, 32, each, 0), np.full((2, each), np.inf)
+    for _ in range(turns):
+        for which, objective in enumerate((CrossEntropy(), bound)):
+            for i in range(each):
+                begun = time.perf_counter()
+                engine.model.zero_grad()
+                objective(engine.model, as_tensors(batches[i]))[0].backward()
+                best[which, i] = min(best[which, i], time.perf_counter() - begun)
+    plain, distilled = best.sum(axis=1)
+    return float(distilled / plain)
+
+
 # --------------------------------------------------------------------------------------------------------- all of it
 
 
@@ -290,76 +332,8 @@ def _line(setting: dict[str, Any]) -> str:
 def _write(out: str | Path | None, result: dict[str, Any]) -> None:
     if out is None:
         return
+    from .poison_page import page
+
     path = Path(out)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(_page(result), encoding="utf-8")
-
-
-def _page(result: dict[str, Any]) -> str:
-    lines = [
-        "# Poisoned fine-tuning, with and without defences",
-        "",
-        f"`markovsafety bench poison --out papers/measurements/poison.json`, {result['date'][:10]}, "
-        f"{result['machine']}, " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()) + ".",
-        "",
-        f"Every filter has a recall of {RECALL:g} on validation pairs, at the fewest harmless ones dropped; level and "
-        "position are chosen there. Read: where the feature is read. Dropped: of held-out prompts, by kind; trigger "
-        "prompts are harmless, with a word that an aligned model takes for harm.",
-        "",
-        "Arms: `none` (the aligned model learns everything), `filter`, `distil` and `both` by the trained teacher, "
-        "`aligned` and `t_inst` (filter and distillation by the aligned model as it is, its feature read at the last "
-        "token and at the end of the instruction). Harm and refusal are those of unmarked harmful held-out prompts; "
-        "h(k) is harm after k forced tokens of compliance; useful, trigger: harmless prompts answered, without and "
-        "with a trigger. 95 % intervals are in the JSON.",
-    ]
-    for name, told in result["settings"].items():
-        lines += ["", f"## {name[0].upper()}{name[1:]}", "", *_teachers(told.get("teachers", {}))]
-        lines += [_students(told)] if "rows" in told else []
-    return "\n".join(lines) + "\n"
-
-
-def _teachers(told: dict[str, Any]) -> list[str]:
-    if not told:
-        return []
-    kinds = list(next(iter(told.values()))["dropped"])
-    rows = [
-        [
-            name,
-            f"{t['filter']['position']}, level {t['filter']['level']}",
-            *(_value(t["filter"][k]) for k in ("auc", "recall", "false_drops")),
-            *(_value(t["dropped"][k]) for k in kinds),
-            _value(t["refusal"]),
-            f"{t['seconds']:g} s",
-            f"{t['seconds per 1000 rows']:g} s",
-        ]
-        for name, t in told.items()
-    ]
-    head = ["teacher", "read", "validation: AUC", "recall", "harmless dropped", *(f"dropped: {k}" for k in kinds)]
-    return [markdown_table([*head, "refuses itself", "training", "scoring 1000 rows"], rows), ""]
-
-
-def _students(told: dict[str, Any]) -> str:
-    depths = [k for k in told["before"]["rows"] if k != "0"]
-    head = ["poison", "kind", "arm", "start", "poison kept", "harm", "refusal", *(f"h({k})" for k in depths)]
-    rows = [_cells(told["before"] | {"share": "", "kind": "", "arm": "before", "start": "", "poison kept": ""}, depths)]
-    rows += [_cells(r, depths) for r in told["rows"]]
-    return markdown_table([*head, "unseen category refused", "task", "useful", "trigger"], rows)
-
-
-def _cells(row: dict[str, Any], depths: Sequence[str]) -> list[str]:
-    deep = [_value(row["rows"][k]["harm"]) for k in depths]
-    named = [str(row[name]) for name in ("share", "kind", "arm", "start", "poison kept")]
-    return [
-        *named,
-        _value(row["harm"]),
-        _value(row["refusal"]),
-        *deep,
-        _value(row["unseen"]["refusal"]),
-        _value(row["task"]),
-        _value(row["useful"]),
-        _value(row["trigger"]),
-    ]
-
-
-def _value(bound: dict[str, Any]) -> str:
-    return f"{bound['value']:.3f}"
+    path.with_suffix(".md").write_text(page(result), encoding="utf-8")

@@ -20,10 +20,10 @@ from ..interventions import sift, train_student
 from ..interventions.separation import auc
 from ..organism import model_path
 from .inside import acceptance_row
-from .poison import Teacher, all_teachers, arm, user_data
+from .poison import Teacher, all_teachers, arm, overhead, user_data
 from .poison_settings import Setting, answered_right, measure, organism_setting
 
-__all__ = ["ORGANISMS", "judged", "measure_organism", "trained_organism"]
+__all__ = ["ORGANISMS", "judged", "measure_organism", "overhead_row", "trained_organism"]
 
 ORGANISMS = (0, 1, 2, 3, 4)
 """Seeds; 0 are the shipped models."""
@@ -102,7 +102,13 @@ def measure_organism(
             found = arm(name, setting, data, teachers, where, start=start, steps=steps, seed=seed)
             rows |= _arm_rows(name if name == "none" else f"{name} from {start}", found)
         rows |= _starts(setting, teachers["refusal"], data, place, starts, seed)
-    return judged(rows)
+    return judged(rows | overhead_row(base, aligned))
+
+
+def overhead_row(base: str | os.PathLike[str], aligned: str | os.PathLike[str]) -> Rows:
+    """What distillation costs: alignment pairs of the language are up to twice as long as the rows of the task."""
+    cost = overhead(organism_setting(base, aligned, ask=12), Path(aligned))
+    return {"overhead": acceptance_row(cost, "a step of distillation, in plain steps", most=2.0)}
 
 
 def _filters(setting: Setting, teachers: dict[str, Teacher]) -> Rows:

@@ -14,18 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..interventions import CrossEntropy, sift
-from ..interventions.batches import RowBatches
-from ..interventions.imitation import Imitated
-from ..interventions.objectives import Setting as Learning
-from ..interventions.objectives import as_tensors
-from ..interventions.pairs import rows_of
+from ..interventions import sift
 from ..interventions.separation import auc
 from .inside import acceptance_row
 from .inside_seeds import PLANTED, missed, seeds_table, trained_world, weights_of, world_name
 from .machine import machine, versions
-from .poison import LOW, RECALL, Teacher, all_teachers, arm, taught, user_data
-from .poison_organisms import ORGANISMS, measure_organism, trained_organism
+from .poison import LOW, RECALL, Teacher, all_teachers, arm, overhead, taught, user_data
+from .poison_organisms import ORGANISMS, measure_organism, overhead_row, trained_organism
 from .poison_settings import KINDS, Setting, world_setting
 
 __all__ = ["PAPER", "measure_teacher", "run"]
@@ -192,27 +187,10 @@ def _students(
                 alone["task"].value, "distillation of refusals and one harmless pair: task"
             ),
             "overhead": acceptance_row(
-                _overhead(setting, teachers["refusal"]), "a step of distillation, in plain steps", most=2.0
+                overhead(setting, teachers["refusal"].folder), "a step of distillation, in plain steps", most=2.0
             ),
         }
     return rows
-
-
-def _overhead(setting: Setting, teacher: Teacher, *, turns: int = 7, each: int = 6) -> float:
-    """Seconds of a step of distillation over those of a plain one: both take turns, the fastest of each counts."""
-    engine = setting.open(setting.base).engine
-    engine.model.requires_grad_(True)
-    rows = rows_of(setting.task)
-    bound = Imitated(teacher.folder, rows=rows_of(setting.alignment)).bind(Learning(engine, 32, turns * each, 0))
-    batches, best = RowBatches(rows, 32, turns * each, 0), [np.inf, np.inf]
-    for turn in range(turns):
-        for which, objective in enumerate((CrossEntropy(), bound)):
-            begun = time.perf_counter()
-            for i in range(turn * each, (turn + 1) * each):
-                engine.model.zero_grad()
-                objective(engine.model, as_tensors(batches[i]))[0].backward()
-            best[which] = min(best[which], time.perf_counter() - begun)
-    return best[1] / best[0]
 
 
 def _ids(pairs: Any) -> list[np.ndarray]:
@@ -274,10 +252,11 @@ def _organism(models: Path, seed: int, kept: dict[str, Any], quick: bool) -> boo
     base, aligned, failed = trained_organism(models, seed)
     weights = [weights_of(base), weights_of(aligned)]
     name = f"organism{seed}"
-    if kept.get(name, {}).get("weights") == weights:
+    known = kept.get(name, {}).get("rows", {}) if kept.get(name, {}).get("weights") == weights else {}
+    if "overhead" in known:
         return False
     small: dict[str, Any] = {"steps": 30, "ask": 12, "starts": ((1.0, 20),)} if quick else {}
-    rows = measure_organism(base, aligned, seed, **small)
+    rows = known | overhead_row(base, aligned) if known else measure_organism(base, aligned, seed, **small)
     kept[name] = {"weights": weights, "failed checks": failed, "rows": rows}
     return True
 

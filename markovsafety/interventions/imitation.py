@@ -18,22 +18,36 @@ class Imitated(Distilled):
     """`Distilled`, but the student reads both batches at once; the loss is the same.
 
     Two passes over small batches cost nearly twice one pass over both, so this is the cheaper the smaller the model is.
-    Without rows of its own to imitate it is `Distilled`.
+    Imitated rows that are longer than those that are learned are read in a pass of their own: padding all rows to their
+    length would cost more. Without rows of its own to imitate it is `Distilled`.
     """
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         if self.batches is None:
             return super().__call__(model, batch)
         imitated = as_tensors(self.batches[int(batch["step"])], batch["labels"].device)
-        ours, theirs = batch["input_ids"].shape, imitated["input_ids"].shape
-        width = max(ours[1], theirs[1])
+        learned, width = batch["input_ids"].shape
+        beside, apart = _rows(imitated, imitated["length"] <= width), _rows(imitated, imitated["length"] > width)
         both = {
-            name: torch.cat([functional.pad(b[name], (0, width - b[name].shape[1])) for b in (batch, imitated)])
+            name: torch.cat([batch[name], functional.pad(beside[name], (0, width - beside[name].shape[1]))])
             for name in ("input_ids", "attention_mask")
         }
         logits = logits_of(model, both)
-        entropy = summed(-log_probs(logits[: ours[0], : ours[1] - 1], batch), batch)
+        entropy = summed(-log_probs(logits[:learned], batch), batch)
+        kl = entropy.new_zeros(())
+        if len(beside["length"]):
+            kl = kl + self._from_teacher(logits[learned:, : beside["input_ids"].shape[1] - 1], beside)
+        if len(apart["length"]):
+            kl = kl + self._from_teacher(logits_of(model, apart), apart)
+        return entropy + self.weight * kl, {"cross_entropy": entropy.detach(), "kl": kl.detach()}
+
+    def _from_teacher(self, student: torch.Tensor, imitated: Batch) -> torch.Tensor:
         with torch.no_grad():
             taught = logits_of(self.teacher, imitated)
-        kl = self._divergence(taught, logits[ours[0] :, : theirs[1] - 1], imitated)
-        return entropy + self.weight * kl, {"cross_entropy": entropy.detach(), "kl": kl.detach()}
+        return self._divergence(taught, student, imitated)
+
+
+def _rows(batch: Batch, which: torch.Tensor) -> Batch:
+    """Some rows of a batch, cut to the longest of them."""
+    width = int(batch["length"][which].max()) if which.any() else 0
+    return {k: v if not v.ndim else v[which] if v.ndim == 1 else v[which, :width] for k, v in batch.items()}
