@@ -130,11 +130,11 @@ class Bound:
         return self.info["exact"]
 
     def __getitem__(self, key: Any) -> Bound:
-        """The bound of one entry or a slice; the start value does not travel along."""
+        """The bound of one entry or a slice; the start value and the names of the axes do not travel along."""
         if self.shape == ():
             raise TypeError("this bound is a scalar and cannot be indexed")
         reasons = {k: w if w is None or np.shape(w) != self.shape else w[key] for k, w in self.reasons.items()}
-        info = {k: v for k, v in self.info.items() if k not in ("exact", "expression")}
+        info = {k: v for k, v in self.info.items() if k not in ("exact", "expression", "dims", "coords")}
         info = {k: v[key] if isinstance(v, np.ndarray) and v.shape == self.shape else v for k, v in info.items()}
         return Bound(self.value[key], self.lower[key], self.upper[key], self.level, reasons, None, info)
 
@@ -182,17 +182,22 @@ class Bound:
             likely = name.startswith("P(") and not np.isnan([self.value, self.lower, self.upper]).any()
             picture = strip(self.value, self.lower, self.upper) if likely else ""
             return shown(f"{name} = {value}", rows, notes=notes, picture=picture)
+        dims, coords = self.info.get("dims", ()), self.info.get("coords", {})
+        named = bool(dims) and tuple(len(coords.get(d, ())) for d in dims) == self.shape
         which, more = few(int(np.size(self.value)))
         rows = []
         for i in which:
-            at = np.unravel_index(i, self.shape)
+            at = tuple(int(j) for j in np.unravel_index(i, self.shape))
             value, lower, upper = _digits(*(float(x[at]) for x in (self.value, self.lower, self.upper)))
-            rows.append((", ".join(map(str, at)), value, f"[{lower}, {upper}]"))
+            label = ", ".join(str(coords[d][j]) for d, j in zip(dims, at)) if named else ", ".join(map(str, at))
+            rows.append((label, value, f"[{lower}, {upper}]"))
         widths = ", ".join(f"{k} {_width(w)}" for k, w in known.items())
         first = "" if self.start is None else f"at start: {self.start}"
         notes = [more, f"largest widths: {widths}" if widths else "", *notes, first]
         size = " x ".join(map(str, self.shape))
-        return shown(f"{name}: {size} values", rows, head=["entry", "value", interval], notes=notes)
+        return shown(
+            f"{name}: {size} values", rows, head=[", ".join(dims) if named else "entry", "value", interval], notes=notes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Value, interval, level and reasons as plain JSON data; infinities and nan are strings."""

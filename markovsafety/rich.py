@@ -69,7 +69,8 @@ def shown(
     -------
     str
     """
-    cell = f"border: none; border-bottom: {LINE}; padding: .15em .7em; background: none; color: inherit;"
+    cell = f"border: none; border-bottom: {LINE}; padding: .15em .7em; background: none; color: inherit; "
+    cell += "white-space: nowrap;"
     lines = [f'<div style="color: inherit; overflow-x: auto"><b>{escape(title)}</b> {picture}']
     body = list(rows)
     if body or head:

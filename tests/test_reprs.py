@@ -96,6 +96,12 @@ def test_many_numbers_show_the_first():
     assert [row[0] for row in nested.cells[1:]] == ["0, 0", "0, 1", "0, 2", "1, 0", "1, 1", "1, 2"]
 
 
+def test_a_profile_shows_its_depths_and_a_slice_of_it_only_places():
+    harm = ms.profile(ms.Rollouts.concat([rollouts(6), rollouts(6, prefill=2)]))
+    assert [row[0] for row in page(harm).cells] == ["depth", "0", "2"]
+    assert [row[0] for row in page(harm[::-1]).cells] == ["entry", "0", "1"]
+
+
 def test_a_small_chain_shows_its_matrix():
     read = page(ms.toy.ladder(3, 0.25, start=1))
     assert read.cells[0] == ["from \\ to", "level 0", "level 1", "level 2", "level 3"]
