@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fuzzing import (
     damage_cells,
     damage_document,
     damage_lines,
+    damage_npy,
     damage_npz,
     damage_table,
     damage_tensors,
@@ -25,12 +27,14 @@ from fuzzing import (
 
 import markovsafety as ms
 from markovsafety import arguments, organism, tables
+from markovsafety.chains import pool, read_pooled, write_layers
 from markovsafety.chains.storage import read_counts, write_counts
 from markovsafety.errors import InputError
 from markovsafety.outcomes import CODES
 from markovsafety.rollouts.asked import read_prompts
 from markovsafety.rollouts.engines.folder import check_folder
 from markovsafety.rollouts.engines.llama_folder import read_config, read_weights
+from markovsafety.rollouts.streaming import stream
 from markovsafety.rollouts.sums import Added, read_added, write_added
 from markovsafety.rollouts.template import Template
 
@@ -87,10 +91,61 @@ def sums(folder: Path) -> Reader:
     return Reader("sums", "x.npz", [_bytes(path)], lambda p: read_added(p, 2), damage_npz)
 
 
+def stored_layers(folder: Path) -> Reader:
+    """A layered chain that stays in its file."""
+    path, P = folder / "x.npz", np.array([[0.5, 0.25, 0.25], [0, 1, 0], [0, 0, 1]])
+    write_layers([P, P], path, {"harm": 1, "refusal": 2}, start=0)
+    read = lambda p: ms.hitting_probability(ms.read_chain(p, stream=True), "harm")  # noqa: E731
+    return Reader("stored_layers", "x.npz", [_bytes(path)], read, damage_npz)
+
+
+def _pooled(name: str) -> Make:
+    """One file of a folder of pooled counts."""
+
+    def make(folder: Path) -> Reader:
+        ms.write_rollouts(_rolls(), folder / "rolls.parquet")
+        pool(folder / "rolls.parquet", ms.KGram(1), out=folder / "table")
+        for file in (folder / "table").iterdir():
+            shutil.move(file, folder / file.name)
+
+        def read(path: Path) -> Any:
+            found = read_pooled(path.parent)
+            return found.chain(), found.chain("dirichlet"), found.matrix(), found.labels(), repr(found)
+
+        seed = (folder / name).read_bytes()
+        return Reader(make.__name__, name, [seed], read, damage_npz if name.endswith(".npz") else damage_npy)
+
+    make.__name__ = f"pooled_{name.partition('.')[0]}"
+    return make
+
+
+POOLED = tuple(map(_pooled, ("tally.npz", "contexts.npy", "symbols.npy")))
+
+
 def rollouts(folder: Path) -> Reader:
     path = folder / "x.parquet"
     ms.write_rollouts(_rolls(), path)
     return Reader("rollouts", "x.parquet", [_bytes(path)], ms.read_rollouts, damage_table)
+
+
+def _streamed(path: Path) -> Any:
+    for skip in (False, True):
+        found = stream(path, skip_corrupt=skip)
+        for batch in found.batches(found.columns, tokens=5):
+            len(batch)
+    return found.largest_token(), ms.count(path, ms.KGram(1))
+
+
+def streamed(folder: Path) -> Reader:
+    """Rollouts that are read batch by batch."""
+    path = folder / "x.parquet"
+    ms.write_rollouts(_rolls(), path)
+    return Reader("streamed", "x.parquet", [_bytes(path)], _streamed, damage_table)
+
+
+def streamed_shards(folder: Path) -> Reader:
+    """The manifest of a folder whose shards are read batch by batch."""
+    return replace(shards(folder), name="streamed_shards", read=lambda p: list(stream(p.parent).batches()))
 
 
 def shards(folder: Path) -> Reader:
@@ -408,7 +463,8 @@ def review(folder: Path) -> Reader:
 
 
 ALL: tuple[Make, ...] = (
-    *(chain, counts, sums, rollouts, shards, log, prompts, prompt_table, labels, phrases, harm_table, harm_parquet),
+    *(chain, stored_layers, *POOLED, counts, sums, rollouts, shards, streamed, streamed_shards, log, prompts),
+    *(prompt_table, labels, phrases, harm_table, harm_parquet),
     *(model_config, model_weights, weight_index, tokenizer, tokenizer_config, generation_config, chat_template),
     *(EDIT, DIRECTION, MONITOR, HEADS, BIAS, FILTER, WATCH, pairs, triplets, review),
 )

@@ -202,6 +202,13 @@ def _damaged_member(arrays: dict[str, np.ndarray], chosen: str, rng: random.Rand
     return out.getvalue()
 
 
+def damage_npy(data: bytes, rng: random.Random) -> bytes:
+    """A single array changed."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, damage_array(np.load(io.BytesIO(data)), rng), allow_pickle=False)
+    return out.getvalue()
+
+
 def damage_tensors(data: bytes, rng: random.Random) -> bytes:
     """An array of a safetensors file changed, or the words of its header."""
     size = int.from_bytes(data[:8], "little")

@@ -20,7 +20,7 @@ from markovsafety.chains.storage import read_chain
 from markovsafety.rollouts.template import Template
 
 TESTS = Path(__file__).resolve().parent
-MANY = 40_000
+MANY = 32_000
 """Inputs of each reader in the full run: with those that coverage steers more than a million."""
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -109,6 +109,25 @@ def test_files_of_other_programs_with_other_types(tmp_path):
     same_chain(pool(tmp_path / "y.parquet", ms.KGram(2)).chain(), ms.estimate(ms.count(rolls, ms.KGram(2))))
 
 
+def test_damaged_statistics_are_an_error(tmp_path):
+    """Arrow's reader refuses them, but ends the process where it is asked for them themselves."""
+    rolls = Rollouts.of([[1, 123456], [2, 3]], prompt_id=[0, 1], outcome=[0, 2], hit=[1, 1])
+    path = ms.write_rollouts(rolls, tmp_path / "x.parquet")
+    raw, size = path.read_bytes(), int.from_bytes(path.read_bytes()[-8:-4], "little")
+    body, foot, largest = raw[: -8 - size], raw[-8 - size : -8], (123456).to_bytes(4, "little")
+    assert foot.count(b"\x04" + largest) >= 1
+    foot = foot.replace(b"\x04" + largest, b"\x02" + largest[:2])
+    path.write_bytes(body + foot + len(foot).to_bytes(4, "little") + b"PAR1")
+    for way in (
+        ms.count,
+        ms.read_rollouts,
+        lambda p: stream(p).largest_token(),
+        lambda p: stream(p, skip_corrupt=True),
+    ):
+        with pytest.raises(ms.InputError, match="cannot be read as Parquet"):
+            way(path)
+
+
 def test_counts_that_outgrow_the_memory_are_refused_with_what_there_is(tmp_path, small_batches):
     rolls = corpus(6)
     folder = shards(tmp_path / "run", rolls)

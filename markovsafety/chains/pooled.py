@@ -137,9 +137,10 @@ class Pooled:
         Raises
         ------
         InputError
-            If it takes more memory than was granted.
+            If it takes more memory than was granted, or the table is damaged.
         """
         self._fits("The matrix", 16 * len(self.symbols) + 8 * len(self.indptr), memory)
+        self._sound()
         parts = np.array(self.counts), np.array(self.symbols), np.array(self.indptr)
         return sp.csr_array(parts, shape=(len(self.contexts), self.base + 3))
 
@@ -163,7 +164,8 @@ class Pooled:
         Raises
         ------
         InputError
-            If there is no such method, everything was truncated, or it takes more memory than was granted.
+            If there is no such method, everything was truncated, it takes more memory than was granted, or the table is
+            damaged.
         """
         if method not in ("mle", "dirichlet"):
             raise InputError(
@@ -179,6 +181,7 @@ class Pooled:
             )
         S, m = len(self.contexts), len(self.symbols)
         self._fits("The chain", 96 * m + 480 * S, memory)
+        self._sound()
         inner, outer = self._split()
         visits, added = np.asarray(inner.sum(axis=1)).ravel() + outer.sum(axis=1), 0.0
         arrived = outer.sum(axis=0)
@@ -213,7 +216,7 @@ class Pooled:
         outer[row[out], symbols[out] - self.base + 1] = counts[out]
         keep = self.base ** max(self.order - 1, 0)
         ahead = (self.contexts[row[~out]] % keep * self.base + symbols[~out] + 1) * (self.order > 0)
-        target = np.searchsorted(self.contexts, ahead)
+        target = self._places(ahead)
         inner = sp.csr_array(sp.coo_array((counts[~out], (row[~out], target)), shape=(S, S)))
         inner.sum_duplicates()
         return inner, outer
@@ -222,9 +225,30 @@ class Pooled:
         began, many = self.entries[prefill]
         S = len(self.contexts)
         law = np.zeros(S + len(OUTCOMES))
-        place = np.where(began < 0, S - 1 - began, np.searchsorted(self.contexts, began))
+        place = np.where(began < 0, S - 1 - began, 0)
+        place[began >= 0] = self._places(began[began >= 0])
         law[place] = many
         return law / law.sum()
+
+    def _places(self, grams: NDArray) -> NDArray:
+        """Numbers of the states with these grams."""
+        found = np.searchsorted(self.contexts, grams)
+        if (np.asarray(self.contexts)[np.minimum(found, len(self.contexts) - 1)] != grams).any():
+            raise _contradiction("a gram that was reached has no row")
+        return found
+
+    def _sound(self) -> None:
+        """Read the columns once: what was changed on the disk would else become other numbers."""
+        contexts, rows, symbols, counts = map(np.asarray, (self.contexts, self.indptr, self.symbols, self.counts))
+        rising = len(contexts) > 0 and (contexts[1:] > contexts[:-1]).all()
+        for whole, what in (
+            (rising and contexts[0] >= 0 and contexts[-1] < self.base**self.order, "its grams are none, or not sorted"),
+            ((rows[1:] > rows[:-1]).all(), "a state has no transition"),
+            (symbols.min(initial=0) >= 0 and symbols.max(initial=0) < self.base + len(OUTCOMES) - 1, "no such token"),
+            (counts.min(initial=1) > 0, "something happened less than once"),
+        ):
+            if not whole:
+                raise _contradiction(what)
 
     def _fits(self, what: str, needed: int, memory: int) -> None:
         if needed > memory:
@@ -242,6 +266,10 @@ class Pooled:
             f"<Pooled {self.kind}: {self.rollouts:g} rollouts ({total}) in {len(self.tally)} groups, prefill "
             f"{', '.join(map(str, self.prefills))}; {len(self.contexts):,} states, {self.transitions:,} transitions>"
         )
+
+
+def _contradiction(cause: str) -> InputError:
+    return InputError("The table of pooled counts is damaged.", cause=cause, next="Pool the rollouts again.")
 
 
 def write_tally(folder: Path, facts: dict[str, Any], tally: Tally, entries: dict[int, tuple[NDArray, NDArray]]) -> None:
@@ -272,7 +300,9 @@ def read_pooled(path: str | os.PathLike[str]) -> Pooled:
         found = {name: _mapped(folder / f"{name}.npy", kind, width) for name, (kind, width) in COLUMNS.items()}
         _agree(found)
         told = {key: meta[key] for key in ("order", "base", "skipped", "note")}
-        return Pooled(tally=Tally(*(small[k] for k in _TALLY)), entries=entries, **found, **told)
+        pooled = Pooled(tally=Tally(*(small[k] for k in _TALLY)), entries=entries, **found, **told)
+        _check_told(pooled)
+        return pooled
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no pooled counts.",
@@ -307,3 +337,22 @@ def _agree(found: dict[str, NDArray]) -> None:
     ends = len(indptr) == S + 1 and indptr[0] == 0 and indptr[-1] == len(found["symbols"]) == len(found["counts"])
     if not ends:
         raise ValueError("the rows do not cover the transitions")
+
+
+def _check_told(pooled: Pooled) -> None:
+    """Raise a ValueError where what is not in the columns makes no sense."""
+    order, base, tally = pooled.order, pooled.base, pooled.tally
+    if type(order) is not int or type(base) is not int or order < 0 or base < 1 or order * base.bit_length() > 2**10:
+        raise ValueError(f"grams of {order!r} tokens in base {base!r}")
+    if base**order > 2**62 or not isinstance(pooled.note, str) or not isinstance(pooled.skipped, dict):
+        raise ValueError("its words make no sense")
+    rows = len(tally)
+    if any(getattr(tally, name).shape != (rows, *((len(OUTCOMES),) if name == "outcomes" else ())) for name in _TALLY):
+        raise ValueError("the tally has rows of different lengths")
+    if not (np.isfinite(tally.outcomes).all() and (tally.outcomes >= 0).all()):
+        raise ValueError("the tally holds what is no number of rollouts")
+    for began, many in pooled.entries.values():
+        if began.shape != many.shape or began.ndim != 1 or began.dtype != np.int64 or many.dtype.kind not in "if":
+            raise ValueError("the entries are no pairs of numbers")
+        if not ((began >= -len(OUTCOMES)).all() and np.isfinite(many).all() and (many > 0).all() and len(many)):
+            raise ValueError("the entries hold what is no state or no number of rollouts")

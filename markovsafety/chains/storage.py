@@ -24,7 +24,7 @@ __all__ = ["read_chain", "read_counts", "write_chain", "write_counts"]
 
 VERSION = 1
 _KEYS = ("indptr", "indices", "data", "shape", "layers", "start", "meta")
-_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 _TRIALS = ("through", "prompts", "deff")
 _TABLES = ("transitions", "entries", "passages")
 _TALLY = ("prompt_id", "category", "prefill", "outcomes")

@@ -18,7 +18,7 @@ from .rollouts import Rollouts
 __all__ = ["MANIFEST", "read_folder"]
 
 MANIFEST = "manifest.json"
-MOST = 10**7
+MOST = 10**6
 """Shards that a manifest may promise."""
 SAME = ("template", "sampling", "prompts")
 """What the provenances of all shards of a run have in common; their weights as well."""
@@ -152,6 +152,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         size = int(manifest["shard_size"]) if "shard_size" in manifest else None
         if not 0 <= shards <= MOST:
             raise ValueError(f"{shards} shards")
+        if size is not None and (size < 1 or shards != -(-total // size)):
+            raise ValueError(f"{shards} shards of {size} rollouts do not make {total}")
         expected = {
             f"part-{i:05d}.parquet": None if size is None else min(size, total - i * size) for i in range(shards)
         }

@@ -211,7 +211,7 @@ def _provenance(metadata: bytes | None) -> dict[str, Any]:
     try:
         note = json.loads(metadata)
         version, provenance = int(note["format"]), dict(note["provenance"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("the provenance is damaged", cause=str(error), next="write the file again") from error
     if version > FORMAT:
         raise InputError(

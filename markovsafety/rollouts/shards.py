@@ -256,7 +256,7 @@ def _manifest(plan: Plan, folder: Path, suffix: str) -> dict[str, Any]:
     try:
         manifest = dict(json.loads(path.read_text(encoding="utf-8")))
         there = manifest["parameters"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged", cause=str(error), next="choose another folder") from error
     here = json.loads(json.dumps(plan.parameters))
     if there != here:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import InputError
@@ -25,6 +26,7 @@ __all__ = ["Batch", "Stream", "stream"]
 
 TOKENS = 1 << 21  # tokens of a batch, about
 MOST_ROWS = 1 << 17
+FEW = 256  # rollouts whose length says how many make a batch
 PLAIN = {name: parquet.TYPES[name] for name in parquet.REQUIRED}
 WORDS = ("category", "outcome")
 
@@ -68,22 +70,24 @@ class Stream:
     ----------
     shards : tuple of Path
         The files, in the order in which they are read.
-    rows, tokens : int
-        Rollouts and token ids (forced ones included) in them.
+    rows : int
+        Rollouts in them.
     columns : tuple of str
         Optional columns that every shard has, and ``weight`` if any has it (a missing one counts as 1).
     skipped : dict of str to str
         Names of damaged shards that were left out on request, and what is wrong with each.
     note : str
         What is missing, if it is a folder of an unfinished run.
+    warnings : tuple of str
+        What the files themselves say is to be known of them.
     """
 
     shards: tuple[Path, ...]
     rows: int
-    tokens: int
     columns: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    warnings: tuple[str, ...] = ()
 
     def batches(self, columns: Sequence[str] = (), tokens: int | None = None) -> Iterator[Batch]:
         """All rollouts in order.
@@ -102,7 +106,7 @@ class Stream:
         """
         for shard in self.shards:
             first = 0
-            for table in _tables(shard, columns, TOKENS if tokens is None else tokens):
+            for table in _tables(shard, (*parquet.REQUIRED, *columns), TOKENS if tokens is None else tokens):
                 try:
                     batch = _batch(table, shard, first)
                 except InputError as error:
@@ -113,7 +117,7 @@ class Stream:
                 yield batch
 
     def largest_token(self) -> int:
-        """The largest token id, by the statistics in the files, or by reading the tokens of those without; -1: none."""
+        """The largest token id, by reading all of them; -1: none."""
         found = [_largest(shard) for shard in self.shards]
         return max(found, default=-1)
 
@@ -126,8 +130,8 @@ def stream(path: str | Path, *, skip_corrupt: bool = False) -> Stream:
     path : str or Path
         A Parquet file, or a folder with ``part-*.parquet``.
     skip_corrupt : bool
-        Decode every shard once before anything is read from it, and leave out the damaged ones, which
-        `Stream.skipped` names. It costs a second decoding.
+        Decode every shard once before anything is read from it, all of its columns, and leave out the damaged ones,
+        which `Stream.skipped` names. It costs a second decoding.
 
     Raises
     ------
@@ -164,9 +168,16 @@ def stream(path: str | Path, *, skip_corrupt: bool = False) -> Stream:
         raise folders._damaged(path, bad, Rollouts.concat([]), skip_corrupt)
     names = [facts.optional for facts in known.values()]
     common = set.intersection(*names) | ({"weight"} & set.union(*names))
-    rows, total = (sum(getattr(facts, name) for facts in known.values()) for name in ("rows", "tokens"))
+    rows = sum(facts.rows for facts in known.values())
     note = f"unfinished run: {rows} rollouts, {len(missing)} of {len(expected)} shards missing" if missing else ""
-    return Stream(tuple(known), rows, total, tuple(sorted(common)), bad, note)
+    warnings = dict.fromkeys(text for facts in known.values() for text in _warnings(facts.provenance))
+    return Stream(tuple(known), rows, tuple(sorted(common)), bad, note, tuple(warnings))
+
+
+def _warnings(provenance: dict[str, Any]) -> list[str]:
+    more = provenance.get("warnings")
+    told = (provenance.get("note"), *(more if isinstance(more, list) else ()))
+    return [text for text in told if isinstance(text, str) and text]
 
 
 @dataclass(frozen=True)
@@ -174,7 +185,6 @@ class _Facts:
     """What a shard says of itself."""
 
     rows: int
-    tokens: int
     optional: set[str]
     provenance: dict[str, Any]
 
@@ -192,7 +202,6 @@ def _facts(shard: Path, expected: dict[str, int | None] | None, decode: bool) ->
             meta, schema = file.metadata, file.schema_arrow
             names = set(schema.names)
             note = (schema.metadata or {}).get(parquet.METADATA_KEY)
-            tokens = sum(_column(group, "tokens").num_values for group in _groups(meta)) if "tokens" in names else 0
     except Exception as error:  # a damaged file can fail anywhere in the decoder, and with any exception
         raise _damaged(shard, error) from error
     missing = [name for name in parquet.REQUIRED if name not in names]
@@ -209,10 +218,10 @@ def _facts(shard: Path, expected: dict[str, int | None] | None, decode: bool) ->
             f"{shard} is damaged", cause=f"it has {meta.num_rows}, the manifest {told}", next="move or delete it"
         )
     if decode:
-        for table in _tables(shard, (), TOKENS):
-            _batch(table, shard, 0)
+        for table in _tables(shard, [name for name in names if name in parquet.TYPES or is_aligned(name)], TOKENS):
+            parquet._rollouts(table, {})
     optional = {name for name in names if name == "weight" or is_aligned(name)}
-    return _Facts(meta.num_rows, tokens, optional, parquet._provenance(note))
+    return _Facts(meta.num_rows, optional, parquet._provenance(note))
 
 
 def _damaged(shard: Path, error: Exception) -> InputError:
@@ -223,42 +232,47 @@ def _damaged(shard: Path, error: Exception) -> InputError:
     )
 
 
-def _groups(meta: pq.FileMetaData) -> Iterator[Any]:
-    return (meta.row_group(i) for i in range(meta.num_row_groups))
-
-
-def _column(group: Any, name: str) -> Any:
-    columns = (group.column(i) for i in range(group.num_columns))
-    return next(column for column in columns if column.path_in_schema.split(".")[0] == name)
-
-
 def _largest(shard: Path) -> int:
-    with _open(shard) as file:
-        found = [_column(group, "tokens").statistics for group in _groups(file.metadata)]
-    if all(s is not None and s.has_min_max for s in found):
-        return max((int(s.max) for s in found), default=-1)
-    return max(
-        (int(np.max(parquet._rollouts(table, {}).tokens, initial=-1)) for table in _tables(shard, (), TOKENS)),
-        default=-1,
-    )
+    """By its tokens: statistics in the file may say anything, and damaged ones end the process in Arrow 26."""
+    found = -1
+    for table in _tables(shard, ("tokens",), TOKENS):
+        ids = table.column("tokens").chunk(0).flatten() if _type(table, "tokens") == parquet.IDS else None
+        if ids is None or ids.null_count:
+            ids = parquet._ragged(table, "tokens", pa.types.is_integer).flat
+        found = max(found, int(np.max(ids, initial=-1)))
+    return found
 
 
-def _tables(shard: Path, columns: Sequence[str], tokens: int) -> Iterator[pa.Table]:
-    """Pieces of a shard with the required and some optional columns."""
+def _tables(shard: Path, names: Sequence[str], tokens: int) -> Iterator[pa.Table]:
+    """Pieces of a shard with some of its columns."""
     try:
         with _open(shard) as file:
-            meta = file.metadata
-            held = sum(_column(group, "tokens").num_values for group in _groups(meta))
-            rows = min(max(tokens * meta.num_rows // max(held, 1), 1), MOST_ROWS)
-            here = [name for name in (*parquet.REQUIRED, *columns) if name in file.schema_arrow.names]
-            for batch in file.iter_batches(rows, columns=here, use_threads=False):
+            here = [name for name in dict.fromkeys(names) if name in file.schema_arrow.names]
+            first = next(file.iter_batches(FEW, columns=["tokens"], use_threads=False), None)
+            each = 0 if first is None else _held(first) / max(len(first), 1)
+            for batch in file.iter_batches(_rows(each, tokens), columns=here, use_threads=False):
                 if len(batch):
                     batch.validate(full=True)
-                    yield pa.Table.from_batches([batch])
+                    rows = _rows(_held(batch) / len(batch), 2 * tokens)  # what comes later may be longer
+                    for at in range(0, len(batch), rows):
+                        yield pa.Table.from_batches([batch.slice(at, rows)])
     except InputError:
         raise
     except Exception as error:
         raise _damaged(shard, error) from error
+
+
+def _rows(each: float, tokens: int) -> int:
+    """Rollouts of so many tokens each that go into one piece."""
+    return max(min(int(tokens / max(each, 1e-9)), MOST_ROWS), 1)
+
+
+def _held(batch: pa.RecordBatch) -> int:
+    """Token ids in a piece; 0 if the column holds no lists, which is said elsewhere."""
+    try:
+        return pc.call_function("sum", [pc.call_function("list_value_length", [batch.column("tokens")])]).as_py() or 0
+    except pa.ArrowNotImplementedError:
+        return 0
 
 
 def _batch(table: pa.Table, shard: Path, first: int) -> Batch:

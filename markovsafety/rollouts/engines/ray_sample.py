@@ -174,7 +174,7 @@ def sample_spread(
 
 def _begun_with(folder: Path | None) -> int | None:
     """Rollouts per shard of the run in the folder, so that it goes on whatever the number of workers is now."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return int(json.loads(((folder or Path()) / MANIFEST).read_text(encoding="utf-8"))["shard_size"])
     return None
 
