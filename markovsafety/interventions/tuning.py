@@ -21,7 +21,7 @@ import transformers
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import InputError, UntrustedError
-from ..files import claimed, newest_sealed, seal, told
+from ..files import claimed, clear_beside, newest_sealed, seal, told
 from ..rollouts.engines.transformers import TransformersEngine, open_engine
 from ..rollouts.provenance import json_hash, versions, weights_hash
 from .augment import Row
@@ -141,6 +141,7 @@ def fine_tune(
             shutil.rmtree(work, ignore_errors=True)
         elif (known := record_of(out)) and known.get("plan") == name:
             shutil.rmtree(work, ignore_errors=True)  # of a run that was killed when all was written
+            clear_beside(out)
             return known
         setting = Setting(_adapted(engine, lora, seed), batch_size, steps, seed, accumulate, options)
         bound = objective.bind(setting) if hasattr(objective, "bind") else objective  # type: ignore[attr-defined]
