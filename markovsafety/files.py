@@ -18,7 +18,17 @@ from pathlib import Path
 
 from .errors import InputError, MarkovsafetyError
 
-__all__ = ["atomic", "atomic_folder", "claimed", "clear_leftovers", "newest_sealed", "remove", "seal", "told"]
+__all__ = [
+    "atomic",
+    "atomic_folder",
+    "claimed",
+    "clear_beside",
+    "clear_leftovers",
+    "newest_sealed",
+    "remove",
+    "seal",
+    "told",
+]
 
 SEAL = "whole.json"
 """Names every file of a sealed folder and its size."""
@@ -67,7 +77,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A new folder that replaces the folder `path` when the block ends well, and goes away otherwise.
 
     One writer at a time (`claimed`): the new folder has the same name beside `path` in every process. A process killed
-    between the two moves that replace a folder leaves none at `path`, never a part of one.
+    between the two moves that replace a folder leaves none at `path`, never a part of one; the next call puts the old
+    one back, as does one that is stopped there otherwise.
 
     Raises
     ------
@@ -77,6 +88,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     try:
+        _put_back(old, path)
         shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
         fresh.mkdir(parents=True)
         with told(path):
@@ -91,8 +103,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritten(path, error) from error
     finally:
-        for rest in (fresh, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        clear_beside(path)
+
+
+def clear_beside(path: str | Path) -> None:
+    """Remove what a killed `atomic_folder` left beside `path`: for the one writer there is."""
+    path = Path(path)
+    fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    with suppress(OSError):
+        _put_back(old, path)
+    for rest in (fresh, *([old] if path.exists() else [])):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Undo the first of the two moves that replace a folder where the second did not follow."""
+    if old.exists() and not path.exists():
+        os.replace(old, path)
 
 
 def remove(folder: str | Path) -> None:

@@ -142,6 +142,8 @@ def _counts(options: argparse.Namespace, warnings: list[str]) -> Any:
             )
     elif (spread := spread_of(options)) is not None:
         counts = _counted_apart(options, spread, warnings)
+    elif Path(options.rollouts).is_dir() or options.rollouts.endswith(".parquet"):
+        counts = tally(_opened(options, warnings), state_map(options.states or "kgram:2"))
     else:
         rolls = rollouts_of(options.rollouts, warnings, options.skip_corrupt)
         counts = tally(rolls, state_map(options.states or "kgram:2"))
@@ -154,13 +156,19 @@ PIECES = 64
 """Into which the shards of a folder are dealt out to the workers of a cluster."""
 
 
-def _counted_apart(options: argparse.Namespace, spread: Any, warnings: list[str]) -> Any:
-    """Counts of a folder's shards, made where there is a core free and added up here."""
+def _opened(options: argparse.Namespace, warnings: list[str]) -> Any:
+    """Rollouts on disk, to be read batch by batch; what is to be known of them is passed on."""
     from .rollouts.streaming import stream
 
     found = stream(Path(options.rollouts).absolute(), skip_corrupt=options.skip_corrupt)
-    warnings += [f"{name} was left out: {why}" for name, why in found.skipped.items()]
-    warnings += [found.note] if found.note else []
+    left_out = (f"left out on request: {name} ({why})" for name, why in found.skipped.items())
+    warnings += [f"{options.rollouts}: {text}" for text in (found.note, *left_out, *found.warnings) if text]
+    return found
+
+
+def _counted_apart(options: argparse.Namespace, spread: Any, warnings: list[str]) -> Any:
+    """Counts of a folder's shards, made where there is a core free and added up here."""
+    found = _opened(options, warnings)
     pieces = [found.shards[i::PIECES] for i in range(min(PIECES, len(found.shards)))]
     return sum(spread(functools.partial(_added_up, state_map(options.states or "kgram:2")), pieces))
 

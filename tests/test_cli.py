@@ -254,6 +254,20 @@ def test_an_unfinished_run_is_told_downstream(road, tmp_path, capsys):
     shutil.rmtree(out)
 
 
+def test_what_files_say_of_themselves_is_told_with_their_counts(road, tmp_path, capsys):
+    """And a shard that is left out is named."""
+    rolls = ms.read_rollouts(f"{road}/run.parquet")
+    provenance = {"warnings": ["ids were made from text"], "note": "half of it"}
+    ms.write_rollouts(rolls.replace(provenance=provenance), tmp_path / "run" / "part-00000.parquet")
+    for source in (tmp_path / "run" / "part-00000.parquet", tmp_path / "run"):
+        code, said = told(capsys, "count", str(source), "--out", f"{tmp_path}/x.npz")
+        assert (code, said["warnings"]) == (0, [f"{source}: half of it", f"{source}: ids were made from text"])
+    (tmp_path / "run" / "part-00001.parquet").write_bytes(b"PAR1")
+    code, said = told(capsys, "count", f"{tmp_path}/run", "--skip-corrupt", "--out", f"{tmp_path}/x.npz")
+    assert code == 0
+    assert "part-00001.parquet (" in said["warnings"][0]
+
+
 def test_counts_keep_their_states(road, capsys, tmp_path):
     words = ["estimate", f"{road}/counts.npz", "--out", f"{tmp_path}/x.npz"]
     assert told(capsys, *words, "--states", "kgram:2")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -135,6 +136,31 @@ def test_a_full_disk_keeps_sums_too(tmp_path, monkeypatch):
     assert len(caught.value.partial) == 8
     monkeypatch.undo()
     assert len(run_tally(plan(), Counting(), 1, None, tmp_path / "run", False)) == 16
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, error):
+    def put(text):
+        with atomic_folder(tmp_path / "model") as folder:
+            (folder / "x").write_text(text)
+
+    put("old")
+    move = os.replace
+
+    def fails(source, target):
+        if str(source).endswith(".new"):
+            raise error
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises((InputError, KeyboardInterrupt)):
+        put("new")
+    monkeypatch.undo()
+    assert (names(tmp_path), (tmp_path / "model" / "x").read_text()) == (["model"], "old")
+    os.rename(tmp_path / "model", tmp_path / ".model.old")  # killed there
+    with contextlib.suppress(ZeroDivisionError), atomic_folder(tmp_path / "model"):
+        raise ZeroDivisionError
+    assert (names(tmp_path), (tmp_path / "model" / "x").read_text()) == (["model"], "old")
 
 
 FILL = """

@@ -342,11 +342,11 @@ def test_what_pooled_counts_cannot_hold_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_statistics_that_lie_are_found_out(tmp_path, monkeypatch, dense):
+def test_files_that_change_meanwhile_are_found_out(tmp_path, monkeypatch, dense):
     path = ms.write_rollouts(corpus(16), tmp_path / "x.parquet")
     monkeypatch.setattr(pooling, "DENSE", pooling.DENSE if dense else 0)
     monkeypatch.setattr(reading.Stream, "largest_token", lambda self: 4)
-    with pytest.raises(ms.InputError, match="ids run from 0 to 4"):
+    with pytest.raises(ms.InputError, match="Ids ran from 0 to 4"):
         pool(path)
 
 

@@ -317,6 +317,9 @@ def test_which_model(template, folder, fake):
             sampled(fleet, tokenizer=folder)
         with pytest.raises(InputError, match="tokenizer of 'organism'"):
             sampled(fleet, served="organism")
+        with pytest.raises(InputError, match="tokenizer of 'organsim'") as caught:
+            sampled(fleet, served="organsim")
+        assert "the server lists base, organism, not organsim" in caught.value.cause
         rolls = sampled(fleet, served="organism", tokenizer=folder)
     assert rolls.provenance["model"] == {"name": "organism", "path": str(folder), "weights": None}
 

@@ -157,12 +157,12 @@ class _Road:
             yield r
 
     def refuse(self, r: dict[str, NDArray], position: int) -> None:
-        """Raise for a token that the statistics of the file denied."""
+        """Raise for a token that was not there when the files were first read."""
         if position >= 0:
             raise InputError(
                 f"A token is {int(r['tokens'][position])}.",
-                cause=f"The statistics of the files say that ids run from 0 to {self.base - 2}.",
-                next="Write the files again.",
+                cause=f"Ids ran from 0 to {self.base - 2} when the files were opened: they changed, or it is negative.",
+                next="Pool them again, or write them again.",
             )
 
 

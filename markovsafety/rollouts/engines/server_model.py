@@ -48,7 +48,7 @@ def chosen(session: Session, served: str | None) -> dict[str, Any]:
                 next="give served=<name> (--served)",
             )
         return cards[0]
-    return next((card for card in cards if card["id"] == served), {"id": served})
+    return next((card for card in cards if card["id"] == served), {"id": served, "listed": names})
 
 
 def template_of(tokenizer: str | Path | None, card: dict[str, Any], url: str) -> Template:
@@ -66,7 +66,7 @@ def template_of(tokenizer: str | Path | None, card: dict[str, Any], url: str) ->
         if Path(place).is_dir():
             return Template.load(place)
         if HUB_ID.fullmatch(place):
-            return _from_hub(place)
+            return _from_hub(place, _lists(card))
     if tokenizer is not None:
         raise ModelError(
             f"there is no tokenizer {str(tokenizer)!r}",
@@ -75,12 +75,19 @@ def template_of(tokenizer: str | Path | None, card: dict[str, Any], url: str) ->
         )
     raise InputError(
         f"the tokenizer of {card['id']!r} at {url} is not known",
-        cause="prompts become token ids here, and its name is neither a folder on this machine nor a hub id",
+        cause="prompts become token ids here, and its name is neither a folder on this machine nor a hub id"
+        + _lists(card),
         next="give tokenizer=<folder or hub id of the model> (--tokenizer)",
     )
 
 
-def _from_hub(name: str) -> Template:
+def _lists(card: dict[str, Any]) -> str:
+    """Of a name that the server does not list: what it does."""
+    listed = card.get("listed")
+    return f"; the server lists {', '.join(listed[:5])}, not {card['id']}" if listed else ""
+
+
+def _from_hub(name: str, listed: str) -> Template:
     import huggingface_hub
 
     try:
@@ -89,7 +96,7 @@ def _from_hub(name: str) -> Template:
         said = (str(error).strip().splitlines() or ["no message"])[0]
         raise ModelError(
             f"the tokenizer of {name} cannot be fetched from the hub",
-            cause=f"{type(error).__name__}: {said}",
+            cause=f"{type(error).__name__}: {said}{listed}",
             next="give tokenizer=<folder> with its tokenizer.json",
         ) from error
     return dataclasses.replace(Template.load(folder), folder=folder)
