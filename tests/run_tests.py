@@ -48,7 +48,7 @@ AREAS = {
     ),
     "scale": (500, ("cluster", "foreign", "gpu", "kills", "large", "server", "tally")),
     "interventions": (700, ("interventions",)),
-    "notebooks": (260, ("notebooks", "exercises")),
+    "notebooks": (260, ("notebooks", "exercises", "japanese")),
     "docs": (120, ("docs",)),
     "faces": (300, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
     "papers": (200, ("note", "papers")),
