@@ -31,6 +31,7 @@ extensions = [
     "commands",  # the command line, from its own --help
     "mathml",  # formulas without a script
     "beside",  # pages of papers/ and notebooks/
+    "reachable",  # by keyboard and by screen readers
 ]
 exclude_patterns = [
     "papers/README.md",
@@ -61,6 +62,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_inline"]
+myst_dmath_double_inline = True  # formulas between lines of a proof
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 

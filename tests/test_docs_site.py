@@ -170,6 +170,16 @@ def test_nothing_is_fetched_and_every_picture_is_described(built, pages):
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
 
 
+def test_keyboards_and_screen_readers_reach_all_of_it(built):
+    """What axe-core asked for where the theme alone does not give it."""
+    for path in built[0].rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("<h1") == 1, path.name
+        assert text.count("<pre") == text.count('<pre tabindex="0"'), path.name
+        assert all("aria-label=" in tag for tag in re.findall(r"<aside[^>]*>", text)), path.name
+        assert not re.search(r"<dl>\s*<dd", text), path.name
+
+
 def test_formulas_are_mathml(built):
     theory = (built[0] / "explanation" / "theory.html").read_text(encoding="utf-8")
     assert theory.count("<math") > 30

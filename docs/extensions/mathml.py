@@ -39,7 +39,7 @@ def inline(writer: Any, node: nodes.math) -> None:
 def display(writer: Any, node: nodes.math_block) -> None:
     number = f'<span class="equation-number">({node["number"]})</span>' if node.get("number") else ""
     mark = f' id="equation-{escape(node["label"])}"' if node.get("label") else ""
-    writer.body.append(f'<div class="formula"{mark}>{formula(node.astext(), node, block=True)}{number}</div>\n')
+    writer.body.append(f'<span class="formula"{mark}>{formula(node.astext(), node, block=True)}{number}</span>\n')
     raise nodes.SkipNode
 
 

@@ -177,6 +177,18 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes
     return None if wrong or node.get("reftype") == "func" else shown
 
 
+def link_names(app: Sphinx, tree: nodes.document) -> None:
+    """``ms.something`` in a text of this folder becomes a link; a name that does not exist is reported."""
+    page = app.env.current_document.docname
+    if page.startswith(("papers/", "notebooks/", "reference/")):
+        return
+    for literal in list(tree.findall(nodes.literal)):
+        name = re.match(r"ms(\.\w+)+", literal.astext())
+        if name and not isinstance(literal.parent, nodes.reference | pending_xref):
+            options = {"refdomain": "py", "reftype": "obj", "reftarget": name[0], "refdoc": page, "refwarn": True}
+            literal.replace_self(pending_xref("", literal.deepcopy(), refexplicit=False, **options))
+
+
 def exists(path: str) -> bool:
     """Whether a dotted path leads somewhere: names of inner files are shown as names, wrong ones are reported."""
     module, _, name = path.rpartition(".")
@@ -217,6 +229,7 @@ def classes() -> list[str]:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("room", Room)
     app.add_directive("front-door", FrontDoor)
+    app.connect("doctree-read", link_names)
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-docstring", tidy, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
