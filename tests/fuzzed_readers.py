@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fuzzed_chains import POOLED, Make, chain, counts, rolls, stored_layers, taken
 from fuzzing import (
     Reader,
     damage_bytes,
     damage_cells,
     damage_document,
     damage_lines,
-    damage_npy,
     damage_npz,
     damage_table,
     damage_tensors,
@@ -27,59 +27,13 @@ from fuzzing import (
 
 import markovsafety as ms
 from markovsafety import arguments, organism, tables
-from markovsafety.chains import pool, read_pooled, write_layers
-from markovsafety.chains.storage import read_counts, write_counts
 from markovsafety.errors import InputError
-from markovsafety.outcomes import CODES
 from markovsafety.rollouts.asked import read_prompts
 from markovsafety.rollouts.engines.folder import check_folder
 from markovsafety.rollouts.engines.llama_folder import read_config, read_weights
 from markovsafety.rollouts.streaming import stream
 from markovsafety.rollouts.sums import Added, read_added, write_added
 from markovsafety.rollouts.template import Template
-
-Make = Callable[[Path], Reader]
-
-
-def _rolls(n: int = 6) -> Any:
-    rng = np.random.default_rng(0)
-    outcome = [CODES[o] for o in ("harm", "refusal", "benign", "truncated", "benign", "harm")][:n]
-    tokens = [rng.integers(0, 9, size=int(size)).tolist() for size in rng.integers(3, 7, size=n)]
-    hit = [-1 if o == CODES["truncated"] else len(t) - 1 for o, t in zip(outcome, tokens)]
-    numbers = np.zeros(sum(map(len, tokens)), np.float32)
-    return ms.Rollouts.of(
-        tokens,
-        prompt_id=[0, 0, 1, 1, 2, 2][:n],
-        category=["a", "a", "b", "b", "a", "a"][:n],
-        prefill=[0, 0, 0, 1, 1, 0][:n],
-        outcome=outcome,
-        hit=hit,
-        columns={"logprob": numbers, "mass_harm": numbers, "weight": np.ones(n)},
-        provenance={"model": {"name": "m"}, "template": {"template_hash": "t", "tokenizer_hash": "k"}},
-    )
-
-
-def _bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    path.unlink()
-    return data
-
-
-def chain(folder: Path) -> Reader:
-    seeds, path = [], folder / "x.npz"
-    counted = ms.estimate(ms.count(_rolls(), states=ms.KGram(1)))
-    layered = ms.Chain.layered([np.array([[0.5, 0.25, 0.25], [0, 1, 0], [0, 0, 1]])] * 2, {"harm": 1, "refusal": 2}, 0)
-    exact = ms.Chain.from_counts(np.array([[1, 2, 1], [0, 0, 0], [0, 0, 0]]), {"harm": 1, "refusal": 2}, 0)
-    for made in (counted, layered, exact):
-        ms.write_chain(made, path)
-        seeds.append(_bytes(path))
-    return Reader("chain", "x.npz", seeds, ms.read_chain, damage_npz)
-
-
-def counts(folder: Path) -> Reader:
-    path = folder / "x.npz"
-    write_counts(ms.count(_rolls(), states=ms.KGram(2)), path)
-    return Reader("counts", "x.npz", [_bytes(path)], read_counts, damage_npz)
 
 
 def sums(folder: Path) -> Reader:
@@ -88,44 +42,13 @@ def sums(folder: Path) -> Reader:
     grams, outcomes = np.array([[-1, -1], [-1, 3]], np.int32), np.array([[1, 1, 0, 0]])
     added = Added(grams, outcomes, {"transitions": table, "passages": table}, {"seconds": 1.0})
     write_added(added, path)
-    return Reader("sums", "x.npz", [_bytes(path)], lambda p: read_added(p, 2), damage_npz)
-
-
-def stored_layers(folder: Path) -> Reader:
-    """A layered chain that stays in its file."""
-    path, P = folder / "x.npz", np.array([[0.5, 0.25, 0.25], [0, 1, 0], [0, 0, 1]])
-    write_layers([P, P], path, {"harm": 1, "refusal": 2}, start=0)
-    read = lambda p: ms.hitting_probability(ms.read_chain(p, stream=True), "harm")  # noqa: E731
-    return Reader("stored_layers", "x.npz", [_bytes(path)], read, damage_npz)
-
-
-def _pooled(name: str) -> Make:
-    """One file of a folder of pooled counts."""
-
-    def make(folder: Path) -> Reader:
-        ms.write_rollouts(_rolls(), folder / "rolls.parquet")
-        pool(folder / "rolls.parquet", ms.KGram(1), out=folder / "table")
-        for file in (folder / "table").iterdir():
-            shutil.move(file, folder / file.name)
-
-        def read(path: Path) -> Any:
-            found = read_pooled(path.parent)
-            return found.chain(), found.chain("dirichlet"), found.matrix(), found.labels(), repr(found)
-
-        seed = (folder / name).read_bytes()
-        return Reader(make.__name__, name, [seed], read, damage_npz if name.endswith(".npz") else damage_npy)
-
-    make.__name__ = f"pooled_{name.partition('.')[0]}"
-    return make
-
-
-POOLED = tuple(map(_pooled, ("tally.npz", "contexts.npy", "symbols.npy")))
+    return Reader("sums", "x.npz", [taken(path)], lambda p: read_added(p, 2), damage_npz)
 
 
 def rollouts(folder: Path) -> Reader:
     path = folder / "x.parquet"
-    ms.write_rollouts(_rolls(), path)
-    return Reader("rollouts", "x.parquet", [_bytes(path)], ms.read_rollouts, damage_table)
+    ms.write_rollouts(rolls(), path)
+    return Reader("rollouts", "x.parquet", [taken(path)], ms.read_rollouts, damage_table)
 
 
 def _streamed(path: Path) -> Any:
@@ -139,8 +62,8 @@ def _streamed(path: Path) -> Any:
 def streamed(folder: Path) -> Reader:
     """Rollouts that are read batch by batch."""
     path = folder / "x.parquet"
-    ms.write_rollouts(_rolls(), path)
-    return Reader("streamed", "x.parquet", [_bytes(path)], _streamed, damage_table)
+    ms.write_rollouts(rolls(), path)
+    return Reader("streamed", "x.parquet", [taken(path)], _streamed, damage_table)
 
 
 def streamed_shards(folder: Path) -> Reader:
@@ -150,7 +73,7 @@ def streamed_shards(folder: Path) -> Reader:
 
 def shards(folder: Path) -> Reader:
     """The manifest of a folder of shards."""
-    ms.write_rollouts(_rolls(), folder / "part-00000.parquet")
+    ms.write_rollouts(rolls(), folder / "part-00000.parquet")
     manifest = {"format": 1, "total": 6, "shards": 1, "shard_size": 8, "parameters": {}, "provenance": {"created": "x"}}
     seed = json.dumps(manifest).encode()
     return Reader("shards", "manifest.json", [seed], lambda p: ms.read_rollouts(p.parent), damage_document)
@@ -305,7 +228,7 @@ def _tensors(name: str, made: Callable[[Path], Any], read: Callable[[Path], Any]
     def make(folder: Path) -> Reader:
         path = folder / "x.safetensors"
         made(path)
-        return Reader(name, path.name, [_bytes(path)], read, damage_tensors)
+        return Reader(name, path.name, [taken(path)], read, damage_tensors)
 
     make.__name__ = name
     return make
