@@ -47,7 +47,7 @@ def _count(folder: Path, _: Path) -> str:
 
 
 def _spill(folder: Path, work: Path) -> str:
-    found = pool(folder, KGram(4), out=work / "table", memory=400 << 20)
+    found = pool(folder, KGram(5), out=work / "table", memory=400 << 20)
     return f"{len(found.contexts):,} states, {len(found.symbols):,} cells"
 
 
