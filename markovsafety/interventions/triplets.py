@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..reading import parsed
 from ..outcomes import CODES, NOT_JUDGED
+from ..reading import parsed
 from ..rollouts.rollouts import Rollouts
 from .augment import Triplet
 
