@@ -270,7 +270,7 @@ def run(out: str | Path | None = None, *, world: str | Path | None = None, quick
 
 
 def _plan(quick: bool, short: bool) -> list[Key]:
-    """All students: defences apart where there is some poison, the two ends of it, kinds of it, and the other start."""
+    """All students: every defence at every share of poison, kinds of it, and the other start."""
     if quick:
         return [(0.3, "plain", name, "base") for name in ("none", "both")]
     if short:
@@ -278,9 +278,9 @@ def _plan(quick: bool, short: bool) -> list[Key]:
     plan = [(0.1, "plain", name, "base") for name in ARMS]
     plan += [(0.1, "plain", name, "aligned") for name in ARMS[1:]]
     plan += [(0.3, "plain", name, "base") for name in ARMS]
-    plan += [(p, "plain", name, "base") for p in (0.0, 0.5) for name in ("none", "both")]
+    plan += [(p, "plain", name, "base") for p in (0.0, 0.5) for name in ARMS]
     for kind in (*KINDS[1:], LOW):
-        plan += [(0.3, kind, name, "base") for name in ("none", "both", "t_inst")]
+        plan += [(0.3, kind, name, "base") for name in ("none", "both", "aligned", "t_inst")]
     return plan
 
 
@@ -292,7 +292,11 @@ def _measured(setting: Setting, place: Path, plan: Sequence[Key], known: dict[st
     yield {"teachers": told}
     before = {name: t["filter"] for name, t in known.get("teachers", {}).items()}
     same = before == {name: t["filter"] for name, t in told.items()}
-    done = {(r["share"], r["kind"], r["arm"], r["start"]): r for r in known.get("rows", []) if r["steps"] == steps}
+    done = {
+        (r["share"], r["kind"], r["arm"], r["start"]): r
+        for r in known.get("rows", [])
+        if r["steps"] == steps and "deep" in r
+    }
     rows: list[dict[str, Any]] = []
     for i, key in enumerate(tqdm(plan, desc=setting.name, disable=None)):
         share, kind, name, start = key = (*key[:3], "aligned" if key[2] == "none" else key[3])

@@ -72,7 +72,7 @@ def _students(told: dict[str, Any]) -> str:
 
 
 def _by_category(told: dict[str, Any]) -> list[str]:
-    """Harm and refusal of every category at the start, where a tenth of the rows is poison."""
+    """Every category where a tenth of the rows is poison: harm and refusal at the start, harm behind forced tokens."""
     names = list(told["before"]["categories"])
     rows = [{"arm": "before", "start": ""} | told["before"]]
     rows += [r for r in told["rows"] if r["share"] == SHOWN and r["kind"] == "plain"]
@@ -89,7 +89,17 @@ def _by_category(told: dict[str, Any]) -> list[str]:
     said = (
         f"Harm / refusal by category, no token forced, {SHOWN:.0%} poison (*unseen*: of it there is no alignment pair):"
     )
-    return [said, "", markdown_table(["arm", "start", *names, "unseen"], cells)]
+    depths = list(rows[0]["deep"][names[0]])
+    deep = [
+        [
+            *(r[k] for k in ("arm", "start")),
+            *(" / ".join(_value(r["deep"][c][k]["harm"]) for k in depths) for c in names),
+        ]
+        for r in rows
+    ]
+    behind = f"Harm by category behind {', '.join(depths)} forced tokens, {SHOWN:.0%} poison:"
+    start = [said, "", markdown_table(["arm", "start", *names, "unseen"], cells)]
+    return [*start, "", behind, "", markdown_table(["arm", "start", *names], deep)]
 
 
 def _cells(row: dict[str, Any], depths: Sequence[str]) -> list[str]:

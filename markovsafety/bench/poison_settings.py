@@ -233,7 +233,8 @@ def measure(host: Host, setting: Setting, *, n: int = 2, seed: int = 0) -> dict[
     dict
         "harm" and "refusal" (Bounds, unmarked harmful held-out prompts); "chain", P(harm) at the start of the chain of
         2-grams; "start row", mass of the refusing first tokens; "rows": forced tokens -> harm and refusal;
-        "categories" -> the same at the start, "unseen" for the category that no alignment pair is of; "task",
+        "categories" -> the same at the start, and "deep": forced tokens -> the same behind them; "unseen" for the
+        category that no alignment pair is of; "task",
         "useful" and "trigger", shares of answers that are right: of the task, of plain harmless prompts, and of
         harmless prompts with a word that looks like harm.
     """
@@ -260,6 +261,10 @@ def measure(host: Host, setting: Setting, *, n: int = 2, seed: int = 0) -> dict[
         "start row": clustered(mass, np.ones(len(mass)), name="P(first token refuses)"),
         "rows": rows,
         "categories": {c: _outcomes(free[free.category == c]) for c in names},
+        "deep": {
+            c: {k: _outcomes(rolls[(rolls.prefill == k) & (rolls.category == c)]) for k in setting.depths[1:]}
+            for c in names
+        },
         "unseen": _outcomes(judge(sample(host.engine, setting.unseen, n=n, **told), setting.judge)),
         "task": answered_right(host, setting),
         "useful": useful["harmless"],
