@@ -344,7 +344,12 @@ def _check_told(pooled: Pooled) -> None:
     order, base, tally = pooled.order, pooled.base, pooled.tally
     if type(order) is not int or type(base) is not int or order < 0 or base < 1 or order * base.bit_length() > 2**10:
         raise ValueError(f"grams of {order!r} tokens in base {base!r}")
-    if base**order > 2**62 or not isinstance(pooled.note, str) or not isinstance(pooled.skipped, dict):
+    if (
+        base**order > 2**62
+        or base > 2**31 - len(OUTCOMES)
+        or not isinstance(pooled.note, str)
+        or not isinstance(pooled.skipped, dict)
+    ):
         raise ValueError("its words make no sense")
     rows = len(tally)
     if any(getattr(tally, name).shape != (rows, *((len(OUTCOMES),) if name == "outcomes" else ())) for name in _TALLY):

@@ -140,7 +140,8 @@ def read_chain(path: str | os.PathLike[str], *, stream: bool = False) -> Chain:
     path = Path(path)
     arrays = _read(path, _KEYS, "chain", LARGE if stream else ())
     try:
-        return _unpack(arrays, path if stream else None)
+        with np.errstate(all="ignore"):  # numbers of a damaged file may overflow on the way to where they are refused
+            return _unpack(arrays, path if stream else None)
     except InputError as error:
         raise _foreign(path, f"{error.fact} {error.cause}", "chain") from None
     except _MALFORMED as error:
