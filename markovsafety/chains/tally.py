@@ -18,7 +18,6 @@ __all__ = ["NO_ORDER", "Evidence", "Tally", "collect", "dense_codes", "runs_of",
 
 SMALL = 1 << 15  # rows up to which numpy sorts; loading compiled code would cost more
 NO_ORDER = np.zeros(0, dtype=np.int64)
-MOST = 1e100  # weight of all rollouts together: more is damage, whose sums leave float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +43,9 @@ class Tally:
         kinds = {"prompt_id": np.int64, "category": str, "prefill": np.int64, "outcomes": np.float64}
         for name, kind in kinds.items():
             object.__setattr__(self, name, freeze(np.array(getattr(self, name), dtype=kind)))
-        if not ((self.outcomes >= 0) & (self.outcomes < MOST)).all():
+        if not ((self.outcomes >= 0) & (self.outcomes < np.inf)).all():
             raise InputError(
-                "The rollouts of an outcome are negative, not finite, or more than there can be.",
+                "The rollouts of an outcome are negative or not finite.",
                 cause="They are counted, or weighed by numbers >= 0.",
                 next="Correct the weights, or count again.",
             )
