@@ -354,7 +354,7 @@ def _check_told(pooled: Pooled) -> None:
     rows = len(tally)
     if any(getattr(tally, name).shape != (rows, *((len(OUTCOMES),) if name == "outcomes" else ())) for name in _TALLY):
         raise ValueError("the tally has rows of different lengths")
-    if not (np.isfinite(tally.outcomes).all() and (tally.outcomes >= 0).all()):
+    if not ((tally.outcomes >= 0) & (tally.outcomes < 2**53)).all():
         raise ValueError("the tally holds what is no number of rollouts")
     for began, many in pooled.entries.values():
         if began.shape != many.shape or began.ndim != 1 or began.dtype != np.int64 or many.dtype.kind not in "if":
