@@ -5,8 +5,6 @@ Every organism has a base model, an aligned one, a teacher, data, an order of th
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import tempfile
 import time
@@ -15,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UntrustedError
 from ..interventions import sift, train_student
 from ..interventions.separation import auc
 from ..organism import model_path
+from .debias_seeds import trained_variant
 from .inside import acceptance_row
 from .poison import Teacher, all_teachers, arm, overhead, user_data
 from .poison_settings import Setting, answered_right, measure, organism_setting
@@ -47,16 +45,8 @@ def trained_organism(models: Path, seed: int) -> tuple[Path, Path, list[str]]:
     """
     if not seed:
         return model_path("base"), model_path("shallow"), []
-    folder, failed = models / f"organism{seed}", []
-    for variant in ("base", "shallow"):
-        if not (folder / variant / "training.json").exists():
-            from ..organism.training import train
-
-            with contextlib.suppress(UntrustedError):  # the checks that it fails are in its record
-                train(variant, folder / variant, base=None if variant == "base" else folder / "base", seed=seed)
-        told = json.loads((folder / variant / "training.json").read_text(encoding="utf-8"))
-        failed += [f"{variant}: {reason}" for reason in told["failed"]]
-    return folder / "base", folder / "shallow", failed
+    (base, lost), (aligned, failed) = (trained_variant(models, seed, v) for v in ("base", "shallow"))
+    return base, aligned, lost + failed
 
 
 def measure_organism(

@@ -15,7 +15,7 @@ from ..errors import InputError
 from .parquet import read_parquet
 from .rollouts import Rollouts
 
-__all__ = ["MANIFEST", "read_folder"]
+__all__ = ["MANIFEST", "damaged", "one_run", "read_folder", "read_manifest"]
 
 MANIFEST = "manifest.json"
 MOST = 10**6
@@ -26,7 +26,7 @@ SAME = ("template", "sampling", "prompts")
 
 def read_folder(folder: Path, skip_corrupt: bool = False) -> Rollouts:
     """The rollouts of a folder of shards; see `read_rollouts`."""
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     shards = sorted(folder.glob("part-*.parquet"))
     if not shards and manifest is None:
         raise InputError(
@@ -46,10 +46,10 @@ def read_folder(folder: Path, skip_corrupt: bool = False) -> Rollouts:
     if manifest and manifest.get("finished"):
         bad |= dict.fromkeys(missing, "it is gone, though the manifest says that the run was finished")
         missing = []
-    _one_run(folder, parts, manifest)
+    one_run(folder, parts, manifest)
     rolls = Rollouts.concat(list(parts.values()))
     if bad and not (skip_corrupt and parts):
-        raise _damaged(folder, bad, rolls, skip_corrupt)
+        raise damaged(folder, bad, rolls, skip_corrupt)
     return rolls.replace(provenance=_told(rolls, list(parts.values()), manifest, missing, bad))
 
 
@@ -67,7 +67,7 @@ def _shard(path: Path, expected: dict[str, int | None] | None) -> Rollouts:
     return part
 
 
-def _damaged(folder: Path, bad: dict[str, str], rolls: Rollouts, skipping: bool) -> InputError:
+def damaged(folder: Path, bad: dict[str, str], rolls: Rollouts, skipping: bool) -> InputError:
     names = sorted(bad)
     others = f"{', '.join(names[1:4])}{' ...' if names[4:] else ''}"
     more = f", and {len(names) - 1} more: {others}" if others else ""
@@ -80,7 +80,7 @@ def _damaged(folder: Path, bad: dict[str, str], rolls: Rollouts, skipping: bool)
     )
 
 
-def _one_run(folder: Path, parts: dict[str, Rollouts], manifest: dict[str, Any] | None) -> None:
+def one_run(folder: Path, parts: dict[str, Rollouts], manifest: dict[str, Any] | None) -> None:
     """Refuse shards of different tokenizers and templates; beside a manifest, of different runs."""
     known = [(MANIFEST, manifest["provenance"])] if manifest else []
     told = [*known, *((name, part.provenance) for name, part in parts.items())]
@@ -141,7 +141,7 @@ def _told(
     return provenance
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest with "expected", the rollouts of every shard by name (None where it does not say)."""
     path = folder / MANIFEST
     if not path.is_file():

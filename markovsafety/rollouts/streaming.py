@@ -141,7 +141,7 @@ def stream(path: str | Path, *, skip_corrupt: bool = False) -> Stream:
     """
     path = Path(path)
     folder = path.is_dir()
-    manifest = folders._manifest(path) if folder else None
+    manifest = folders.read_manifest(path) if folder else None
     shards = sorted(path.glob("part-*.parquet")) if folder else [path]
     if not shards or not shards[0].is_file():
         raise InputError(
@@ -163,9 +163,9 @@ def stream(path: str | Path, *, skip_corrupt: bool = False) -> Stream:
     if manifest and manifest.get("finished"):
         bad |= dict.fromkeys(missing, "it is gone, though the manifest says that the run was finished")
         missing = []
-    folders._one_run(path, cast(Any, {shard.name: facts for shard, facts in known.items()}), manifest)
+    folders.one_run(path, cast(Any, {shard.name: facts for shard, facts in known.items()}), manifest)
     if bad and not (skip_corrupt and known):
-        raise folders._damaged(path, bad, Rollouts.concat([]), skip_corrupt)
+        raise folders.damaged(path, bad, Rollouts.concat([]), skip_corrupt)
     names = [facts.optional for facts in known.values()]
     common = set.intersection(*names) | ({"weight"} & set.union(*names))
     rows = sum(facts.rows for facts in known.values())
