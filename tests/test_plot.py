@@ -66,6 +66,21 @@ def render(ax: Any) -> bytes:
     return out.getvalue()
 
 
+def drawn_alone(draw):
+    """Assert that a figure is drawn into given or new axes, and that matplotlib is left as it was."""
+    import matplotlib
+    from matplotlib.axes import Axes
+
+    before = matplotlib.rcParams.copy()
+    ax = draw(None)
+    assert isinstance(ax, Axes)
+    assert len(render(ax)) > 500
+    _, mine = plot.figure((4, 3))
+    assert draw(mine) is mine
+    render(mine)
+    assert matplotlib.rcParams.copy() == before
+
+
 def texts(ax: Any) -> list[str]:
     return [t.get_text() for t in ax.texts]
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
-from test_plot import bound, close, ends, render, texts
+from test_plot import bound, close, drawn_alone, ends, texts
 
 from markovsafety import InputError, plot
 from markovsafety.interventions.fronts import TradeOffs
@@ -60,16 +59,7 @@ EVERY: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_function_draws_into_given_or_new_axes_and_leaves_matplotlib_alone(name):
-    import matplotlib
-
-    before = matplotlib.rcParams.copy()
-    ax = EVERY[name](None)
-    assert isinstance(ax, Axes)
-    assert len(render(ax)) > 500
-    _, mine = plot.figure((4, 3))
-    assert EVERY[name](mine) is mine
-    render(mine)
-    assert matplotlib.rcParams.copy() == before
+    drawn_alone(EVERY[name])
 
 
 def test_trusted_predictions_have_rings_and_their_intervals_and_samples_two_standard_errors():
