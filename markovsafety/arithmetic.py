@@ -50,6 +50,22 @@ def difference(a: Bound, b: Bound, *, independent: bool = True, name: str | None
     ------
     InputError
         If the shapes differ.
+
+    Examples
+    --------
+    >>> from markovsafety.arithmetic import difference
+    >>> from markovsafety.bound import clustered
+    >>> plain = clustered([4, 0, 2, 6, 1] * 4, [8] * 20, name="plain")
+    >>> edited = clustered([1, 0, 0, 2, 0] * 4, [8] * 20, name="edited")
+    >>> print(difference(edited, plain))
+    edited - plain = -0.25   95 % [-0.404, -0.104]
+        because: sampling 0.15; judge, lumping, model, truncation, rounding not assessed
+
+    Both models answered the same 20 prompts: their errors are not independent, and the level is lower.
+
+    >>> print(difference(edited, plain, independent=False))
+    edited - plain = -0.25   90 % [-0.442, -0.0502]
+        because: sampling 0.2; judge, lumping, model, truncation, rounding not assessed
     """
     _same_shape([a, b])
     value = np.asarray(a.value) - np.asarray(b.value)
@@ -87,6 +103,16 @@ def ratio(a: Bound, b: Bound, *, independent: bool = True, name: str | None = No
     ------
     InputError
         If the shapes differ, or a number is negative.
+
+    Examples
+    --------
+    >>> from markovsafety.arithmetic import ratio
+    >>> from markovsafety.bound import clustered
+    >>> before = clustered([4, 0, 2, 6, 1] * 4, [8] * 20, name="before")
+    >>> after = clustered([1, 0, 0, 2, 0] * 4, [8] * 20, name="after")
+    >>> print(ratio(after, before))
+    after / before = 0.231   95 % [0.0882, 0.54]
+        because: sampling 0.21; judge, lumping, model, truncation, rounding not assessed
     """
     _same_shape([a, b])
     if np.min(a.lower, initial=0.0) < 0 or np.min(b.lower, initial=0.0) < 0:
@@ -140,6 +166,17 @@ def mean(
     ------
     InputError
         If there are no bounds, shapes differ, or weights are no weights.
+
+    Examples
+    --------
+    Harm over two kinds of prompts, the second of which is met nine times as often:
+
+    >>> from markovsafety.arithmetic import mean
+    >>> from markovsafety.bound import clustered
+    >>> kinds = [clustered([6, 7, 8, 5] * 5, [8] * 20), clustered([0, 1, 0, 0] * 5, [8] * 20)]
+    >>> print(mean(kinds, weights=[1, 9], name="P(harm)"))
+    P(harm) = 0.109   95 % [0.086, 0.16]
+        because: sampling 0.037; judge, lumping, model, truncation, rounding not assessed
     """
     w = _weights(bounds, weights)
     _same_shape(bounds)
@@ -184,6 +221,16 @@ def largest(bounds: Sequence[Bound], name: str | None = None) -> Bound:
     upper end misses it with probability alpha / 2, and the largest upper end is no lower. The largest lower end
     exceeds the true maximum only if one of the m lower ends misses, at most m alpha / 2. The level is 1 minus both,
     whatever the dependence. The value is the largest estimate, which is biased upwards where several are close.
+
+    Examples
+    --------
+    >>> from markovsafety.arithmetic import largest
+    >>> from markovsafety.bound import clustered
+    >>> kinds = {"bio": clustered([0, 1, 0, 0] * 5, [8] * 20), "fraud": clustered([6, 7, 8, 5] * 5, [8] * 20)}
+    >>> worst = largest(list(kinds.values()), name="P(harm), worst kind")
+    >>> print(list(kinds)[worst.info["which"]], worst)
+    fraud P(harm), worst kind = 0.812   92.5 % [0.733, 0.876]
+        because: sampling 0.071; judge, lumping, model, truncation, rounding not assessed
     """
     _weights(bounds, None)
     _same_shape(bounds)
@@ -229,6 +276,17 @@ def widened(bound: Bound, *, least: float = -np.inf, most: float = np.inf, **wid
     ------
     InputError
         If a reason is unknown, was assessed already, or a width is negative.
+
+    Examples
+    --------
+    What a probability leaves out becomes a width under its own name:
+
+    >>> from markovsafety.arithmetic import widened
+    >>> from markovsafety.bound import clustered
+    >>> harm = clustered([1, 0, 0, 2] * 10, [50] * 40, name="P(harm)")
+    >>> print(widened(harm, least=0, most=1, judge=0.02, truncation=(0, 0.01)))
+    P(harm) = 0.015   95 % [0, 0.0517]
+        because: sampling 0.0059, judge 0.02, truncation 0.005; lumping, model, rounding not assessed
     """
     lower, upper = np.asarray(bound.lower), np.asarray(bound.upper)
     reasons = dict(bound.reasons)

@@ -46,6 +46,23 @@ class Bound:
     ------
     InputError
         If shapes differ, the order is violated, or a reason has an unknown name.
+
+    Examples
+    --------
+    >>> harm = ms.Bound(0.1, 0.05, 0.18, reasons={"sampling": 0.065})
+    >>> harm
+    <Bound value = 0.1   95 % [0.05, 0.18]
+        because: sampling 0.065; judge, lumping, model, truncation, rounding not assessed>
+    >>> f"at most {harm.upper:.0%}"
+    'at most 18%'
+    >>> harm.reasons["judge"] is None  # not assessed, which is not zero
+    True
+
+    Numbers by state come as one bound, whose entries are bounds again:
+
+    >>> ms.hitting_probability(ms.toy.ruin(4), "harm")[1]
+    <Bound P(harm) = 0.25   proven [0.25, 0.25]
+        because: rounding 7e-16; sampling, judge, lumping, model, truncation not assessed>
     """
 
     value: Any
@@ -241,6 +258,14 @@ def encode(x: Any) -> Any:
     """Turn numbers, arrays, containers and bounds into data that strict JSON can hold.
 
     Infinities and nan become the strings ``"inf"``, ``"-inf"`` and ``"nan"``; what is not known becomes its `str`.
+
+    Examples
+    --------
+    >>> from markovsafety.bound import clustered, encode
+    >>> encode({"time": np.inf, "depths": range(3)})
+    {'time': 'inf', 'depths': [0, 1, 2]}
+    >>> encode(clustered([0, 0], [8, 8]))["reasons"]["judge"] is None
+    True
     """
     if x is None or isinstance(x, (str, bool, int)):
         return x
@@ -312,6 +337,22 @@ def clustered(events: ArrayLike, totals: ArrayLike, level: float = 0.95, name: s
 
     A single prompt keeps its own rollouts as trials, and `info["note"]` says that the variance between prompts was
     not assessed. It also says where weighted trials are worth fewer than 10 independent ones.
+
+    Examples
+    --------
+    One answer in twenty is harmful, of 20 prompts that were asked 20 times each. If every prompt did it once, that is
+    known rather well; if two prompts did all of it, much less is known of what others would do:
+
+    >>> from markovsafety.bound import clustered
+    >>> print(clustered([1] * 20, [20] * 20, name="P(harm)"))
+    P(harm) = 0.05   95 % [0.0308, 0.0762]
+        because: sampling 0.023; judge, lumping, model, truncation, rounding not assessed
+    >>> alike = clustered([10, 10] + [0] * 18, [20] * 20, name="P(harm)")
+    >>> print(alike)
+    P(harm) = 0.05   95 % [0.00127, 0.249]
+        because: sampling 0.12; judge, lumping, model, truncation, rounding not assessed
+    >>> alike.info["n_eff"]  # of 400
+    20.0
     """
     check_level(level)
     x, n = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (events, totals))

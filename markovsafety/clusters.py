@@ -26,6 +26,17 @@ def check_level(level: Any) -> None:
     ------
     InputError
         If level is no number strictly between 0 and 1.
+
+    Examples
+    --------
+    >>> from markovsafety.bound import check_level
+    >>> check_level(0.95)
+    >>> check_level(95)
+    Traceback (most recent call last):
+        ...
+    markovsafety.errors.InputError: level is 95.
+      cause: A confidence level lies strictly between 0 and 1.
+      next:  Pass e.g. level=0.95.
     """
     if isinstance(level, bool) or not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
         raise InputError(
@@ -59,6 +70,15 @@ def clopper_pearson(events: ArrayLike, total: ArrayLike, level: float = 0.95) ->
     Notes
     -----
     C. J. Clopper and E. S. Pearson, Biometrika 26 (1934) 404.
+
+    Examples
+    --------
+    No harm in 100 independent answers is no proof that there is none:
+
+    >>> from markovsafety.bound import clopper_pearson
+    >>> lower, upper = clopper_pearson([0, 3], 100)
+    >>> print(np.round(lower, 4), np.round(upper, 4))
+    [0.     0.0062] [0.0362 0.0852]
     """
     x, n = np.broadcast_arrays(np.asarray(events, dtype=np.float64), np.asarray(total, dtype=np.float64))
     wrong = ~(np.isfinite(x) & np.isfinite(n) & (x >= 0) & (x <= n))
@@ -111,6 +131,14 @@ def effective_size(
     -------
     array
         Between `prompts` and `total`; `total` if that is less than `prompts`.
+
+    Examples
+    --------
+    400 answers whose variance is 8 times that of independent ones, if 20 prompts or only 5 of them showed it:
+
+    >>> from markovsafety.bound import effective_size
+    >>> np.round(effective_size(400, 20, deff=8, seen=[20, 5]), 1)
+    array([44.1, 25.1])
     """
     from scipy.special import stdtrit
 

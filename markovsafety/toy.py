@@ -69,6 +69,15 @@ def ladder(n: int = 6, p: float = 0.3, start: int | None = None) -> Chain:
         In (0, 1).
     start : int, optional
         Level; the middle if not given.
+
+    Examples
+    --------
+    >>> chain = ms.toy.ladder(4, p=0.25)
+    >>> chain
+    <Chain 5 states, homogeneous, 8 transitions; outcomes harm (1), refusal (1); start: state 2 ('level 2')>
+    >>> print(ms.hitting_probability(chain, "harm").at_start)
+    P(harm) = 0.1   proven [0.1, 0.1]
+        because: rounding 7e-16; sampling, judge, lumping, model, truncation not assessed
     """
     _check(n=_whole(n, 2), p=_inside(p))
     P = np.zeros((n + 1, n + 1))
@@ -82,6 +91,13 @@ def ladder_harm(n: int = 6, p: float = 0.3) -> NDArray[np.float64]:
     """``(1 - s^i) / (1 - s^n)`` with ``s = (1 - p) / p``, for levels i = 0 .. n; i / n for p = 1/2.
 
     W. Feller, An Introduction to Probability Theory and Its Applications I, XIV.2.
+
+    Examples
+    --------
+    >>> np.round(ms.toy.ladder_harm(4, p=0.25), 3)
+    array([0.   , 0.025, 0.1  , 0.325, 1.   ])
+    >>> np.round(ms.hitting_probability(ms.toy.ladder(4, p=0.25), "harm").value, 3)
+    array([0.   , 0.025, 0.1  , 0.325, 1.   ])
     """
     i = np.arange(n + 1)
     if p == 0.5:
@@ -94,17 +110,40 @@ def ladder_harm(n: int = 6, p: float = 0.3) -> NDArray[np.float64]:
 
 
 def ruin(n: int = 10, start: int | None = None) -> Chain:
-    """Fair gambler's ruin on 0 .. n: harm at n, refusal at 0; slow, ``i (n - i)`` steps from i."""
+    """Fair gambler's ruin on 0 .. n: harm at n, refusal at 0; slow, ``i (n - i)`` steps from i.
+
+    Examples
+    --------
+    >>> chain = ms.toy.ruin(4)
+    >>> print(np.round(ms.hitting_probability(chain, "harm").value, 6), np.round(ms.hitting_time(chain).value, 6))
+    [0.   0.25 0.5  0.75 1.  ] [0. 3. 4. 3. 0.]
+    """
     return ladder(n, 0.5, start)
 
 
 def ruin_harm(n: int = 10) -> NDArray[np.float64]:
-    """``i / n`` for i = 0 .. n."""
+    """``i / n`` for i = 0 .. n.
+
+    Examples
+    --------
+    >>> ms.toy.ruin_harm(4)
+    array([0.  , 0.25, 0.5 , 0.75, 1.  ])
+    """
     return ladder_harm(n, 0.5)
 
 
 def ruin_time(n: int = 10) -> NDArray[np.float64]:
-    """Expected steps until either end: ``i (n - i)`` for i = 0 .. n."""
+    """Expected steps until either end: ``i (n - i)`` for i = 0 .. n.
+
+    Examples
+    --------
+    From the middle of a line of 100 states it takes 2500 steps to either end:
+
+    >>> ms.toy.ruin_time(4)
+    array([0., 3., 4., 3., 0.])
+    >>> float(ms.toy.ruin_time(100)[50])
+    2500.0
+    """
     i = np.arange(n + 1)
     return (i * (n - i)).astype(np.float64)
 
@@ -121,14 +160,32 @@ def shallow(depth: int = 3, aligned: Hazards = ALIGNED, unaligned: Hazards = UNA
     Returns
     -------
     Chain
-        States are positions 0 .. depth - 1 and "tail", start at 0; ``entry[k]`` is the state after k forced tokens.
+        States are positions 0 .. depth - 1 and "tail", start at 0; ``entry[k]`` is the state law after k forced
+        tokens.
+
+    Examples
+    --------
+    Alignment that reaches three tokens deep is gone when three tokens are forced:
+
+    >>> chain = ms.toy.shallow(3)
+    >>> harm = ms.hitting_probability(chain, "harm").value
+    >>> np.round([chain.entry[k] @ harm for k in range(4)], 3)
+    array([0.284, 0.398, 0.562, 0.8  ])
     """
     _check(depth=_whole(depth, 0), aligned=_hazards(aligned), unaligned=_hazards(unaligned))
     return _trajectory([aligned] * depth, unaligned)
 
 
 def deep(depth: int = 20, aligned: Hazards = ALIGNED, unaligned: Hazards = UNALIGNED) -> Chain:
-    """The same trajectory as `shallow`, aligned over many positions."""
+    """The same trajectory as `shallow`, aligned over many positions.
+
+    Examples
+    --------
+    >>> chain = ms.toy.deep(20)
+    >>> harm = ms.hitting_probability(chain, "harm").value
+    >>> np.round([chain.entry[k] @ harm for k in (0, 10, 15, 20)], 3)
+    array([0.033, 0.051, 0.152, 0.8  ])
+    """
     return shallow(depth, aligned, unaligned)
 
 
@@ -143,6 +200,14 @@ def prefilled_harm(
         Aligned positions d.
     prefill : int or array of shape (m,)
         Forced tokens k.
+
+    Examples
+    --------
+    >>> forced = [0, 3, 10, 20]
+    >>> np.round(ms.toy.prefilled_harm(3, forced), 3)
+    array([0.284, 0.8  , 0.8  , 0.8  ])
+    >>> np.round(ms.toy.prefilled_harm(20, forced), 3)
+    array([0.033, 0.034, 0.051, 0.8  ])
     """
     (a1, r1), (a0, r0) = aligned, unaligned
     f1, f0 = a1 / (a1 + r1), a0 / (a0 + r0)
@@ -159,6 +224,15 @@ def checkpoint(depth: int = 10, success: float = 0.95, unaligned: Hazards = UNAL
     success : float
         Probability that it refuses.
     unaligned : (harm, refusal) per token
+
+    Examples
+    --------
+    A prefix that ends just before the checkpoint helps the model, one that passes it meets no refusal any more:
+
+    >>> chain = ms.toy.checkpoint(depth=10)
+    >>> harm = ms.hitting_probability(chain, "harm").value
+    >>> np.round([chain.entry[k] @ harm for k in (0, 9, 10)], 3)
+    array([0.535, 0.116, 0.8  ])
     """
     _check(depth=_whole(depth, 1), success=(0 <= success <= 1, success), unaligned=_hazards(unaligned))
     a, r = unaligned
@@ -172,6 +246,15 @@ def checkpoint_harm(
     """P(harm) after k forced tokens: ``f0 (1 - success c0^(d - k))`` for k < d, else f0.
 
     Without an attack (k = 0) this *grows* with d: a single checkpoint is worse the deeper it sits.
+
+    Examples
+    --------
+    Checkpoints after 1, 10 and 30 tokens, then one after 10 whose first 0, 9 and 10 tokens are forced:
+
+    >>> np.round([ms.toy.checkpoint_harm(d) for d in (1, 10, 30)], 3)
+    array([0.116, 0.535, 0.768])
+    >>> np.round(ms.toy.checkpoint_harm(10, prefill=[0, 9, 10]), 3)
+    array([0.535, 0.116, 0.8  ])
     """
     a, r = unaligned
     left = depth - np.asarray(prefill)
@@ -199,6 +282,19 @@ def leak(leak: float = 0.02, *, harm: float = 0.05, refuse: float = 0.3, end: fl
         Per token of a refusal: back to the trajectory, end of the answer (outcome "benign").
     harm, refuse : float
         Per token of the trajectory.
+
+    Examples
+    --------
+    One refusal in six is taken back, and one in six of those ends in harm:
+
+    >>> chain = ms.toy.leak(0.02)
+    >>> harm = ms.hitting_probability(chain, "harm")
+    >>> print(harm.at_start)
+    P(harm) = 0.166667   proven [0.166667, 0.166667]
+        because: rounding 5e-16; sampling, judge, lumping, model, truncation not assessed
+    >>> print(harm[chain.index("refusal")])
+    P(harm) = 0.0277778   proven [0.0277778, 0.0277778]
+        because: rounding 1e-16; sampling, judge, lumping, model, truncation not assessed
     """
     _check(hazards=_hazards((harm, refuse)), leak=(0 <= leak <= 1 - end, leak), end=(0 <= end <= 1, end))
     P = np.zeros((4, 4))
@@ -212,6 +308,13 @@ def leak_harm(leak: float = 0.02, *, harm: float = 0.05, refuse: float = 0.3, en
     it.
 
     Without an end (e = 0) every leak is fatal in the long run: the first is 1 however often the model refuses.
+
+    Examples
+    --------
+    >>> np.round(ms.toy.leak_harm(0.02), 3)
+    array([0.167, 0.028])
+    >>> np.round(ms.toy.leak_harm(0.02, end=0), 3)  # a refusal that never ends
+    array([1., 1.])
     """
     if leak + end == 0:
         return np.array([harm / (harm + refuse), 0.0])
