@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .brief import brief
 from .edits import Edit, Part, When
 from .heads import Head, texts
 from .host import Host
@@ -40,6 +41,8 @@ class HeadProbes:
     accuracy: NDArray
     auc: NDArray
     loss: NDArray
+
+    __repr__ = brief
 
     @property
     def ranked(self) -> list[Head]:

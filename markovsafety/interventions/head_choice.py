@@ -18,6 +18,7 @@ import numpy as np
 from ..bound import Bound
 from ..errors import InputError
 from .behaviour import Behaviour, behave
+from .brief import brief
 from .buckets import listed
 from .edits import Edit, When
 from .head_sweep import HeadSweep
@@ -64,6 +65,8 @@ class HeadChoice:
     edited: Behaviour
     control: Behaviour
     others: Behaviour | None
+
+    __repr__ = brief
 
     @property
     def effect(self) -> Bound:

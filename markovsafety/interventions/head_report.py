@@ -19,6 +19,7 @@ from ..files import atomic
 from ..rollouts import sample
 from ..rollouts.asked import read_prompts
 from .behaviour import Behaviour, behave
+from .brief import brief
 from .edits import Edit, write_edit
 from .head_baselines import added_norm, probe_heads, whole_layer
 from .head_choice import HeadChoice, choose_heads
@@ -65,6 +66,8 @@ class HeadReport:
     defence: AlphaPath | None = None
     baselines: dict[str, Behaviour] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    __repr__ = brief
 
     @property
     def verdict(self) -> str:

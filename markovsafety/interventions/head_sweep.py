@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
 from ..errors import InputError
+from .brief import brief
 from .edits import Edit
 from .heads import Head, HeadDirections
 from .host import Host
@@ -52,6 +53,8 @@ class HeadSweep:
     random: NDArray
     base: NDArray
     base_log_odds: float
+
+    __repr__ = brief
 
     @property
     def control(self) -> NDArray:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..reading import making
+from .brief import brief
 from .edits import Edit, Part, When
 from .host import Host
 from .record import head_outputs
@@ -75,6 +76,8 @@ class HeadDirections:
     sign: str
     model: str | None = None
     template: str | None = None
+
+    __repr__ = brief
 
     def __post_init__(self):
         for name in ARRAYS:

@@ -63,6 +63,10 @@ class Host:
     head_dim: int
     width: int
 
+    def __repr__(self) -> str:
+        kind = type(self.engine.model).__name__
+        return f"<Host: {kind}, {self.layers} blocks of {self.heads} heads x {self.head_dim}, width {self.width}>"
+
     @classmethod
     def of(cls, engine: TransformersEngine, *, validate: bool = True) -> Host:
         """Find the parts of an engine's model by structure, and validate them.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from .brief import brief
 from .objectives import Batch, Distilled, Loss, as_tensors, log_probs, logits_of, summed
 
 __all__ = ["Imitated"]
@@ -21,6 +22,8 @@ class Imitated(Distilled):
     Imitated rows that are longer than those that are learned are read in a pass of their own: padding all rows to their
     length would cost more. Without rows of its own to imitate it is `Distilled`.
     """
+
+    __repr__ = brief
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         if self.batches is None:

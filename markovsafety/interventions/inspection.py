@@ -24,6 +24,7 @@ from ..rollouts.asked import read_prompts
 from .behaviour import Behaviour
 from .beliefs import Separation, belief_table, believe, separate
 from .blocking import Blocked, measure_blocked
+from .brief import brief
 from .buckets import Buckets, category_of, refusal_shares
 from .differences import difference
 from .directions import Direction, write_direction
@@ -89,6 +90,8 @@ class Inspection:
     policy: Policy | None = None
     edits: dict[str, Edit] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    __repr__ = brief
 
     @property
     def verdict(self) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
 from ..errors import InputError
+from .brief import brief
 from .buckets import listed
 from .directions import Direction
 from .edits import Edit
@@ -53,6 +54,8 @@ class Task:
     certainly: tuple[int, ...]
     no: tuple[int, ...]
     spans: Spans
+
+    __repr__ = brief
 
     def prompts(self, prompts: Sequence[Any]) -> list[dict[str, Any]]:
         """The instructions with the question, as records; what else a record says is kept.
@@ -148,6 +151,8 @@ class Replies:
     likeliest: NDArray
     level: float = 0.95
 
+    __repr__ = brief
+
     @property
     def odds(self) -> NDArray:
         """P(certainly) / (P(certainly) + P(no)) of each prompt; nan where both are 0."""
@@ -238,6 +243,8 @@ class Inversion:
     share: Effect
     neither: Effect
     edit: Edit = field(repr=False)
+
+    __repr__ = brief
 
     def __str__(self) -> str:
         return f"{self.share}\n{self.neither.edited}"

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ..bound import Bound, clustered
 from ..errors import InputError
 from ..reading import making
+from .brief import brief
 from .edits import check_identity
 from .host import Host
 from .storage import checked, read_tensors, typed, write_tensors
@@ -74,6 +75,8 @@ class Monitor:
     kind: str
     model: str | None = None
     template: str | None = None
+
+    __repr__ = brief
 
     def level_scores(self, values: NDArray) -> NDArray:
         """Root mean square of the features of activations (rows, levels, width), (rows, levels); about 1 if clean.

@@ -24,6 +24,7 @@ from ..rollouts.engines.transformers import TransformersEngine, open_engine
 from ..rollouts.provenance import weights_hash
 from .augment import Row
 from .batches import RowBatches, check_rows, rows_hash
+from .brief import brief
 
 __all__ = ["Constrained", "CrossEntropy", "Distilled", "Objective", "Setting", "as_tensors"]
 
@@ -64,6 +65,8 @@ class Setting:
     seed: int
     accumulate: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
 
 def as_tensors(batch: dict[str, np.ndarray], device: Any = None) -> Batch:
@@ -133,6 +136,8 @@ class Constrained:
 
     beta: float | Sequence[float] = (0.5, 2.0, 2.0, 2.0, 2.0, 0.1)
     reference: Any = None
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         betas = np.atleast_1d(np.asarray(self.beta, float))
@@ -206,6 +211,8 @@ class Distilled:
     rows: Sequence[Row] | None = None
     size: int | None = None
     batches: RowBatches | None = None
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         if self.on not in ON or not (self.weight >= 0 and np.isfinite(self.weight)) or not self.temperature > 0:

@@ -12,6 +12,7 @@ from ..arithmetic import mean
 from ..bound import Bound, check_level, clustered
 from ..errors import InputError
 from .blocking import guarded
+from .brief import brief
 from .separation import curve
 
 __all__ = ["Policy", "policy"]
@@ -44,6 +45,8 @@ class Policy:
     always: Bound
     curve: dict[str, NDArray] = field(repr=False)
     about: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def __str__(self) -> str:
         return f"block above {self.threshold:.3g}: {self.cost}\n{self.never}\n{self.always}"

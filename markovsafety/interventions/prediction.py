@@ -15,6 +15,7 @@ from ..clusters import effective_size, freedom, kish
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
+from .brief import brief
 from .edits import Edit
 from .host import Host
 from .start_row import StartRows, check_row_local, first_laws
@@ -49,6 +50,8 @@ class RowLocal:
     prompts: NDArray
     unseen: NDArray
     table: list[dict[str, Any]]
+
+    __repr__ = brief
 
     def __str__(self) -> str:
         lines = [f"P(harm) predicted from the start row; nothing known of {self.unseen.mean():.2g} of first tokens"]

@@ -19,6 +19,7 @@ from torch.nn import functional
 from ..errors import InputError
 from .augment import Row
 from .batches import check_rows, collate_rows, rows_hash
+from .brief import brief
 from .objectives import Setting, _frozen, _name, as_tensors, each_kept, log_probs, logits_of, summed
 
 __all__ = ["Preference", "Preferred", "cleaned", "preference_rows"]
@@ -90,6 +91,8 @@ class Preferred:
     beta: float = 0.1
     anchor: float = 0.0
     reference: Any = None
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.beta) and self.beta > 0 and np.isfinite(self.anchor) and self.anchor >= 0):

@@ -286,7 +286,7 @@ def _projecting(seen: dict[str, torch.Tensor], name: str, vector: np.ndarray) ->
     """Keeps the product of the residual stream with a vector under a name."""
 
     def take(hidden: torch.Tensor) -> None:
-        seen[name] = hidden.float() @ torch.as_tensor(np.asarray(vector, np.float32)).to(hidden.device)
+        seen[name] = hidden.float() @ torch.as_tensor(np.array(vector, np.float32)).to(hidden.device)
 
     return take
 

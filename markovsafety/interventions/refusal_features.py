@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from ..rollouts.provenance import json_hash
+from .brief import brief
 from .differences import states
 from .directions import Direction
 from .host import Host
@@ -82,6 +83,8 @@ class RefusalGuided:
     momentum: float = 0.0
     host: Host | None = None
     running: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         fine = np.isfinite(self.weight) and self.weight >= 0 and 0 <= self.momentum < 1

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..bound import Bound, check_level, clopper_pearson, clustered
 from ..errors import InputError
+from .brief import brief
 
 __all__ = ["Probed", "auc", "curve", "probe", "silhouette"]
 
@@ -137,6 +138,8 @@ class Probed:
     auc: Bound
     shuffled: NDArray
     scores: NDArray
+
+    __repr__ = brief
 
     @property
     def p(self) -> float:

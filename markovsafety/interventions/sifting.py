@@ -21,6 +21,7 @@ from ..bound import Bound, clustered, encode
 from ..errors import InputError
 from ..files import atomic
 from ..rollouts.asked import read_prompts
+from .brief import brief
 from .data_filter import RefusalFilter
 from .host import Host
 from .pages import spanned
@@ -59,6 +60,8 @@ class Sifted:
     filter: RefusalFilter
     level: float = 0.95
     decided: Mapping[str, str] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def kept(self) -> list[Pair]:

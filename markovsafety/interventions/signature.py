@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..bound import Bound, check_level, clustered
 from ..errors import InputError
+from .brief import brief
 from .edits import Edit
 from .host import Host
 from .record import laws
@@ -35,6 +36,8 @@ class Signature:
 
     distance: Bound
     prompts: NDArray
+
+    __repr__ = brief
 
     def __str__(self) -> str:
         d = self.distance

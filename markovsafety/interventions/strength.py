@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from .behaviour import Behaviour, behave
+from .brief import brief
 from .edits import Edit
 from .host import Host
 
@@ -38,6 +39,8 @@ class AlphaPath:
     edited: tuple[Behaviour, ...]
     control: tuple[Behaviour, ...]
     benign: tuple[Behaviour, ...] | None
+
+    __repr__ = brief
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per alpha: Bounds of harm, refusal, finished, truncated, repetition, of harm and refusal under the

@@ -24,6 +24,7 @@ from ..bound import encode
 from ..errors import InputError
 from ..rollouts.provenance import json_hash
 from ..rollouts.template import Template
+from .brief import brief
 from .data_filter import RefusalFilter, fit_filter, write_filter
 from .differences import difference
 from .directions import Position
@@ -61,6 +62,8 @@ class Taught:
     filter: RefusalFilter
     path: Path
     record: dict[str, Any]
+
+    __repr__ = brief
 
     @property
     def verdict(self) -> str:

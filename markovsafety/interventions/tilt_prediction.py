@@ -31,6 +31,7 @@ from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
 from .bias_tables import BiasTable
+from .brief import brief
 from .debias import LOGITS, double_laws
 from .exploration import Explored
 from .host import Host
@@ -78,6 +79,8 @@ class Tilted:
     category: NDArray
     terms: NDArray = field(repr=False)
     asked: Asked = field(default_factory=lambda: Asked({}), repr=False)
+
+    __repr__ = brief
 
     def at(self, group: str, strength: float) -> dict[str, Any]:
         """The row of a group and a strength."""

@@ -15,6 +15,7 @@ from ..outcomes import CODES, NOT_JUDGED
 from ..reading import parsed
 from ..rollouts.rollouts import Rollouts
 from .augment import Triplet
+from .brief import brief
 
 __all__ = ["Triplets", "read_triplets", "triplets_of"]
 
@@ -31,6 +32,8 @@ class Triplets:
 
     items: tuple[Triplet, ...]
     category: tuple[str, ...]
+
+    __repr__ = brief
 
     def __len__(self) -> int:
         return len(self.items)

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..evidence.paired import METHODS, benjamini_hochberg, change
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
+from .brief import brief
 from .pages import spanned
 from .pairing import Asked, asked_of, check_paired
 
@@ -45,6 +46,8 @@ class Cells:
     events: NDArray
     totals: NDArray
     asked: Asked = field(default_factory=lambda: Asked({}), repr=False)
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, rolls: Rollouts, outcome: str) -> Cells:
@@ -153,6 +156,8 @@ class Vulnerabilities:
     limit: float | None
     overall: dict[str, Bound]
     table: list[dict[str, Any]]
+
+    __repr__ = brief
 
     def rows(self, arm: str | None = None, **flags: bool) -> list[dict[str, Any]]:
         """Rows of an arm (all by default) with given flags, such as ``weak=True``."""

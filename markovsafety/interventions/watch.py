@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..bound import Bound, clustered, encode
+from .brief import brief
 from .edits import Edit
 from .host import Host, hidden_of
 from .monitor import Monitor, check_monitor
@@ -45,6 +46,8 @@ class Detection:
     control: tuple[Bound, ...]
     false_alarms: Bound
     visible: float | None
+
+    __repr__ = brief
 
     def __str__(self) -> str:
         lines = [
@@ -132,6 +135,8 @@ class Alarms:
 
     monitor: Monitor
     passes: list[NDArray] = field(default_factory=list)
+
+    __repr__ = brief
 
     @property
     def scores(self) -> NDArray:
