@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from . import plot
-from .analysis import ALL, Analysis
-from .bound import REASONS, Bound, encode
-from .depth import Depth, operational_depth
-from .errors import InputError
-from .files import atomic
+from .. import plot
+from ..analysis import ALL, Analysis
+from ..bound import REASONS, Bound, encode
+from ..depth import Depth, operational_depth
+from ..errors import InputError
+from ..files import atomic
 
 __all__ = ["finding", "write"]
 
@@ -246,7 +246,7 @@ def _environment() -> Any:
         return Markup('<span class="{}">{}</span>').format(kind, told)
 
     # The template is read as data, so that a zipped installation works too.
-    source = resources.files("markovsafety").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    source = resources.files("markovsafety").joinpath("report/page.html.jinja").read_text(encoding="utf-8")
     env = jinja2.Environment(
         loader=jinja2.DictLoader({"report.html.jinja": source}),
         autoescape=True,
