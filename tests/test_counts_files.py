@@ -51,6 +51,20 @@ def test_indices_out_of_range_are_refused(tmp_path, key):
         read_counts(tmp_path / "bad.npz")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("transitions_group", np.nan), ("entries_source", 0.5), ("transitions_sum_count", 1j)]
+)
+def test_numbers_of_another_type_are_refused(tmp_path, key, value):
+    """Half an index would be cut to a whole one, and nan to any."""
+    write_counts(ms.count(make([([1, 2], 0, 1, 0, 0)]), ms.KGram(1)), tmp_path / "c.npz")
+    with np.load(tmp_path / "c.npz") as file:
+        arrays = {k: file[k] for k in file.files}
+    arrays[key] = np.full(arrays[key].shape, value)
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(ms.InputError, match="an array of type"):
+        read_counts(tmp_path / "bad.npz")
+
+
 @quick
 @given(st.data())
 def test_damaged_bytes_never_escape(tmp_path_factory, data):

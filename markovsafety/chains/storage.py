@@ -286,11 +286,11 @@ def read_counts(path: str | os.PathLike[str]) -> Counts:
 
 def _table(arrays: dict[str, np.ndarray], name: str, groups: int, states: int) -> Table:
     """One table of sums; indices that point outside the tally or the states are refused."""
-    group, source = (np.asarray(arrays[f"{name}_{k}"], dtype=np.int64) for k in ("group", "source"))
+    group, source = (_numbers(arrays[f"{name}_{k}"], "iu", np.int64) for k in ("group", "source"))
     target = arrays.get(f"{name}_target")
-    target = None if target is None else np.asarray(target, dtype=np.int64)
+    target = None if target is None else _numbers(target, "iu", np.int64)
     begin = f"{name}_sum_"
-    sums = {k.removeprefix(begin): np.asarray(v, dtype=np.float64) for k, v in arrays.items() if k.startswith(begin)}
+    sums = {k.removeprefix(begin): _numbers(v, "iuf", np.float64) for k, v in arrays.items() if k.startswith(begin)}
     ends = [(group, groups), (source, states + len(OUTCOMES))]
     ends += [] if target is None else [(target, states + len(OUTCOMES))]
     for index, end in ends:
@@ -301,6 +301,13 @@ def _table(arrays: dict[str, np.ndarray], name: str, groups: int, states: int) -
     if any(v.shape != group.shape or not np.isfinite(v).all() for v in sums.values()):
         raise ValueError(f"the sums of {name} do not fit")
     return Table(group, source, target, sums)
+
+
+def _numbers(array: np.ndarray, kinds: str, dtype: Any) -> np.ndarray:
+    """The array in the type that is worked with; a ValueError where that would change its numbers."""
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"an array of type {array.dtype} where {np.dtype(dtype)} was written")
+    return np.asarray(array, dtype=dtype)
 
 
 def _unpack(arrays: dict[str, np.ndarray], stored: Path | None = None) -> Chain:
