@@ -124,6 +124,13 @@ def test_concat_of_different_columns_says_what_it_dropped():
     assert len(Rollouts.concat([])) == 0
 
 
+def test_outcomes_may_be_given_by_name():
+    assert some(outcome=["harm", "benign", "truncated"]) == some()
+    assert some(outcome=["harm", None, None], hit=[1, -1, -1]).outcome.tolist() == [0, -1, -1]
+    assert Rollouts.of([[5], [6]], prompt_id=[0, 1], outcome="harm", hit=0).outcome.tolist() == [0, 0]
+    assert len(Rollouts.of([], prompt_id=[], outcome=np.array([], dtype=object))) == 0
+
+
 def test_equality_sees_every_column():
     rolls = some(columns={"logprob": [np.nan] * 5})
     assert rolls == some(columns={"logprob": [np.nan] * 5}, provenance={"x": 1})
@@ -145,6 +152,7 @@ def test_equality_sees_every_column():
         ({"hit": [-1, 2, -1]}, "column hit, row 0: outcome harm without the token"),
         ({"outcome": [0, 3, 3]}, "column hit, row 1: token 2 hit, but the answer is truncated"),
         ({"outcome": [0, 2, 4]}, "column outcome, row 2: code 4 is unknown"),
+        ({"outcome": ["harm", "Benign", None]}, "column outcome, row 1: unknown outcome 'Benign'"),
         ({"category": ["a", None, "b"]}, "column category, row 1: None is no text"),
         ({"prompt_id": [0, 0]}, "column prompt_id has 2 rows, the answers are 3"),
         ({"prompt_id": [0, 0, 2**63]}, "column prompt_id does not fit int64"),

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..outcomes import NOT_JUDGED, OUTCOMES
+from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from ..rich import few, short, shown
-from .checks import check_offsets, check_rollouts
+from .checks import check_offsets, check_rollouts, reject
 
 __all__ = ["ACTIVATION", "ALIGNED", "MASS", "SCALARS", "Ragged", "Rollouts", "is_aligned"]
 
@@ -209,7 +209,10 @@ class Rollouts:
         columns: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> Rollouts:
-        """Build from a list of token id sequences; scalars are repeated for every answer."""
+        """Build from a list of token id sequences; scalars are repeated for every answer.
+
+        An outcome is a code or its name; None is not judged.
+        """
         rows, n = Ragged.of(answers), len(answers)
 
         def full(values: Any, dtype: Any) -> np.ndarray:
@@ -217,7 +220,7 @@ class Rollouts:
             return np.full(n, values[()], values.dtype) if values.ndim == 0 else values
 
         cells = [full(v, d) for v, d in ((prompt_id, np.int64), (category, object), (prefill, np.int32))]
-        judged = [full(outcome, np.int8), full(hit, np.int32)]
+        judged = [full(_codes(outcome), np.int8), full(hit, np.int32)]
         fixed = dict(zip(PER_ROLLOUT, [*cells, *judged]))
         return cls(rows.flat, rows.offsets, **fixed, columns=columns or {}, provenance=provenance or {})
 
@@ -367,6 +370,22 @@ class Rollouts:
         rows = Ragged.concat([Ragged(part.tokens, part.offsets) for part in parts])
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in PER_ROLLOUT}
         return Rollouts(rows.flat, rows.offsets, **joined, columns=columns, provenance=provenance)
+
+
+def _codes(outcome: Any) -> Any:
+    """Codes of outcomes that are given by name; numbers stay as they are."""
+    given = np.asarray(outcome)
+    if given.dtype.kind not in "UO":
+        return outcome
+    codes = [NOT_JUDGED if name is None else CODES.get(name, name) for name in given.ravel().tolist()]
+    reject(
+        "outcome",
+        np.array([isinstance(code, str) for code in codes], dtype=bool),
+        lambda row: f"unknown outcome {codes[row]!r}",
+        cause=f"known are {', '.join(OUTCOMES)}, and None for not judged",
+        next="rename the outcomes",
+    )
+    return np.array(codes).reshape(given.shape)
 
 
 def _index(which: Any, n: int) -> np.ndarray:
