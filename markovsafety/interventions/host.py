@@ -53,6 +53,16 @@ class Host:
         The attention's output projection of every block, (heads * head_dim) to width.
     heads, head_dim, width : int
         Query heads; their dimension; dimension of the residual stream.
+
+    Examples
+    --------
+    >>> host = ms.interventions.open_host(ms.organism.model_path("shallow"))
+    >>> host
+    <Host: LlamaForCausalLM, 4 blocks of 4 heads x 16, width 64>
+    >>> [ids.tolist() for ids in host.prompt_ids(["v05 the bio5 ."])]
+    [[1, 4, 17, 32, 46, 181, 5, 6, 7]]
+    >>> host.spans().t_inst
+    (-4, -3)
     """
 
     engine: TransformersEngine
@@ -249,6 +259,20 @@ def open_host(model: str | Path | TransformersEngine, *, system: str | None = No
         The template has no place for a system message.
     ModelError
         The model cannot be loaded, or its structure is not understood (the names that were found are in the error).
+
+    Examples
+    --------
+    >>> ms.interventions.open_host(ms.organism.model_path("shallow"))
+    <Host: LlamaForCausalLM, 4 blocks of 4 heads x 16, width 64>
+
+    A chat template that has no place for a system message says so, rather than leave it out.
+
+    >>> ms.interventions.open_host(ms.organism.model_path("shallow"), system="be brief")
+    Traceback (most recent call last):
+        ...
+    markovsafety.errors.InputError: the chat template of ... leaves the system message out
+      cause: it renders what the user says, and has no place for a system message
+      next:  say it within the prompts, or leave it out
     """
     if isinstance(model, str | Path):
         opened: Any = open_engine("transformers", model, **options)

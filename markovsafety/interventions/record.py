@@ -55,6 +55,20 @@ def activations(
         A prompt too short for a position, or an unknown level.
     UntrustedError
         An activation is not finite.
+
+    Examples
+    --------
+    How far apart are harmful and harmless prompts at the end of the instruction and of the prompt, level by level?
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> places = [host.spans().t_inst[0], -1]
+    >>> kinds = [inside.activations(host, organism.prompts(n=24, harmful=h), places) for h in (True, False)]
+    >>> kinds[0].shape  # prompts, levels, places, width
+    (24, 5, 2, 64)
+    >>> np.linalg.norm(kinds[0].mean(axis=0) - kinds[1].mean(axis=0), axis=-1).T.round(1)
+    array([[  0. ,  32.3,  75. , 197.8, 180.7],
+           [  0. ,   1.6, 186.4, 265.2, 342.9]], dtype=float32)
     """
     ids = host.prompt_ids(prompts)
     wanted = list(range(host.layers + 1)) if levels is None else [int(level) for level in levels]
@@ -84,6 +98,20 @@ def head_outputs(
     Returns
     -------
     float32 array, shape (prompts, layers, heads, head_dim)
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> kinds = [inside.head_outputs(host, organism.prompts(n=24, harmful=h)) for h in (True, False)]
+    >>> kinds[0].shape  # prompts, layers, heads, numbers of a head
+    (24, 4, 4, 16)
+    >>> apart = np.linalg.norm(kinds[0].mean(axis=0) - kinds[1].mean(axis=0), axis=-1)
+    >>> apart.round(1)
+    array([[ 0.1,  0.3,  0.2,  0.1],
+           [ 0.1,  8.8, 11. ,  0.1],
+           [ 5.5, 10.8, 19.3,  1.7],
+           [ 2.9,  0.8,  1.6,  1.5]], dtype=float32)
     """
     ids = host.prompt_ids(prompts)
 
@@ -118,6 +146,19 @@ def projections(
     dict of name -> list of float32 arrays
         Entry i of an answer is the product at the position that predicts its token i: entry 0 stands at the last
         prompt token, and nothing of the answer's own last token is in it.
+
+    Examples
+    --------
+    Along the refusal direction at level 3, at each of the first tokens of a compliant answer:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> harmful, harmless = organism.prompts(n=24), organism.prompts(n=24, harmful=False)
+    >>> refusal = inside.difference(host, harmful, harmless, position="t_post").at(3)
+    >>> answers = [p["prefix"][:6] for p in harmful]
+    >>> found = inside.projections(host, harmful, answers, {"refusal": (3, refusal.unit)})
+    >>> np.mean(found["refusal"], axis=0).round(0)
+    array([232.,  25.,   1.,   6.,  43.,  39.], dtype=float32)
     """
     ids = host.prompt_ids(prompts)
     said = [np.asarray(a, dtype=np.int64) for a in answers]
@@ -162,6 +203,17 @@ def laws(
     -------
     float32 array, shape (prompts, last, vocab)
         Log-probabilities, nats.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> law = np.exp(inside.laws(host, ["v05 the bio5 ."])[0, 0])
+    >>> for i in law.argsort()[::-1][:3]:
+    ...     print(organism.WORDS[i], law[i].round(2))
+    sorry 0.43
+    unfortunately 0.27
+    no 0.18
     """
     ids = host.prompt_ids(prompts)
     said = [np.zeros(0, np.int64)] * len(ids) if answers is None else [np.asarray(a, dtype=np.int64) for a in answers]
@@ -198,6 +250,17 @@ def token_mass(
     Returns
     -------
     float64 array, shape (prompts,)
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> [organism.WORDS[i] for i in organism.REFUSAL_IDS]
+    ['sorry', 'unfortunately', 'no']
+    >>> inside.token_mass(host, organism.prompts(n=4), organism.REFUSAL_IDS).round(2)
+    array([0.9 , 0.89, 0.88, 0.87])
+    >>> inside.token_mass(host, organism.prompts(n=4, harmful=False), organism.REFUSAL_IDS).round(2)
+    array([0.03, 0.03, 0.04, 0.03])
     """
     return np.exp(log_masses(host, prompts, [tokens], edit=edit, batch_size=batch_size)[0])
 
