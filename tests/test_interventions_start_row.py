@@ -68,6 +68,7 @@ def test_quality_is_the_share_of_answers():
 
 def test_columns_are_the_activations_that_predict_each_token(host, plain, refuse):
     v = refuse[LEVEL] / np.linalg.norm(refuse[LEVEL])
+    v.flags.writeable = False  # as the vectors of a Direction are
     few = plain[np.array([0, 9, 200, 380])]
     found = with_activations(host, few, {"refusal": (LEVEL, v)})
     for row in range(len(few)):
