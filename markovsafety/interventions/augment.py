@@ -36,7 +36,15 @@ Item = TypeVar("Item")
 
 
 class Triplet(NamedTuple):
-    """Token ids of a prompt, of an answer that complies with it (its end token included), and of a refusal."""
+    """Token ids of a prompt, of an answer that complies with it (its end token included), and of a refusal.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import Triplet, recover
+    >>> triplet = Triplet(prompt=[4, 12, 5], answer=[21, 22, 23, 2], refusal=[31, 2])
+    >>> recover(*triplet, k=2).tokens
+    [4, 12, 5, 21, 22, 31, 2]
+    """
 
     prompt: Sequence[int]
     answer: Sequence[int]
@@ -44,7 +52,16 @@ class Triplet(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Token ids, the index from which they carry loss, and the weight of the answer's tokens."""
+    """Token ids, the index from which they carry loss, and the weight of the answer's tokens.
+
+    Examples
+    --------
+    Three tokens of a prompt, two that comply, and a refusal of two tokens, which alone is learned:
+
+    >>> row = ms.interventions.Row([4, 12, 5, 21, 22, 31, 2], answer=3, loss_from=5)
+    >>> row.offset, row.loss_tokens
+    (2, 2)
+    """
 
     tokens: list[int]
     answer: int  # index of the first answer token
@@ -78,6 +95,14 @@ def recover(prompt: Sequence[int], answer: Sequence[int], refusal: Sequence[int]
     ------
     InputError
         If the refusal cannot begin there.
+
+    Examples
+    --------
+    The model is to turn back after four tokens of an answer that complies:
+
+    >>> row = ms.interventions.recover(prompt=[4, 12, 5], answer=[21, 22, 23, 24, 25, 2], refusal=[31, 32, 2], k=4)
+    >>> row.tokens, row.loss_from
+    ([4, 12, 5, 21, 22, 23, 24, 31, 32, 2], 7)
     """
     if not 0 <= k < max(len(answer), 1):
         raise InputError(
@@ -159,6 +184,15 @@ def recovery(
     Notes
     -----
     arXiv 2406.05946, section 3.1, has C = 100 and plain = 1/2, and does not say what happens to short answers.
+
+    Examples
+    --------
+    About half of the rows refuse at once, and as many after 1, 2, .. 5 tokens of the answer as chance has it:
+
+    >>> triplet = ([4, 12, 5], [21, 22, 23, 24, 25, 26, 2], [31, 32, 2])
+    >>> rows = ms.interventions.recovery([triplet], depth=5, n=1000)
+    >>> np.bincount([row.offset for row in rows])
+    array([476, 103, 123,  96,  94, 108])
     """
     rows = checked_triplets(triplets, depth)
     check_choice("short", short, SHORT)
@@ -212,6 +246,18 @@ def rotations(
     ------
     InputError
         If a triplet is empty, or an answer is too short for any offset.
+
+    Examples
+    --------
+    An answer of four tokens has three offsets at which it is not over, however large the depth:
+
+    >>> triplet = ([4, 12, 5], [21, 22, 23, 2], [31, 2])
+    >>> for row in ms.interventions.rotations([triplet], depth=20, plain=True):
+    ...     print(row.offset, row.tokens[row.answer :])
+    0 [31, 2]
+    1 [21, 31, 2]
+    2 [21, 22, 31, 2]
+    3 [21, 22, 23, 31, 2]
     """
     rows = checked_triplets(triplets, depth)
     check_choice("weight", weight, WEIGHTS)
@@ -242,6 +288,15 @@ def token_share(safety: Sequence[Row], anchors: Sequence[Row]) -> float:
     float
         In [0, 1]. A loss that is averaged over the tokens of a batch has this in place of the alpha of arXiv 2406.05946
         (equation 3): short refusals beside long anchors count for less than their rows do.
+
+    Examples
+    --------
+    As many safety rows as anchors, and a tenth of the loss, for their refusals are short:
+
+    >>> safety = [ms.interventions.Row([4, 5, 31, 32, 2], answer=2, loss_from=2)]
+    >>> anchors = [ms.interventions.Row([4, 6, *range(40, 66), 2], answer=2, loss_from=2)]
+    >>> ms.interventions.token_share(safety, anchors)
+    0.1
     """
     mine, other = (sum(r.weight * r.loss_tokens for r in rows) for rows in (safety, anchors))
     if mine + other == 0:
@@ -268,6 +323,16 @@ def mixed(safety: Sequence[Row], anchors: Sequence[Row], alpha: float = 0.2) -> 
     ------
     InputError
         If alpha is not in (0, 1) or one of the lists has no token with loss.
+
+    Examples
+    --------
+    A refusal of 3 tokens gets a fifth of the loss beside an anchor of 27:
+
+    >>> safety = [ms.interventions.Row([4, 5, 31, 32, 2], answer=2, loss_from=2)]
+    >>> anchors = [ms.interventions.Row([4, 6, *range(40, 66), 2], answer=2, loss_from=2)]
+    >>> rows = ms.interventions.mixed(safety, anchors, alpha=0.2)
+    >>> [round(row.weight, 3) for row in rows], round(ms.interventions.token_share(rows[:1], rows[1:]), 3)
+    ([2.0, 0.889], 0.2)
     """
     if not 0 < alpha < 1:
         raise InputError(f"alpha is {alpha}.", cause="Both kinds of rows get a share.", next="Pass 0 < alpha < 1.")
