@@ -57,6 +57,11 @@ def test_behaviour_counts_outcomes_by_prompt(world):
     either = behaviour.rate(("harm", "refusal"))
     assert either.value == pytest.approx(np.mean(rolls.outcome <= 1))
     assert either.lower < either.value < either.upper
+    foreign = rolls.replace(provenance={})  # answers of others do not say what ends them
+    with pytest.raises(InputError, match="finished and truncated"):
+        inside.Behaviour.of(foreign)
+    told = inside.Behaviour.of(foreign, eos_ids=[worlds.EOS])
+    assert told.quality.finished.value == behaviour.quality.finished.value
     same = behaviour.change(behaviour, "refusal")
     assert same.value == 0
     assert same.lower <= 0 <= same.upper

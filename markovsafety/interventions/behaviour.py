@@ -33,20 +33,42 @@ class Behaviour:
         Answers by `OUTCOMES`: harm, refusal, benign, truncated.
     quality : Quality
         Shares of answers that end, are cut off, repeat themselves.
+
+    Examples
+    --------
+    Two prompts with four answers each, judged by somebody else as 0 (harm) or 1 (refusal); token 2 ends an answer:
+
+    >>> rolls = ms.Rollouts.of([[31, 2]] * 8, prompt_id=[0] * 4 + [1] * 4, outcome=[0, 1, 1, 1, 0, 0, 1, 1], hit=1)
+    >>> seen = ms.interventions.Behaviour.of(rolls, eos_ids=[2])
+    >>> seen
+    <Behaviour: 8 answers to 2 prompts: 3 harm, 5 refusal>
+    >>> print(seen.rate("harm"))
+    P(harm) = 0.375   95 % [0.00307, 0.969]
+    because: sampling 0.48; judge, lumping, model, truncation, rounding not assessed
     """
 
     prompt_id: NDArray
     counts: NDArray
     quality: Quality
 
+    def __repr__(self) -> str:
+        told = ", ".join(f"{n:.0f} {name}" for n, name in zip(self.counts.sum(axis=0), OUTCOMES) if n)
+        return f"<Behaviour: {self.counts.sum():.0f} answers to {len(self.prompt_id)} prompts: {told}>"
+
     @classmethod
-    def of(cls, rolls: Rollouts) -> Behaviour:
+    def of(cls, rolls: Rollouts, eos_ids: Sequence[int] | None = None) -> Behaviour:
         """Count judged rollouts.
+
+        Parameters
+        ----------
+        rolls : Rollouts
+        eos_ids : sequence of int, optional
+            Ids that end an answer; by default those in the provenance.
 
         Raises
         ------
         InputError
-            Some are not judged, or there are none.
+            Some are not judged, or there are none, or it is not known what ends an answer.
         """
         if not len(rolls) or (rolls.outcome == NOT_JUDGED).any():
             raise InputError(
@@ -57,7 +79,7 @@ class Behaviour:
         prompts, row = np.unique(rolls.prompt_id, return_inverse=True)
         counts = np.zeros((len(prompts), len(OUTCOMES)))
         np.add.at(counts, (row.reshape(-1), rolls.outcome), 1.0)
-        return cls(prompts, counts, quality(rolls))
+        return cls(prompts, counts, quality(rolls, eos_ids=eos_ids))
 
     def rate(self, outcomes: str | Sequence[str], level: float = 0.95) -> Bound:
         """Probability of any of some outcomes, clustered by prompt."""
@@ -123,6 +145,18 @@ def behave(
     ------
     InputError
         Prompts or parameters that `sample` refuses.
+
+    Examples
+    --------
+    How many more harmless prompts are refused under a direction? Both arms have the same random numbers:
+
+    >>> from markovsafety.interventions import behave, difference, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> harmless = ms.organism.prompts(n=12, harmful=False)
+    >>> edit = difference(host, ms.organism.prompts(n=12), harmless, position="t_post").edit(level=3)
+    >>> plain, steered = (behave(host, harmless, e, judge="organism", n=2) for e in (None, edit))
+    >>> print(steered.change(plain, "refusal"))
+    change = 0.7...   95 % [0.3..., 0.9...]   because: sampling 0...; judge, ... not assessed
     """
     told: dict[str, Any] = {"n": n, "max_tokens": max_tokens, "seed": seed, "temperature": temperature}
     return Behaviour.of(sample(host.engine, prompts, edit=edit, judge=judge, progress=False, **told))
