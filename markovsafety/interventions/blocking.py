@@ -56,6 +56,18 @@ def guarded(source: Any, rate: Any) -> Any:
     Notes
     -----
     Exact if the guard's decision and the answer are independent given the category; `measure_blocked` tests that.
+
+    Examples
+    --------
+    A guard stops 85 to 95 % of the prompts before a chain that ends in harm once in three times:
+
+    >>> chain, rate = ms.toy.ruin(3, start=1), ms.Bound(0.9, 0.85, 0.95)
+    >>> print(ms.interventions.guarded(ms.hitting_probability(chain, "harm").at_start, rate))
+    guarded P(harm) = 0.0333   95 % [0.0167, 0.05]
+    because: rounding ...e-17; sampling, judge, lumping, model, truncation not assessed
+    >>> behind = ms.interventions.guarded(chain, rate)
+    >>> [round(ms.hitting_probability(behind, end).at_start.value, 4) for end in ("block", "harm", "refusal")]
+    [0.9, 0.0333, 0.0667]
     """
     if isinstance(source, Mapping):
         if not isinstance(rate, Mapping) or set(source) - set(rate):
@@ -121,10 +133,23 @@ class Blocked:
         P(harm) of all prompts, blocked ones doing none; "gap": measured - predicted, which is minus the covariance of
         blocking and harm, with an interval for all categories at once; "p": of the test that they are independent.
     level : float
+
+    Examples
+    --------
+    Every other prompt is stopped, whatever it would have come to:
+
+    >>> rolls = ms.Rollouts.of([[2]] * 40, prompt_id=np.repeat(range(20), 2), outcome=[0, 1] * 20, hit=0)
+    >>> ms.interventions.measure_blocked(rolls, [True, False] * 10)
+    <Blocked: P(harm) all 0.5 -> 0.25; blocking is independent of harm>
     """
 
     rows: dict[str, dict[str, Any]]
     level: float
+
+    def __repr__(self) -> str:
+        told = (f"{name} {row['harm'].value:.3g} -> {row['measured'].value:.3g}" for name, row in self.rows.items())
+        how = "independent of harm" if self.independent else "not independent of harm"
+        return f"<Blocked: P(harm) {', '.join(told)}; blocking is {how}>"
 
     @property
     def independent(self) -> bool:
@@ -167,6 +192,21 @@ def measure_blocked(
     The test permutes the guard's decisions over the prompts of a category, which is exact where they do not depend on
     the answers. The gap's interval is Student's for one number per prompt, with the degrees of freedom that their
     kurtosis leaves (`clusters.freedom`); where all these numbers are equal, that of `clustered`.
+
+    Examples
+    --------
+    Ten prompts always harm, ten never. A guard that stops just the harmful ones does better than its rate says:
+
+    >>> rolls = ms.Rollouts.of([[2]] * 20, prompt_id=range(20), outcome=[0] * 10 + [1] * 10, hit=0)
+    >>> found = ms.interventions.measure_blocked(rolls, [True] * 10 + [False] * 10)
+    >>> for name in ("predicted", "measured"):
+    ...     print(found.rows["all"][name])
+    guarded P(harm | all) = 0.25   95 % [0.0607, 0.568]
+    because: sampling 0.25; judge, lumping, model, truncation, rounding not assessed
+    P(harm | all), guarded = 0   95 % [0, 0.168]
+    because: sampling 0.084; judge, lumping, model, truncation, rounding not assessed
+    >>> found.independent
+    False
     """
     ids, harm, kinds = _by_prompt(rolls)
     told = blocked if isinstance(blocked, Mapping) else dict(enumerate(np.asarray(blocked).tolist()))

@@ -37,6 +37,17 @@ class ChainChange:
         The same by number of tokens before the row is left; the last entry is everything from there on.
     gap : float
         Largest error of the comparison identity over the states (rounding); see `identity_gap`.
+
+    Examples
+    --------
+    >>> harm, refuse = [21, 22], [21, 2]
+    >>> before = ms.Rollouts.of([harm, harm, harm, refuse], prompt_id=range(4), outcome=[0, 0, 0, 1], hit=1)
+    >>> after = ms.Rollouts.of([harm, refuse, refuse, refuse], prompt_id=range(4), outcome=[0, 1, 1, 1], hit=1)
+    >>> found = ms.interventions.chain_change(before, after, ms.KGram(1))
+    >>> found
+    <ChainChange: P(harm) -0.5 at the start, from 1 rows; 6 and 6 states>
+    >>> found.positions
+    array([ 0. , -0.5,  0. ])
     """
 
     before: Chain
@@ -45,6 +56,12 @@ class ChainChange:
     share: NDArray
     positions: NDArray
     gap: float
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.before.states)} and {len(self.after.states)} states"
+        return (
+            f"<ChainChange: P(harm) {self.change:+.3g} at the start, from {int((self.share != 0).sum())} rows; {sizes}>"
+        )
 
     @property
     def change(self) -> float:
@@ -103,6 +120,16 @@ def chain_change(before: Rollouts, after: Rollouts, states: Any = None) -> Chain
     ------
     UntrustedError
         In one chain some states never reach an outcome.
+
+    Examples
+    --------
+    Of four answers that begin with token 21 three ended in harm; under an edit one does:
+
+    >>> harm, refuse = [21, 22], [21, 2]
+    >>> before = ms.Rollouts.of([harm, harm, harm, refuse], prompt_id=range(4), outcome=[0, 0, 0, 1], hit=1)
+    >>> after = ms.Rollouts.of([harm, refuse, refuse, refuse], prompt_id=range(4), outcome=[0, 1, 1, 1], hit=1)
+    >>> ms.interventions.chain_change(before, after, ms.KGram(1)).rows()
+    [{'state': (21,), 'share': -0.5, 'to': 'harm', 'before': 0.75, 'after': 0.25}]
     """
     first, second = (estimate(count(rolls, states)) for rolls in (before, after))
     both = aligned(first, second)
@@ -127,6 +154,17 @@ def aligned(before: Chain, after: Chain) -> tuple[Chain, Chain]:
     ------
     InputError
         Chains with layers, or other outcomes.
+
+    Examples
+    --------
+    A model that is aligned at two positions, and one at three, on the positions of both; P(harm) is what it was:
+
+    >>> before, after = ms.toy.shallow(2), ms.toy.shallow(3)
+    >>> both = ms.interventions.aligned(before, after)
+    >>> [chain.n_states for chain in (before, after, *both)]
+    [5, 6, 6, 6]
+    >>> [round(ms.hitting_probability(chain, "harm").at_start.value, 4) for chain in (before, both[0])]
+    [0.3978, 0.3978]
     """
     ends = [[c.states[i] for i in np.flatnonzero(c.outcome_mask)] for c in (before, after)]
     if before.is_layered or after.is_layered or ends[0] != ends[1]:
@@ -179,6 +217,14 @@ def identity_gap(before: Chain, after: Chain, target: str = "harm") -> float:
     ------
     UntrustedError
         I - Q' is singular: some states of a chain never reach an outcome.
+
+    Examples
+    --------
+    What changed in the rows explains what changed in P(harm), but for rounding:
+
+    >>> before, after = ms.toy.shallow(3), ms.toy.shallow(3, unaligned=(0.04, 0.06))
+    >>> ms.interventions.identity_gap(before, after) < 1e-12
+    True
     """
     for name, chain in (("first", before), ("second", after)):
         _ending(chain, name)

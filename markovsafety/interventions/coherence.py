@@ -41,6 +41,13 @@ class Quality:
     rollouts : int
     gram, times : int
         What counts as repeating.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of([[31, 2], [21, 22, 2], [21] * 9, [21, 22, 23, 24]], prompt_id=[0, 0, 1, 1])
+    >>> ms.interventions.quality(rolls, eos_ids=[2])
+    <Quality: finished 0.5 [0.0126, 0.987], truncated 0.5 [0.0126, 0.987],
+    repetition 0.25 [0.000217, 0.939] of 4 answers>
     """
 
     finished: Bound
@@ -53,6 +60,9 @@ class Quality:
     def __str__(self) -> str:
         parts = (f"{b.info['name']} {b.value:.3g} [{b.lower:.3g}, {b.upper:.3g}]" for b in self._shares())
         return f"{', '.join(parts)} of {self.rollouts} answers"
+
+    def __repr__(self) -> str:
+        return f"<Quality: {self}>"
 
     def _shares(self) -> tuple[Bound, Bound, Bound]:
         return self.finished, self.truncated, self.repetition
@@ -87,6 +97,15 @@ def quality(
     ------
     InputError
         No rollouts, or it is not known what ends an answer.
+
+    Examples
+    --------
+    Two answers end, two are cut off, and one of these says 21 over and over; two prompts do not tell much:
+
+    >>> rolls = ms.Rollouts.of([[31, 2], [21, 22, 2], [21] * 9, [21, 22, 23, 24]], prompt_id=[0, 0, 1, 1])
+    >>> print(ms.interventions.quality(rolls, eos_ids=[2]).repetition)
+    repetition = 0.25   95 % [0.000217, 0.939]
+    because: sampling 0.47; judge, lumping, model, truncation, rounding not assessed
     """
     if not len(rolls):
         raise InputError("there are no rollouts", cause="the set is empty", next="sample some, or check the filter")
@@ -124,6 +143,14 @@ def repeats(rolls: Rollouts, *, gram: int = GRAM, times: int = TIMES) -> NDArray
     ------
     InputError
         No such piece.
+
+    Examples
+    --------
+    A piece of four tokens must be there three times; pieces may overlap, so that six times 21 are three of them:
+
+    >>> rolls = ms.Rollouts.of([[21, 22, 2], [21, 22, 23, 24] * 3, [21] * 5, [21] * 6], prompt_id=0)
+    >>> ms.interventions.repeats(rolls)
+    array([False,  True, False,  True])
     """
     if not (gram >= 1 and times >= 2):
         raise InputError(
