@@ -65,6 +65,19 @@ class HeadDirections:
         What a positive alpha means.
     model, template : str or None
         See `Edit`.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> answered, refused = organism.prompts(n=12, harmful=False), organism.prompts(n=12)
+    >>> directions = inside.head_directions(host, answered, refused)
+    >>> directions
+    HeadDirections(theta=float32 (4, 4, 16), sigma=float64 (4, 4), gap=float64 (4, 4), size=float64 (4, 4),
+        counts=(12, 12), contrast='prompt end', sign='desired - undesired: positive pushes towards desired',
+        model='79867c8f4c32...', template='5c9e013864c8...')
+    >>> directions.edit([(1, 2), (2, 1)], alpha=2.0)
+    <Edit: head x11.0849 at layer 1 head 2 (prompt), head x11.0173 at layer 2 head 1 (prompt)>
     """
 
     theta: NDArray
@@ -193,6 +206,28 @@ def head_directions(
     One example in each group is enough for a direction; sigma is then half the distance between the two.
     Answers of one token leave no trace at the end token of a small model; give whole answers (8 tokens and more), or
     contrast prompts.
+
+    Examples
+    --------
+    How far prompts that are answered are from prompts that are refused, head by head; adding it to three heads takes the
+    refusals away, a random vector of the same norm does not.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> answered, refused = organism.prompts(n=12, harmful=False), organism.prompts(n=12)
+    >>> directions = inside.head_directions(host, answered, refused)
+    >>> directions.gap.round(1)
+    array([[ 0.1,  0.4,  0.2,  0.1],
+           [ 0.2,  9. , 11. ,  0.1],
+           [ 5.5, 10.9, 19.3,  1.7],
+           [ 2.8,  0.8,  1.5,  1.4]])
+    >>> edit = directions.edit([(1, 2), (2, 1), (2, 2)], alpha=4.0)
+    >>> others = organism.prompts(n=12, seed=1)
+    >>> for name, e in {"plain": None, "edited": edit, "random": edit.control()}.items():
+    ...     print(name, inside.token_mass(host, others, organism.REFUSAL_IDS, edit=e).mean().round(2))
+    plain 0.88
+    edited 0.01
+    random 0.87
     """
     groups = [
         texts(host, prompts, None if answers is None else answers[i]) for i, prompts in enumerate((desired, undesired))
@@ -243,7 +278,17 @@ def texts(host: Host, prompts: Sequence[Any], answers: Sequence[Any] | None) -> 
 
 
 def write_head_directions(directions: HeadDirections, path: str | Path) -> None:
-    """Write the directions as one safetensors file, with counts, sign and the model's identity in its header."""
+    """Write the directions as one safetensors file, with counts, sign and the model's identity in its header.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> directions = inside.head_directions(host, organism.prompts(n=12, harmful=False), organism.prompts(n=12))
+    >>> inside.write_head_directions(directions, "heads.safetensors")
+    >>> inside.read_head_directions("heads.safetensors").sign
+    'desired - undesired: positive pushes towards desired'
+    """
     about = {k: getattr(directions, k) for k in ("contrast", "sign", "model", "template")}
     about["counts"] = list(directions.counts)
     write_tensors(path, "head directions", {name: getattr(directions, name) for name in ARRAYS}, about)
@@ -257,6 +302,16 @@ def read_head_directions(path: str | Path) -> HeadDirections:
     InputError
         The file is missing or holds something else. That the directions belong to another model is found when an edit
         made of them is used.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> directions = inside.head_directions(host, organism.prompts(n=12, harmful=False), organism.prompts(n=12))
+    >>> inside.write_head_directions(directions, "heads.safetensors")
+    >>> again = inside.read_head_directions("heads.safetensors")
+    >>> again.counts, np.array_equal(again.theta, directions.theta), again.model == host.identity[0]
+    ((12, 12), True, True)
     """
     arrays, about = read_tensors(path, "head directions")
     with making(f"{path} holds only part of the directions", "write it again"):
