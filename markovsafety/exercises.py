@@ -342,8 +342,8 @@ def answer(c: Case, **answers: Any) -> list[Checked]:
         ``where``: number of forced tokens at which measured harm rises most; ``how_deep``: operational safety depth
         within the budget; ``which_change``: label of the state whose row adds most harm from `before` to `after`;
         ``how_sure``: lower and upper end of P(harm) without forced tokens; ``what_width``: smallest of the widths that
-        keeps harm within the budget where it breaks (at ``where``), "none" if none does. Those left out, or None, are
-        not done yet.
+        keeps the upper end of harm within the budget where it breaks (at ``where``), "none" if none does. Those left
+        out, or None, are not done yet.
 
     Returns
     -------
@@ -381,5 +381,5 @@ HINTS: Mapping[str, str] = {
     "where": "Compare the profile at neighbouring numbers of forced tokens.",
     "how deep": "The upper end has to stay within the budget at all smaller numbers of tokens as well.",
     "which change": "Attribution tells what each state's row adds; the largest adds most.",
-    "what width": "Measure ensembles with a sweep of the answers; they are not independent.",
+    "what width": "Measure ensembles with a sweep of the answers (they are not independent) and read the upper end.",
 }
