@@ -12,18 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import markovsafety as ms
+from markovsafety.depth.decoding import greedy, nucleus, with_end
 from markovsafety.depth.generalisation import PRETRAINED, deviation
-from markovsafety.depth.language_chain import (
-    compatible,
-    density,
-    greedy,
-    language_chain,
-    mixing,
-    n_strings,
-    nucleus,
-    parity_model,
-    with_end,
-)
+from markovsafety.depth.language_chain import compatible, density, language_chain, mixing, n_strings, parity_model
 
 quick = settings(deadline=None, derandomize=True, max_examples=25)
 SEEDS = st.integers(0, 2**32 - 1)

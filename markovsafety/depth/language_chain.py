@@ -17,7 +17,7 @@ token the chain is absorbing, and the numbers that matter are hitting probabilit
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..chains import Chain
 from ..errors import InputError
+from .decoding import Law
 from .profile import whole
 
 __all__ = [
@@ -36,18 +37,14 @@ __all__ = [
     "Mixing",
     "compatible",
     "density",
-    "greedy",
     "language_chain",
     "mixing",
     "n_strings",
-    "nucleus",
     "parity_model",
-    "with_end",
 ]
 
 LARGEST = 20_000  # strings of an explicit chain
 DENSE = 2048  # full strings for mixing
-Law = Callable[[tuple[int, ...]], ArrayLike]
 
 
 def n_strings(vocabulary: int, context: int) -> int:
@@ -225,46 +222,6 @@ def language_chain(law: Law, vocabulary: int, context: int) -> LanguageChain:
             columns.append(index[(*kept, int(token))])
             data.append(p[token] / p.sum())
     return LanguageChain(T, K, states, sp.csr_array(sp.coo_array((data, (rows, columns)), shape=(n, n))))
-
-
-def greedy(law: Law) -> Law:
-    """The law that always speaks the likeliest token (the first of several): no temperature left."""
-
-    def likeliest(s: tuple[int, ...]) -> NDArray[np.float64]:
-        p = np.asarray(law(s), dtype=np.float64)
-        return (np.arange(len(p)) == np.argmax(p)).astype(np.float64)
-
-    return likeliest
-
-
-def nucleus(law: Law, top_p: float) -> Law:
-    """The law cut to its likeliest tokens, as few as reach `top_p` together (top-p sampling)."""
-    if not 0 < top_p <= 1:
-        raise InputError(f"top_p is {top_p}.", cause="It is a probability.", next="Pass 0 < top_p <= 1.")
-
-    def cut(s: tuple[int, ...]) -> NDArray[np.float64]:
-        p = np.asarray(law(s), dtype=np.float64)
-        order = np.argsort(-p, kind="stable")
-        keep = order[: 1 + int(np.searchsorted(np.cumsum(p[order]), top_p * (1 - 1e-12)))]
-        out = np.zeros(len(p))
-        out[keep] = p[keep]
-        return out / out.sum()
-
-    return cut
-
-
-def with_end(law: Law, token: int) -> Law:
-    """The law of answers that end: after `token` nothing but `token` follows.
-
-    The full string of end tokens is then the only closed class and the stationary law sits on it alone: what a safety
-    question needs is where an answer was hit before, not where it rests.
-    """
-
-    def ended(s: tuple[int, ...]) -> NDArray[np.float64]:
-        p = np.asarray(law(s), dtype=np.float64)
-        return (np.arange(len(p)) == token).astype(np.float64) if s[-1] == token else p
-
-    return ended
 
 
 def parity_model(temperature: float = 1.0, logit: float = 1.5) -> LanguageChain:

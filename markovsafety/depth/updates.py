@@ -28,10 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from .profile import budget
 from .schedules import (
-    ConstantSteps,
-    GeometricSteps,
     GivenSteps,
-    HarmonicSteps,
     Schedule,
     counted,
     first_step,
@@ -299,7 +296,9 @@ def verdict_of(update: Update, p0: float) -> Verdict:
     residual = float(residual_after(update, p0, math.inf))
     if p0 == 1 and residual == 0:
         return Verdict(True, 1.0, "", "it always refuses already")
-    moved, why = _moves(update, p0)
+    from .update_rates import moves, rate
+
+    moved, why = moves(update, p0)
     if not moved:
         return Verdict(False, p0, "", why)
     spent = math.inf if isinstance(update, CrossEntropyFlow) else float(total(update.schedule))
@@ -311,39 +310,8 @@ def verdict_of(update: Update, p0: float) -> Verdict:
         return Verdict(False, 1 - residual, "", f"the step sizes sum to {spent:.6g} only: it stops short, for ever")
     if isinstance(update, AdditiveBias) and update.elsewhere > 0:
         share = update.bias / (update.bias + update.elsewhere)
-        return Verdict(False, share, _rate(update), f"only a share {share:.6g} of the bias is on refusal")
-    return Verdict(True, 1.0, _rate(update), "the steps have an infinite sum and push towards refusal alone")
-
-
-def _moves(update: Update, p0: float) -> tuple[bool, str]:
-    if isinstance(update, AdditiveBias) and update.bias + update.elsewhere == 0:
-        return False, "a row without bias never moves"
-    if isinstance(update, (LogitSteps, CrossEntropyFlow)) and p0 == 0:
-        return False, "odds of zero stay zero whatever they are multiplied by"
-    if not isinstance(update, CrossEntropyFlow) and float(total(update.schedule)) == 0:
-        return False, "no step has a size"
-    return True, ""
-
-
-def _rate(update: Update) -> str:
-    if isinstance(update, CrossEntropyFlow):
-        K = update.classes
-        return f"the rest falls like {(K - 1) / (K * update.rate):.4g} / t"
-    schedule = update.schedule
-    power = isinstance(schedule, HarmonicSteps)
-    if isinstance(update, AdditiveBias):
-        beta = update.bias + update.elsewhere
-        if power:
-            return f"the rest falls like t^-{schedule.alpha * beta:.4g}"
-        return f"the rest falls by {1 / (1 + _alpha(schedule) * beta):.4g} a step"
-    if power:
-        return f"the rest falls like t^-{schedule.alpha:.4g}"
-    step = _alpha(schedule)
-    return f"the rest falls by {1 - step if isinstance(update, ConvexMix) else math.exp(-step):.4g} a step"
-
-
-def _alpha(schedule: Schedule) -> float:
-    return schedule.alpha if isinstance(schedule, (ConstantSteps, GeometricSteps)) else math.nan
+        return Verdict(False, share, rate(update), f"only a share {share:.6g} of the bias is on refusal")
+    return Verdict(True, 1.0, rate(update), "the steps have an infinite sum and push towards refusal alone")
 
 
 def cross_entropy_path(row: ArrayLike, refusal: int, times: ArrayLike) -> NDArray[np.float64]:

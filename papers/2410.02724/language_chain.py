@@ -4,7 +4,8 @@ import numpy as np
 
 import markovsafety as ms
 from markovsafety import depth
-from markovsafety.depth.language_chain import density, greedy, nucleus, with_end
+from markovsafety.depth.decoding import greedy, nucleus, with_end
+from markovsafety.depth.language_chain import density
 
 rng = np.random.default_rng(5)
 print("T tokens, context K: strings, T (T^K - 1) / (T - 1); share of non-zeros, (T - 1) / (T^K - 1)")
