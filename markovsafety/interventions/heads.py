@@ -209,8 +209,8 @@ def head_directions(
 
     Examples
     --------
-    How far prompts that are answered are from prompts that are refused, head by head; adding it to three heads takes the
-    refusals away, a random vector of the same norm does not.
+    How far prompts that are answered are from prompts that are refused, head by head; adding it to three heads takes
+    the refusals away, a random vector of the same norm does not.
 
     >>> from markovsafety import interventions as inside, organism
     >>> host = inside.open_host(organism.model_path("shallow"))
