@@ -151,3 +151,18 @@ def test_prices_that_are_none(options, word):
         ms.sweep(STEEP, depth=range(4), width=[1, 2]).pareto(**options)
     with pytest.raises(ms.InputError, match="no numbers"):
         ms.sweep({"a": STEEP, "b": STEEP}, depth=[1]).pareto({"capacity": 1})
+
+
+def test_a_prompt_shows_one_line():
+    """Whatever their size, grids and what is read off them do not print every cell."""
+    grid = ms.sweep(STEEP, depth=range(400), width=range(1, 50), correlation=[0.0, 0.3])
+    small = ms.sweep(STEEP, depth=[0, 4], width=[1])
+    assert repr(small) == "<Grid P(harm) by depth 2, width 1: 0.192 to 0.8, proven>"
+    assert repr(small.needed(0.5)) == f"<Needed {small.needed(0.5).line()}>"
+    found = grid.pareto({"depth": 1, "width": 2}, harm=0.01)
+    assert repr(found) == f"<Pareto {str(found).splitlines()[0]}; and 1 more>"
+    assert repr(small.pareto({"depth": 1}).front) == "<Front of 2 cells: cost 0 to 4, harm 0.8 to 0.1921>"
+    assert all("\n" not in repr(x) and len(repr(x)) < 600 for x in (grid, grid.needed(1e-3), found, found.front))
+    gone = ms.sweep({8: {4: STEEP.harm(4)}, 16: None}).at(capacity=16)
+    assert repr(gone) == "<Grid P(harm) by depth 1, width 1: nothing measured>"
+    assert repr(gone.pareto({"width": 1}).front) == "<Front of no cell>"

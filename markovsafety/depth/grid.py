@@ -24,7 +24,7 @@ WIDE = 12  # columns, in either
 IN_LINE = 8  # parts of what is needed in one line
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Needed:
     """What keeps harm within a budget.
 
@@ -72,6 +72,9 @@ class Needed:
             lines.append(f"  {names}: {self._depth(at) or 'withstands nothing, not even the smallest depth'}")
         return "\n".join([*_few(lines), *([f"  {self.reason}"] if self.reason else [])])
 
+    def __repr__(self) -> str:
+        return f"<Needed {self.line()}>"
+
     def line(self) -> str:
         """The same in one line."""
         parts = []
@@ -109,7 +112,7 @@ def _few(lines: list[str], most: int = SHOWN) -> list[str]:
     return lines if len(lines) <= most else [*lines[:most], "..."]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Grid:
     """Harm over depth, width and, where asked, capacity, correlation and attack.
 
@@ -263,6 +266,12 @@ class Grid:
             if self.info.get(name):
                 lines.append(f"{name}: {self.info[name]}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(self.coords[name])}" for name in self.dims)
+        found = np.asarray(self.harm.value)[~self.absent]
+        ends = f"{found.min():.3g} to {found.max():.3g}, {self._level()}" if found.size else "nothing measured"
+        return f"<Grid P(harm) by {sizes}: {ends}>"
 
     def _level(self) -> str:
         return "proven" if self.harm.level == 1 else f"{100 * self.harm.level:g} %"

@@ -22,7 +22,7 @@ CHOSEN = ("depth", "width", "capacity")
 TIE = 1e-12  # costs and harms that differ by less are the same
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Front:
     """Cells that no other cell beats: none costs as little, refuses as little and leaves as little harm.
 
@@ -54,12 +54,18 @@ class Front:
         cell |= {name: float(getattr(self, name)[i]) for name in ("cost", "harm", "lower", "upper")}
         return cell | ({} if self.over_refusal is None else {"over_refusal": float(self.over_refusal[i])})
 
+    def __repr__(self) -> str:
+        if len(self) == 0:
+            return "<Front of no cell>"
+        ends = [f"{name} {x[0]:.4g} to {x[-1]:.4g}" for name, x in (("cost", self.cost), ("harm", self.harm))]
+        return f"<Front of {len(self)} cell{'s' if len(self) > 1 else ''}: {', '.join(ends)}>"
+
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data, a dict for each cell."""
         return [encode(self[i]) for i in range(len(self))]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pareto:
     """Cheapest cells within a budget, and the front of cost against harm.
 
@@ -113,6 +119,10 @@ class Pareto:
             names = ", ".join(f"{name} {self.coords[name][i]}" for name, i in zip(self.dims, at))
             lines.append((f"{names}: " if names else "") + self._line(at))
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        first, *more = str(self).splitlines()
+        return f"<Pareto {first}{f'; and {len(more)} more' if more else ''}>"
 
     def _line(self, at: tuple[int, ...]) -> str:
         best, front = self.cheapest[at], self.fronts[at]
