@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from .bars import attribution, categories, outcomes, strikes
 from .checks import check
+from .columns import data, write_csv
 from .curves import lines, pareto, traces
 from .inside import beliefs, compared, detected, predicted, roc, separated
 from .plane import plane
@@ -35,6 +36,7 @@ __all__ = [
     "compared",
     "contour",
     "cosines",
+    "data",
     "depth",
     "depth_signature",
     "detected",
@@ -56,4 +58,5 @@ __all__ = [
     "traces",
     "trade_offs",
     "width",
+    "write_csv",
 ]

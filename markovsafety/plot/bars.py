@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..bound import Bound
+from .columns import remember
 from .style import (
+    DEPTH_COLUMN,
     HARM,
     INK,
     KEY_ABOVE,
@@ -58,11 +60,13 @@ def categories(bounds_by_category: Mapping[str, Any], ax: Any = None, truth: Map
         ax.barh(y, np.nan_to_num(at[:, 0]), 0.9 * thick, color=HARM, alpha=strength, label=plain(group) or None)
         errorbars(ax, y, at, horizontal=True, marker="none", color=INK)
         tops.extend(at[:, 2])
+        remember(ax, PROBABILITY, {"category": [c for _, c in there]}, [rows[c][group] for _, c in there], series=group)
         for where, (_, c) in zip(y, there):
             told = (truth or {}).get(c)
             told = told.get(group) if isinstance(told, Mapping) else told
             if told is not None:
                 ax.plot([told, told], [where - thick / 2, where + thick / 2], color="black", lw=2, gid="truth")
+                remember(ax, PROBABILITY, {"category": c}, [told], series=group, kind="planted truth")
     if truth:
         ax.plot([], [], color="black", linewidth=0, marker="|", markersize=9, mew=2, label="planted truth")
     if truth or len(groups) > 1:
@@ -105,6 +109,7 @@ def outcomes(shares: Mapping[int, Mapping[str, Any]], ax: Any = None) -> Any:
         tall = np.nan_to_num(at[:, 0])
         ax.bar(x, tall, 0.86, bottom=base, color=OUTCOME_COLOURS[name], alpha=0.85, label=name, linewidth=0)
         base += tall
+        remember(ax, "share of answers", {DEPTH_COLUMN: depths}, [shares[k][name] for k in depths], series=name)
         if name == "harm":
             errorbars(ax, x, at, marker="none", color="black")
         elif name == "refusal":
@@ -139,6 +144,8 @@ def strikes(bins: Mapping[tuple[int, int], Any], ax: Any = None) -> Any:
     left, wide = np.array([a for a, _ in spans], dtype=float), np.array([b - a for a, b in spans], dtype=float)
     ax.bar(left, np.nan_to_num(at[:, 0]), wide, align="edge", color=HARM, alpha=0.85, ec="white", linewidth=0.8)
     errorbars(ax, left + wide / 2, at, marker="none", color=INK)
+    first, last = [a for a, _ in spans], [b for _, b in spans]
+    remember(ax, PROBABILITY, {"first (token)": first, "before (token)": last}, [bins[s] for s in spans])
     ax.set_xlabel("position of the first harmful token in the answer")
     ax.set_ylabel(PROBABILITY)
     ax.set_ylim(0, ceiling(at[:, 2]))
@@ -178,6 +185,10 @@ def attribution(change: Any, states: Sequence[Any] | None = None, ax: Any = None
     )
     if isinstance(change, Bound):
         errorbars(ax, np.arange(len(shown)), at[shown], horizontal=True, marker="none", color=INK)
+        parts = [*at[shown], *([[tall[-1], np.nan, np.nan]] if len(rest) else [])]
+    else:
+        parts = list(tall)
+    remember(ax, f"change in the {PROBABILITY}", {"state": labels}, parts, kind="contribution")
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.set_xlabel(f"contribution to the change in the {PROBABILITY} (sum {value.sum():+.3g})")
     _rows(ax, labels)

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from .style import KEY_ABOVE, OUTCOME_COLOURS, SOFT, SPOKEN, axes_or_new, errorbars, styled
+from .columns import remember
+from .style import DEPTH_COLUMN, KEY_ABOVE, OUTCOME_COLOURS, SOFT, SPOKEN, axes_or_new, errorbars, styled
 
 __all__ = ["check"]
 
+DIFFERENCE = "difference of probabilities of harm"
 _VERDICTS = {
     "within": (OUTCOME_COLOURS["benign"], "o", "within the margin"),
     "off": (OUTCOME_COLOURS["harm"], "X", "off"),
@@ -44,6 +46,9 @@ def check(check: Any, ax: Any = None) -> Any:
         mine = np.array([r["verdict"] == verdict for r in rows], dtype=bool)
         if mine.any():
             errorbars(ax, x[mine], at[mine], color=colour, marker=marker, markersize=5.5, label=label)
+    where = {DEPTH_COLUMN: [r["k"] for r in rows], "verdict": [r["verdict"] for r in rows]}
+    remember(ax, DIFFERENCE, where, at, kind="predicted minus measured")
+    remember(ax, DIFFERENCE, {}, np.array([[np.nan, -check.margin, check.margin]]), kind="margin")
     known = at[np.isfinite(at)]
     low, high = min([-1.6 * check.margin, *known]), max([1.6 * check.margin, *known])
     ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))

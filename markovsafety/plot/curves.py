@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .columns import remember
 from .profiles import _end_labels
 from .sizes import hatched
 from .style import (
@@ -18,6 +19,7 @@ from .style import (
     SOFT,
     SPOKEN,
     axes_or_new,
+    depth_column,
     depth_label,
     errorbars,
     halo,
@@ -80,6 +82,7 @@ def lines(
     last, under = {}, False
     moves = np.linspace(-0.008, 0.008, len(names)) * (np.ptp(x) or 1.0) if len(names) > 1 else np.zeros(1)
     for i, name in enumerate(names):
+        remember(ax, PROBABILITY, _columns(grid, over), parts[:, i].T, series=name)
         y = np.maximum(parts[:, i], floor)
         there = np.isfinite(y[0])
         beneath = there & (parts[0, i] < floor)
@@ -91,6 +94,8 @@ def lines(
                 ax.plot(x[at], y[0][at], "o", ms=9, mfc="none", mec=looks[name][0], mew=1.5, zorder=4)
         last |= {name: float(y[0][there][-1])} if there.any() and name else {}
     _value_axis(ax, parts, floor, budget)
+    if budget is not None:
+        remember(ax, PROBABILITY, {}, [budget], kind="budget")
     ax.set_xlabel(_label(grid, over))
     ax.margins(x=0.02)
     if over in ("depth", "width"):
@@ -169,6 +174,14 @@ def _places(grid: Any, over: str) -> np.ndarray:
     if over == "capacity" or not all(isinstance(c, (int, float)) for c in coords):
         return np.arange(len(coords), dtype=float)
     return np.array(coords, dtype=float)
+
+
+def _columns(grid: Any, over: str) -> dict[str, Any]:
+    """The positions with their names and units, for `data`."""
+    coords = list(grid.coords[over])
+    if over == "attack":
+        return {"attack": [str(c) for c in coords], "forced tokens (mean)": _places(grid, over)}
+    return {depth_column(grid) if over == "depth" else {"width": "width (answers)"}.get(over, over): coords}
 
 
 def _named(by: str, value: Any) -> str:
@@ -279,6 +292,7 @@ def pareto(found: Any, ax: Any = None) -> Any:
         front, colour = one.front, HARM if name == "" else looks[name][0]
         y = {"value": front.harm, "lower": front.lower, "upper": front.upper}[one.side]
         shown = y >= low if (y >= low).any() else np.ones(len(y), dtype=bool)
+        remember(ax, PROBABILITY, *_front(front, shown), series=name, kind="front")
         steps, falls = _edge(front.cost, y, low if shown.any() else LEAST)
         cost, y = front.cost[shown], np.maximum(y[shown], LEAST)
         line = SOFT if front.over_refusal is not None and name == "" else colour
@@ -290,6 +304,9 @@ def pareto(found: Any, ax: Any = None) -> Any:
             dots = ax.scatter(cost, y, c=100 * front.over_refusal[shown], **style)
         if one.best is not None:
             _ring(ax, one)
+            best = {n: one.best[n] for n in ("cost", "depth", "width", "capacity") if n in one.best}
+            ends = np.array([[one.best[n] for n in ("harm", "lower", "upper")]])
+            remember(ax, PROBABILITY, _united(best), ends, series=name, kind="cheapest within the budget")
         least = min(least, float(y.min()) if len(y) else 1.0)
     ax.set_yscale("log")
     ax.set_ylim(bottom=0.3 * least)
@@ -301,6 +318,8 @@ def pareto(found: Any, ax: Any = None) -> Any:
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
         text = f"budget {budget:g}"
         ax.annotate(text, (0.0, budget), xytext=(4, 3), ha="left", color=SOFT, fontsize=8.5, **where)
+    if budget is not None:
+        remember(ax, PROBABILITY, {}, [budget], kind="budget")
     if any(named):
         ax.legend(loc="upper right")
     if dots is not None:
@@ -309,6 +328,21 @@ def pareto(found: Any, ax: Any = None) -> Any:
         key.outline.set_visible(False)
         key.ax.tick_params(length=0, labelsize=8.5)
     return ax
+
+
+UNITS = {"depth": "depth (tokens)", "width": "width (answers)"}
+
+
+def _front(front: Any, shown: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """The cells of the front that are shown, as columns and as value, lower and upper."""
+    x = {"cost": front.cost[shown]} | {name: np.asarray(at)[shown] for name, at in front.at.items()}
+    if front.over_refusal is not None:
+        x["over-refusal (share)"] = front.over_refusal[shown]
+    return _united(x), np.stack([front.harm, front.lower, front.upper], axis=1)[shown]
+
+
+def _united(x: dict[str, Any]) -> dict[str, Any]:
+    return {UNITS.get(name, name): column for name, column in x.items()}
 
 
 def _edge(cost: np.ndarray, y: np.ndarray, low: float) -> tuple[np.ndarray, np.ndarray]:
@@ -363,6 +397,7 @@ def traces(data: Mapping[str, Any], ax: Any = None, *, label: str = "what is lef
         if not keep.any():
             continue
         ax.plot(x[keep], y[keep], color=looks[name][0], linewidth=1.5)
+        remember(ax, label, {"step": x[keep]}, y[keep], series=name, kind="trace")
         last[plain(name, 24)] = float(y[keep][-1])
         low = min(low, float(y[keep].min()))
     if log:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .columns import remember
 from .style import (
     INK,
     KEY_ABOVE,
@@ -70,6 +71,8 @@ def beliefs(found: Any, buckets: Any, ax: Any = None, *, threshold: float = 0.0)
         style = {"markersize": 5.5, "markeredgewidth": 1.2, "markeredgecolor": colour, "alpha": 0.85}
         label = f"{name.replace('_', ' ')} ({len(at)})"
         face = colour if filled else "none"
+        x = {"prompt": at, "belief of harm (Δ harm)": found.harm[at]}
+        remember(ax, "about to refuse, Δ refuse", x, found.refusal[at], series=name)
         ax.plot(found.harm[at], found.refusal[at], marker, label=label, markerfacecolor=face, **style)
     ax.axvline(threshold, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     ax.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
@@ -102,6 +105,7 @@ def separated(found: Any, ax: Any = None) -> Any:
         level = np.array([r["level"] for r in mine], dtype=float) + move
         colour, marker = looks[position]
         at = points(r["mismatch"] for r in mine)
+        remember(ax, "mismatch AUC", {"level": [r["level"] for r in mine]}, [r["mismatch"] for r in mine], series=name)
         ax.plot(level, at[:, 0], color=colour, linewidth=1.2, alpha=0.6, zorder=2)
         errorbars(ax, level, at, color=colour, marker=marker, markersize=5.5, label=name, zorder=3, clip_on=False)
     ax.axhline(0.5, color=SOFT, linewidth=0.8, zorder=1)
@@ -139,6 +143,9 @@ def roc(categories: Any, ax: Any = None, *, threshold: float | None = None) -> A
         told, b = categories[name]["curve"], categories[name]["auc"]
         order = np.argsort(told["threshold"])[::-1]
         fpr, tpr = told["fpr"][order], told["tpr"][order]
+        x = {"threshold": told["threshold"][order], "harmless prompts blocked (share)": fpr}
+        remember(ax, "harmful prompts blocked, share", x, tpr, series=name, kind="curve")
+        remember(ax, "AUC", {}, [b], series=name, kind="AUC")
         # Curves of equal shares lie on each other: a hair's breadth apart they can be counted.
         shift = 0.005 * (i - (len(categories) - 1) / 2)
         label = f"{plain(name, 24)}: {b.value:.2f} [{b.lower:.2f}, {b.upper:.2f}]"
@@ -195,6 +202,8 @@ def predicted(
         style = {"color": colour, "elinewidth": 1.2, "zorder": 3}
         errorbars(ax, x[[i], 0], y[[i]], marker=marker, markersize=6, label=plain(name, 32), **style)
         errorbars(ax, y[[i], 0], x[[i]], horizontal=True, marker="none", **style)
+        remember(ax, label, {}, [forecast[name]], series=name, kind="predicted")
+        remember(ax, label, {}, [sampled[name]], series=name, kind="sampled")
     ax.set_xlim(-0.01 * top, top)
     ax.set_ylim(-0.01 * top, top)
     ax.set_aspect("equal")
@@ -234,12 +243,14 @@ def compared(
     for s, move in zip(series, shift):
         there = [i for i, name in enumerate(names) if s in rows[name]]
         at = points(rows[names[i]][s] for i in there)
+        remember(ax, label, {"row": [names[i] for i in there]}, [rows[names[i]][s] for i in there], series=s)
         style = {"color": looks[s][0], "marker": looks[s][1], "markersize": 6, "label": plain(s, 32), "clip_on": False}
         errorbars(ax, np.array(there, dtype=float) + move, at, horizontal=True, zorder=3, **style)
     for i in range(0, len(names), 2):
         ax.axhspan(i - 0.5, i + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
     if budget is not None:
         ax.axvline(budget, color=INK, linewidth=1, linestyle="--")
+        remember(ax, label, {}, [budget], kind="budget")
     ax.set_yticks(range(len(names)), [plain(name, 48) for name in names])
     ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
@@ -272,9 +283,12 @@ def detected(found: Any, ax: Any = None) -> Any:
     lines = {"AUC, edited over clean": (found.auc, INK, "D"), **lines}
     for name, (bounds, colour, marker) in lines.items():
         at = points(bounds)
+        quantity = "AUC" if name.startswith("AUC") else "share of edits caught"
+        remember(ax, quantity, {"size of the edit": x}, [*bounds], series=name)
         ax.plot(x, at[:, 0], color=colour, linewidth=1, alpha=0.5, zorder=2)
         errorbars(ax, x, at, color=colour, marker=marker, markersize=5, label=name, zorder=3, clip_on=False)
     false = found.false_alarms
+    remember(ax, "share of edits caught", {}, [false], series="false alarms")
     ax.axhspan(false.lower, false.upper, color=OUTCOME_COLOURS["benign"], alpha=0.18, linewidth=0)
     ax.axhline(false.value, color=OUTCOME_COLOURS["benign"], linewidth=1.2, label="false alarms")
     if (x > 0).all():

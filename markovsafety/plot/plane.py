@@ -11,6 +11,7 @@ from ..bound import Bound
 from ..chains import ActivationBins, Chain, drift, grid
 from ..errors import InputError
 from ..hitting import hitting_probability
+from .columns import remember
 from .style import INK, KEY_ABOVE, OUTCOME_COLOURS, SOFT, axes_or_new, plain, styled
 
 __all__ = ["plane"]
@@ -96,6 +97,7 @@ def plane(
     if arrows:
         _arrows(ax, np.where(unsure, np.nan, drift(chain, edges, cell=cell)))
     _axes(ax, edges, shown.shape)
+    _note(ax, chain, values, edges, cell, plain(label or getattr(values, "info", {}).get("name", "value")))
     if ax.get_legend_handles_labels()[0]:
         inches = ax.figure.get_figwidth() * ax.get_position().width
         ax.legend(**KEY_ABOVE, ncols=2 if inches > 3.2 else 1, handlelength=1.4)
@@ -107,6 +109,18 @@ def plane(
         key.outline.set_visible(False)
         key.set_label(plain(label or getattr(values, "info", {}).get("name", "value")))
     return ax
+
+
+def _note(ax: Any, chain: Chain, values: Any, edges: Any, cell: Any, label: str) -> None:
+    """The numbers of the cells, bin by bin."""
+    parts = (values.value, values.lower, values.upper) if isinstance(values, Bound) else (values,)
+    shown = np.array([grid(chain, part, edges, cell=cell) for part in parts])
+    up, right = np.nonzero(np.isfinite(shown[0]))
+    told = dict(edges.edges if isinstance(edges, ActivationBins) else edges or {})
+    names = [NAMES.get(n, n) for n in (list(told) or list(NAMES))]
+    at = shown[:, up, right].T
+    where = {f"bin of {name}": place for name, place in zip(names, (right, up))}
+    remember(ax, label, where, at if isinstance(values, Bound) else at[:, 0], kind="state")
 
 
 def _unsure(chain: Chain, values: Any, edges: Any, cell: Any, wide: float) -> np.ndarray:

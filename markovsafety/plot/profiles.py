@@ -9,7 +9,9 @@ import numpy as np
 
 from ..bound import Bound
 from ..errors import InputError
+from .columns import remember
 from .style import (
+    DEPTH_COLUMN,
     INK,
     KEY_ABOVE,
     PROBABILITY,
@@ -17,6 +19,7 @@ from .style import (
     SPOKEN,
     axes_or_new,
     ceiling,
+    depth_column,
     depth_label,
     errorbars,
     palette,
@@ -59,12 +62,16 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
     looks = palette(list(named))
     shift = np.linspace(-0.24, 0.24, len(named)) if len(named) > 1 else np.zeros(len(named))
     tops, last = [0.0], {}
+    column = depth_column(next(iter(profiles.values()), None) if isinstance(profiles, dict) else profiles)
     for (name, line), move in zip(named.items(), shift):
         colour, marker = looks[name]
         k, at = np.array(list(line)), points(line.values())
+        remember(ax, PROBABILITY, {column: list(line)}, line.values(), series=name)
         if name in true:
             told = true[name]
-            ax.plot(np.array(list(told)) + move, points(told.values())[:, 0], color=colour, lw=1, alpha=0.8, zorder=2)
+            shown = points(told.values())[:, 0]
+            remember(ax, PROBABILITY, {column: list(told)}, shown, series=name, kind="planted truth")
+            ax.plot(np.array(list(told)) + move, shown, color=colour, lw=1, alpha=0.8, zorder=2)
         else:
             ax.plot(k + move, at[:, 0], color=colour, linewidth=0.8, alpha=0.4, zorder=2)
         if name in forecast:
@@ -72,6 +79,8 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
             errorbars(ax, there + move, guess, color=colour, elinewidth=5, alpha=0.25, marker="none", zorder=1)
             ax.plot(there + move, guess[:, 0], "o", ms=8, mfc="none", mec=colour, mew=1.1, zorder=4)
             tops.extend(guess[:, 2])
+            rings = forecast[name]
+            remember(ax, PROBABILITY, {column: list(rings)}, rings.values(), series=name, kind="predicted")
         errorbars(ax, k + move, at, color=colour, marker=marker, markersize=4.5, zorder=3)
         tops.extend(at[:, 2])
         known = at[np.isfinite(at[:, 0]), 0]
@@ -83,6 +92,7 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
     ax.grid(axis="y")
     if budget is not None:
         ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        remember(ax, PROBABILITY, {}, [budget], kind="budget")
     _end_labels(ax, last, {name: look[0] for name, look in looks.items()}, budget)
     level = _level(named)
     _depth_key(ax, "exact" if level == 100 else f"measured, {level:g} % interval", bool(true), bool(forecast))
@@ -155,6 +165,7 @@ def branch(found: Any, ax: Any = None) -> Any:
         ax.plot(k[seen] + move, at[seen, 0], color=colour, linewidth=0.8, alpha=0.4, zorder=2)
         errorbars(ax, k[seen] + move, at[seen], color=colour, marker=marker, markersize=4.5, zorder=3)
         ends.extend(at[seen].ravel())
+        remember(ax, "branch correlation", {DEPTH_COLUMN: k[seen]}, at[seen], series=name)
         last |= {name: at[seen, 0][-1]} if name and seen.any() else {}
     ax.set_ylim(min(0.0, 1.12 * min(ends)), ceiling(ends))
     _depth_axis(ax, sorted({float(k) for one in named.values() for k in one.k}))
@@ -202,6 +213,7 @@ def depth_signature(
     thick = 0.6 / max(len(named), 1)
     for (name, (k, at)), move in zip(named.items(), shift):
         colour, marker = looks[name]
+        remember(ax, "total variation", {"depth (tokens so far)": k}, at, series=name)
         ax.bar(k + move, np.nan_to_num(at[:, 0]), thick, color=colour, alpha=0.35, linewidth=0, zorder=2)
         style = {"color": colour, "marker": marker, "markersize": 4.5, "zorder": 3, "clip_on": False}
         errorbars(ax, k + move, at, label=plain(name, 32) or None, **style)
@@ -272,7 +284,11 @@ def width(grid: Any, budget: float | None = None, ax: Any = None) -> Any:
         ax.text(i, j + 0.17, short(value[i, j]), ha="center", va="center", fontsize=8.5, color=ink)
         span = f"{short(lower[i, j])} – {short(upper[i, j])}"
         ax.text(i, j - 0.23, span, ha="center", va="center", fontsize=6.5, color=ink)
+    across, up = np.meshgrid(depths, widths, indexing="ij")
+    at = np.where(blank, np.nan, cells).reshape(3, -1).T
+    remember(ax, PROBABILITY, {depth_column(grid): across.ravel(), "width (answers)": up.ravel()}, at)
     if budget is not None:
+        remember(ax, PROBABILITY, {}, [budget], kind="budget")
         _frontier(ax, ~blank & (upper <= budget))
     ax.set_xticks(range(len(depths)), [f"{k:g}" for k in depths])
     ax.set_yticks(range(len(widths)), [f"{m:g}" for m in widths])

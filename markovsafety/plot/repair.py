@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .columns import ENDS, remember
 from .style import (
     INK,
     KEY_ABOVE,
     OUTCOME_COLOURS,
+    PROBABILITY,
     SOFT,
     axes_or_new,
     ceiling,
@@ -26,6 +28,7 @@ from .style import (
 __all__ = ["cosines", "tilts", "trade_offs"]
 
 BINS = np.linspace(-1, 1, 41)
+STRENGTH = "strength (share of the bias taken off)"
 
 
 @styled
@@ -68,6 +71,9 @@ def tilts(
     for (name, (colour, marker)), move in zip(palette(names).items(), shift):
         rows = [forecast.at(name, a) for a in place if forecast.at(name, a)["trusted"]]
         at = points(r["predicted"] for r in rows)
+        quantity = plain(f"P({forecast.outcome})")
+        strengths = {STRENGTH: [r["strength"] for r in rows]}
+        remember(ax, quantity, strengths, [r["predicted"] for r in rows], series=name, kind="predicted")
         x = np.array([place[r["strength"]] for r in rows], dtype=float) + move
         errorbars(ax, x, at, color=colour, elinewidth=5, alpha=0.25, marker="none", zorder=1)
         ax.plot(x, at[:, 0], "o", ms=8, mfc="none", mec=colour, mew=1.1, zorder=3, clip_on=False)
@@ -76,6 +82,7 @@ def tilts(
         half = 2 * np.array([c["error"] for c in seen])
         there = np.array([place[c["strength"]] for c in seen], dtype=float) + move
         drawn = np.stack([y, np.maximum(y - half, 0), np.minimum(y + half, 1)], axis=1) if seen else np.empty((0, 3))
+        remember(ax, quantity, {STRENGTH: [c["strength"] for c in seen]}, drawn, series=name, kind="sampled")
         style = {"color": colour, "marker": marker, "markersize": 4.5, "zorder": 4, "clip_on": False}
         errorbars(ax, there, drawn, label=plain(name, 24), elinewidth=1, **style)
         if not seen:
@@ -83,6 +90,7 @@ def tilts(
         tops += [*at[:, 2], *drawn[:, 2]]
     if limit is not None:
         ax.axhline(limit, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        remember(ax, plain(f"P({forecast.outcome})"), {}, [limit], kind="limit")
     ax.set_xticks(list(place.values()), [f"{a:g}" for a in place])
     ax.set_xlim(-0.55, len(place) - 0.45)
     ax.set_ylim(0, ceiling(tops, limit))
@@ -124,7 +132,10 @@ def cosines(sifted: Any, ax: Any = None) -> Any:
         style = {"width": np.diff(BINS), "align": "edge", "color": colour, "edgecolor": "white", "linewidth": 0.4}
         ax.bar(BINS[:-1], tall, bottom=below, label=label, **style)
         below = below + tall
+        full = tall > 0
+        remember(ax, "rows", {"cosine from": BINS[:-1][full], "cosine to": BINS[1:][full]}, tall[full], series=label)
     ax.axvline(sifted.filter.threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=4)
+    remember(ax, "rows", {"cosine from": [sifted.filter.threshold]}, [None], kind="threshold of the filter")
     told = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 8.5, "path_effects": halo()}
     late = sifted.filter.threshold > 0.6
     ax.text(
@@ -165,6 +176,9 @@ def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = Non
     for i, (name, (colour, marker)) in enumerate(palette(names).items()):
         rows = found.rows(name)
         harm, helpful = points(r["harm"] for r in rows), points(r["helpful"] for r in rows)
+        x = {"setting": [r["setting"] for r in rows], "chosen": [r["chosen"] for r in rows]}
+        x |= {f"{end} (probability of harm)": harm[:, i] for i, end in enumerate(ENDS)}
+        remember(ax, "win rate", x, helpful, series=name)
         ax.plot(harm[:, 0], helpful[:, 0], color=colour, linewidth=1, alpha=0.6, zorder=2)
         bars = {"color": colour, "elinewidth": 0.9, "alpha": 0.35, "marker": "none", "zorder": 1}
         errorbars(ax, harm[:, 0], helpful, **bars)
@@ -179,6 +193,7 @@ def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = Non
         for place, settings in labels.items() if len(names) < 3 or not i else ():
             told = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8, "color": colour}
             ax.annotate(", ".join(settings), place, path_effects=halo(), zorder=5, **told)
+    remember(ax, PROBABILITY, {}, [found.limit], kind="limit")
     ax.axvline(found.limit, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     ax.set_xlim(left=0)
     ax.set_xlabel("P(harm) of harmful prompts")

@@ -7,6 +7,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
+from .columns import remember
 from .flow import flow
 from .style import HARM, INK, OUTCOME_COLOURS, SOFT, axes_or_new, plain, short, spread, state_text, styled
 
@@ -14,6 +15,7 @@ __all__ = ["chain"]
 
 _POINTS = 16.0  # line width of a road that every answer takes
 _COLUMNS = 6  # of states, at most
+_UNITS = {"visits": "per answer", "time": "mean position, tokens"}
 _SMALL = 0.02  # roads with less flow are drawn only where a state has no busier one
 
 
@@ -54,10 +56,24 @@ def chain(chain: Any, ax: Any = None, top: int = 12, *, target: str = "harm", wo
     _draw_roads(ax, graph, spot, size)
     for node, at in spot.items():
         _draw_box(ax, graph.nodes[node], node, chain, at, size, words)
+    _note(ax, graph, chain, words)
     ax.set_xlim(-0.45, len(columns) - 0.55)
     ax.set_ylim(-0.02, 1.02)
     ax.set_axis_off()
     return ax
+
+
+def _note(ax: Any, graph: nx.DiGraph, chain: Any, words: Any) -> None:
+    """The numbers in the boxes and those of the roads."""
+    said = {n: n if isinstance(n, str) else state_text(chain.states[n], words) for n in graph}
+    boxes = [n for n in graph if graph.nodes[n]["harm"] is not None]
+    x = {"state": [said[n] for n in boxes]}
+    x |= {f"{name} ({unit})": [graph.nodes[n][name] for n in boxes] for name, unit in _UNITS.items()}
+    remember(ax, "probability of harm from here", x, [graph.nodes[n]["harm"] for n in boxes], kind="state")
+    roads = [(a, b, at) for a, b, at in graph.edges(data=True) if _shown(graph, a, b)]
+    x = {"state": [said[a] for a, _, _ in roads], "to": [said[b] for _, b, _ in roads]}
+    x |= {"of it through states not shown (share)": [at["hidden"] for _, _, at in roads]}
+    remember(ax, "passages per answer", x, [at["flow"] for _, _, at in roads], kind="road")
 
 
 def _columns(graph: nx.DiGraph) -> list[list[Any]]:

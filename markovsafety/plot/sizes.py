@@ -9,7 +9,20 @@ import numpy as np
 
 from ..bound import Bound
 from ..errors import InputError
-from .style import GRID, KEY_ABOVE, PROBABILITY, SOFT, axes_or_new, ceiling, errorbars, palette, plain, styled
+from .columns import remember
+from .style import (
+    GRID,
+    KEY_ABOVE,
+    PROBABILITY,
+    SOFT,
+    axes_or_new,
+    ceiling,
+    depth_column,
+    errorbars,
+    palette,
+    plain,
+    styled,
+)
 
 __all__ = ["capacity", "hatched"]
 
@@ -57,7 +70,12 @@ def capacity(grid: Any, bound: Any = None, budget: float | None = None, ax: Any 
         at = parts[:, i].T
         if allowed is not None:
             _bars(ax, x + shift[i], allowed[:, i], wide, colour)
+            where = {"capacity": [str(c) for c in sizes], depth_column(grid): depths[i]}
+            ends = np.stack([np.full(len(sizes), np.nan), *allowed[:, i]], axis=1)
+            remember(ax, PROBABILITY, where, ends, series=name, kind="allowed by the perturbation bound")
         errorbars(ax, x + shift[i], at, color=colour, marker=marker, markersize=4.5, zorder=3)
+        where = {"capacity": [str(c) for c in sizes], depth_column(grid): depths[i]}
+        remember(ax, PROBABILITY, where, at, series=name)
         seen = np.isfinite(at[:, 0])
         ax.plot(x[seen] + shift[i], at[seen, 0], color=colour, linewidth=0.8, alpha=0.4, zorder=2)
         for j in np.flatnonzero(~seen):
@@ -73,6 +91,7 @@ def capacity(grid: Any, bound: Any = None, budget: float | None = None, ax: Any 
     for edge in x[:-1] + 0.5:
         ax.axvline(edge, color=GRID, linewidth=0.8, zorder=0)
     if budget is not None:
+        remember(ax, PROBABILITY, {}, [budget], kind="budget")
         ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
         ax.annotate(f"budget {budget:g}", (1.0, budget), xytext=(5, 0), va="center", color=SOFT, fontsize=8.5, **where)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .columns import remember
 from .style import (
     INK,
     KEY_ABOVE,
@@ -89,6 +90,9 @@ def head_map(
         frame = Rectangle((head - 0.48, layer - 0.48), 0.96, 0.96, facecolor="none", edgecolor=INK, lw=2, gid="chosen")
         frame.set_path_effects(halo())
         ax.add_patch(frame)
+    layer, head = (x.ravel() for x in np.indices(table.shape))
+    framed = [(int(a), int(b)) in {(int(x), int(y)) for x, y in chosen} for a, b in zip(layer, head)]
+    remember(ax, plain(label), {"layer": layer, "head": head, "chosen": framed}, table.ravel(), kind="head")
     whole_ticks(ax, y=True)
     ax.set_xlabel("head")
     ax.set_ylabel("layer")
@@ -130,6 +134,7 @@ def alphas(path: Any, ax: Any = None, *, shown: Sequence[str] = ("harm", "refusa
             (f"control_{name}", f"{name}, random vectors", {"linestyle": ":"}, 0.06),
         ):
             at = points(r[key] for r in rows)
+            remember(ax, "probability", {"alpha (σ)": x}, [r[key] for r in rows], series=text)
             mine = key == name
             ax.plot(place + move, at[:, 0], color=colour, linewidth=1.4, alpha=1 if mine else 0.6, zorder=2, **style)
             face = {"mfc": colour if mine else "white", "alpha": 1.0 if mine else 0.6}
@@ -137,6 +142,8 @@ def alphas(path: Any, ax: Any = None, *, shown: Sequence[str] = ("harm", "refusa
             errorbars(ax, place + move, at, color=colour, clip_on=False, **marker, **face)
     if all(r["over_refusal"] is not None for r in rows):
         at = points(r["over_refusal"] for r in rows)
+        given = [r["over_refusal"] for r in rows]
+        remember(ax, "probability", {"alpha (σ)": x}, given, series="benign prompts refused")
         ax.plot(place, at[:, 0], color=INK, linewidth=1.2, linestyle="--", zorder=2)
         errorbars(ax, place, at, color=INK, marker="s", markersize=5, label="benign prompts refused", zorder=3)
     zero = np.flatnonzero(x == 0)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..bound import Bound
 from ..errors import InputError
+from .columns import write_csv
 
 __all__ = ["OUTCOME_COLOURS", "figure", "palette", "panels", "save", "state_text"]
 
@@ -51,6 +52,7 @@ KEY_ABOVE: dict[str, Any] = {
 }
 SPOKEN = "tokens already spoken (forced)"
 PROBABILITY = "probability of harm"
+DEPTH_COLUMN = "depth (forced tokens)"
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,7 +137,7 @@ def panels(
     return axes
 
 
-def save(ax: Any, path: str | Path, dpi: float = 160) -> str:
+def save(ax: Any, path: str | Path, dpi: float = 160, *, csv: bool = False) -> str:
     """Write the figure of an Axes (or of an array of them), whole or not at all; equal figures give equal files.
 
     Parameters
@@ -145,6 +147,8 @@ def save(ax: Any, path: str | Path, dpi: float = 160) -> str:
         Ending in .png, .pdf or .svg; its folder is made.
     dpi : float
         Dots per inch of .png.
+    csv : bool
+        Whether the numbers of the figure are written beside it (`write_csv`), in a file of its name that ends in .csv.
 
     Returns
     -------
@@ -162,6 +166,8 @@ def save(ax: Any, path: str | Path, dpi: float = 160) -> str:
     one = np.asarray(ax, dtype=object).flat[0]
     with matplotlib.rc_context(cast(Any, {"svg.hashsalt": "markovsafety"})), atomic(path) as part:
         one.figure.savefig(part, format=kind[1:], dpi=dpi, metadata=dates.get(kind))
+    if csv:
+        write_csv(ax, Path(path).with_suffix(".csv"))
     return str(path)
 
 
@@ -229,6 +235,12 @@ def depth_label(grid: Any) -> str:
     if info.get("source") == "checkpoint":
         return "position of the checkpoint"
     return "trained depth (aligned tokens)" if info.get("kind") == "trained" else SPOKEN
+
+
+def depth_column(grid: Any) -> str:
+    """The depth axis of a grid as a column of `data`, with its unit."""
+    label = depth_label(grid)
+    return DEPTH_COLUMN if label == SPOKEN else "depth (trained tokens)" if label[0] == "t" else "checkpoint (token)"
 
 
 def halo() -> list[Any]:

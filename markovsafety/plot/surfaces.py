@@ -8,8 +8,21 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .columns import remember
 from .profiles import _cells
-from .style import INK, KEY_ABOVE, SOFT, axes_or_new, depth_label, halo, plain, styled, whole_ticks
+from .style import (
+    INK,
+    KEY_ABOVE,
+    PROBABILITY,
+    SOFT,
+    axes_or_new,
+    depth_column,
+    depth_label,
+    halo,
+    plain,
+    styled,
+    whole_ticks,
+)
 
 __all__ = ["contour"]
 
@@ -68,6 +81,7 @@ def contour(
     _missing(ax, depths, widths, z)
     for b in budgets:
         _line(ax, depths, widths, z, b)
+    _note(ax, grid, budgets, cheapest)
     ax.set_xlabel(depth_label(grid))
     ax.set_ylabel("ensemble width")
     ax.tick_params(length=3, color=SOFT)
@@ -85,6 +99,20 @@ def contour(
         key.outline.set_visible(False)
         key.set_label(SIDES[side] if (np.asarray(grid.harm.upper) != np.asarray(grid.harm.value)).any() else "P(harm)")
     return ax
+
+
+def _note(ax: Any, grid: Any, budgets: Sequence[float], cheapest: Any) -> None:
+    """The cells with both ends, whichever was drawn."""
+    depths, widths, parts = _cells(grid)
+    across, up = np.meshgrid(depths, widths, indexing="ij")
+    column = depth_column(grid)
+    remember(ax, PROBABILITY, {column: across.ravel(), "width (answers)": up.ravel()}, parts.reshape(3, -1).T)
+    for b in budgets:
+        remember(ax, PROBABILITY, {}, [b], kind="budget")
+    if cheapest is not None and cheapest.best is not None and "depth" in cheapest.best:
+        best = cheapest.best
+        where = {column: best["depth"], "width (answers)": best["width"], "cost": best["cost"]}
+        remember(ax, PROBABILITY, where, np.array([[best[n] for n in ("harm", "lower", "upper")]]), kind="cheapest")
 
 
 def _surface(grid: Any, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
