@@ -202,6 +202,27 @@ def test_tables_escape_all_that_they_are_given(title):
     assert Page(html).tags == {"div", "b", "table", "thead", "tbody", "tr", "th", "td"}
 
 
+@pytest.mark.parametrize("room", ["chains", "hitting", "evidence"])
+def test_results_print_alike_with_and_without_print(room):
+    module = getattr(ms, room)
+    classes = [x for x in (getattr(module, name) for name in module.__all__) if isinstance(x, type)]
+    own = [x for x in classes if "__str__" in vars(x)]
+    assert all(x.__repr__ is x.__str__ for x in own)
+    assert len(own) >= {"chains": 0, "hitting": 2, "evidence": 10}[room]
+
+
+def test_what_holds_arrays_says_what_it_is_in_a_line(tmp_path):
+    counts = ms.count(ms.Rollouts.concat([rollouts(12), rollouts(6, prefill=1)]), states=ms.KGram(1))
+    ended = "18 rollouts (6 harm + 6 refusal + 6 benign + 0 truncated)"
+    assert repr(counts.tally) == f"<Tally {ended} in 9 groups, prefill 0, 1>"
+    assert repr(ms.estimate(counts).evidence) == f"<Evidence of 7 states: {ended} in 9 groups>"
+    assert f"{ended} of 6 prompts" in repr(counts)
+    pairs = ms.chains.count_transitions([1, 2, 1, 1], order=2)
+    assert repr(pairs) == "<Transitions: 4 tokens in 4 contexts of order 2>"
+    path = ms.chains.write_layers([np.eye(2)] * 5, tmp_path / "x.npz", {"harm": 1})
+    assert repr(ms.read_chain(path, stream=True).layers) == "<StoredLayers: 5 of 2 states in x.npz>"
+
+
 def test_long_labels_are_cut():
     chain = ms.Chain([[0.5, 0.5], [0, 1]], {"harm": 1}, 0, ["a" * 100_000, "b" * 100_000])
     assert len(page(chain).text) < 1000

@@ -50,6 +50,27 @@ class ActivationBins:
     -----
     A bin of an activation is a lump of the model's states, not one of them; `markovsafety.check` with held-out rollouts
     says whether the chain of these lumps is a fair model.
+
+    Examples
+    --------
+    Two answers whose activations, before each token, were projected on two directions:
+
+    >>> rolls = ms.Rollouts.of(
+    ...     [[5, 9, 4], [7, 2]],
+    ...     prompt_id=[0, 1],
+    ...     outcome=["harm", "refusal"],
+    ...     hit=[2, 1],
+    ...     columns={"activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1], "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4]},
+    ... )
+    >>> bins = ms.ActivationBins({"harm": [0.5, 1.0], "refusal": [0.0]})
+    >>> chain = ms.estimate(ms.count(rolls, states=bins))
+    >>> chain.states[:3]
+    ((0, 1), (1, 0), (2, 0))
+
+    `from_rollouts` puts the edges where they part the visited states evenly:
+
+    >>> [np.round(e, 3).tolist() for e in ms.ActivationBins.from_rollouts(rolls, bins=2).edges.values()]
+    [[0.3], [0.1]]
     """
 
     edges: Mapping[str, Sequence[float]]
@@ -275,6 +296,23 @@ def grid(
     ------
     InputError
         If the labels are no pairs of bins, two states have one place, or the values do not fit the chain.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of(
+    ...     [[5, 9, 4], [7, 2]],
+    ...     prompt_id=[0, 1],
+    ...     outcome=["harm", "refusal"],
+    ...     hit=[2, 1],
+    ...     columns={"activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1], "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4]},
+    ... )
+    >>> chain = ms.estimate(ms.count(rolls, states=ms.ActivationBins({"harm": [0.5, 1.0], "refusal": [0.0]})))
+
+    P(harm) rises to the right, where the model holds the answer for harmful, and is 1/2 where both answers begin:
+
+    >>> ms.chains.grid(chain, ms.hitting_probability(chain, "harm"))
+    array([[nan, 1. , 1. ],
+           [0.5, nan, nan]])
     """
     states, x, y, shape = _cells(chain, bins, cell)
     numbers = np.asarray(getattr(values, "value", values), dtype=np.float64)
@@ -311,6 +349,27 @@ def drift(
     ------
     InputError
         As `grid`, and if the chain has one matrix per position.
+
+    Examples
+    --------
+    Of two answers that begin in the same bin, one turns away from refusal, and towards harm step by step; the other
+    ends there:
+
+    >>> rolls = ms.Rollouts.of(
+    ...     [[5, 9, 4], [7, 2]],
+    ...     prompt_id=[0, 1],
+    ...     outcome=["harm", "refusal"],
+    ...     hit=[2, 1],
+    ...     columns={"activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1], "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4]},
+    ... )
+    >>> chain = ms.estimate(ms.count(rolls, states=ms.ActivationBins({"harm": [0.5, 1.0], "refusal": [0.0]})))
+    >>> towards_harm, towards_refusal = ms.chains.drift(chain)
+    >>> towards_harm
+    array([[nan, 1. , nan],
+           [0.5, nan, nan]])
+    >>> towards_refusal
+    array([[ nan,  0. ,  nan],
+           [-0.5,  nan,  nan]])
     """
     if chain.is_layered:
         raise InputError(

@@ -69,6 +69,29 @@ class Chain:
     -----
     The chain keeps read-only arrays of its own: what is written into P or start later does not change it. Row pointers
     and column indices are int32 wherever the number of non-zeros fits, else int64.
+
+    Examples
+    --------
+    >>> chain = ms.Chain(
+    ...     [[0.9, 0.05, 0.05], [0, 1, 0], [0, 0, 1]],
+    ...     outcomes={"harm": 1, "refusal": 2},
+    ...     start="speaking",
+    ...     states=["speaking", "harm", "refusal"],
+    ... )
+    >>> chain
+    <Chain 3 states, homogeneous, 5 transitions; outcomes harm (1), refusal (1); start: state 0 ('speaking')>
+    >>> print(ms.hitting_probability(chain, "harm").at_start)
+    P(harm) = 0.5   proven [0.5, 0.5]
+        because: rounding 7e-16; sampling, judge, lumping, model, truncation not assessed
+
+    One matrix per position, here a model that is safe at the first token only; the mass left at the end is
+    "truncated":
+
+    >>> safe, unsafe = [[0.5, 0.0, 0.5], [0, 1, 0], [0, 0, 1]], [[0.8, 0.2, 0.0], [0, 1, 0], [0, 0, 1]]
+    >>> layered = ms.Chain.layered([safe, unsafe, unsafe], {"harm": 1, "refusal": 2}, start=0)
+    >>> ends = {name: name for name in ("harm", "refusal", "truncated")}
+    >>> np.round(ms.hitting_probability(layered, ends).at_start.value, 3)
+    array([0.18, 0.5 , 0.32])
     """
 
     P: Any

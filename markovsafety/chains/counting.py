@@ -35,7 +35,9 @@ VISITS = 1 << 18  # visited states of rollouts that are counted at once
 _NEEDED = ("tokens", "offsets", "prompt_id", "category", "prefill", "outcome", "hit")
 
 
-def count(rolls: Any, states: Any = None, *, memory: int | None = None, skip_corrupt: bool = False) -> Counts:
+def count(
+    rolls: Any, states: Any = None, *, memory: int | None = None, skip_corrupt: bool = False, spread: Any = None
+) -> Counts:
     """Count the transitions of judged rollouts.
 
     Parameters
@@ -52,6 +54,9 @@ def count(rolls: Any, states: Any = None, *, memory: int | None = None, skip_cor
         `markovsafety.chains.pool` holds one for every transition.
     skip_corrupt : bool
         Of a path: leave out damaged shards instead of refusing them; every shard is then decoded twice.
+    spread : callable, optional
+        Of a folder: ``spread(function, items)`` returns a list as ``map`` would, over several processes: for a Ray
+        cluster ``functools.partial(markovsafety.rollouts.spread, workers=8)``. `memory` then holds for each of them.
 
     Returns
     -------
@@ -72,12 +77,31 @@ def count(rolls: Any, states: Any = None, *, memory: int | None = None, skip_cor
     label that equals an outcome's name gets "after " in front, because
     that name belongs to the outcome. Of a path, sums of weights and masses that are no whole numbers may differ
     by their rounding from those counted in memory.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of(
+    ...     [[5, 9], [7, 2], [5, 8, 2], [7, 2]],
+    ...     prompt_id=[0, 0, 1, 1],
+    ...     outcome=["harm", "refusal", "benign", "refusal"],
+    ...     hit=[1, 1, 2, 1],
+    ... )
+    >>> counts = ms.count(rolls, states=ms.KGram(1))
+    >>> counts
+    <Counts KGram(1): 4 rollouts (1 harm + 2 refusal + 1 benign + 0 truncated) of 2 prompts, prefill 0; 4 states, 9
+        transitions>
+    >>> for state, row in zip(counts.states, counts.matrix.toarray()):
+    ...     print(state, row)
+    (-1,) [0. 2. 2. 0. 0. 0. 0. 0.]
+    (5,) [0. 0. 0. 1. 1. 0. 0. 0.]
+    (7,) [0. 0. 0. 0. 0. 2. 0. 0.]
+    (8,) [0. 0. 0. 0. 0. 0. 1. 0.]
     """
     if all(hasattr(rolls, name) for name in ("added", "entry", "order")):
         return from_sums(rolls, states)
     states = KGram(2) if states is None else states
     if is_path(rolls):
-        return count_stream(rolls, states, memory, skip_corrupt)
+        return count_stream(rolls, states, memory, skip_corrupt, spread)
     r = _read(rolls)
     tally, rows = group(
         r["prompt_id"], r["category"], r["prefill"], np.eye(len(OUTCOMES))[r["outcome"]] * r["weight"][:, None]

@@ -90,6 +90,19 @@ class Counts:
         class), ``steps`` (weighted number of tokens with a recorded mass), and, unweighted, ``surprise`` (hits minus
         mass) and ``variance`` (sum of m (1 - m)), which tell whether a hit of that outcome is the event "a token of the
         class is sampled".
+
+    Examples
+    --------
+    Two shards of a run are counted apart, and added:
+
+    >>> asked = {"prompt_id": [0, 1], "outcome": ["harm", "refusal"], "hit": 1}
+    >>> one, two = (ms.count(ms.Rollouts.of(said, **asked)) for said in ([[5, 9], [7, 2]], [[5, 6], [5, 2]]))
+    >>> one + two
+    <Counts KGram(2): 4 rollouts (2 harm + 2 refusal + 0 benign + 0 truncated) of 2 prompts, prefill 0; 3 states, 8
+        transitions>
+    >>> (one + two).select(prompts=0)
+    <Counts KGram(2): 2 rollouts (2 harm + 0 refusal + 0 benign + 0 truncated) of 1 prompts, prefill 0; 2 states, 4
+        transitions>
     """
 
     kind: str
@@ -206,9 +219,8 @@ class Counts:
         )
 
     def __repr__(self) -> str:
-        total = " + ".join(f"{n:g} {name}" for n, name in zip(self.tally.outcomes.sum(axis=0), OUTCOMES))
         return (
-            f"<Counts {self.kind}: {self.rollouts:g} rollouts ({total}) of {self.prompts} prompts, "
+            f"<Counts {self.kind}: {self.tally.told} of {self.prompts} prompts, "
             f"prefill {', '.join(map(str, self.prefills))}; {len(self.states)} states, "
             f"{self.transitions.count.sum():g} transitions>"
         )

@@ -70,6 +70,22 @@ def estimate(counts: Counts, method: str = "mle", prior: float | None = None, *,
     to harm. An outcome's mass is its chance of being hit only where the hit is the event "a token of the class is
     sampled"; `single_token_outcomes` tests this. Harm must pass; the masses of refusal and benign are used if they
     pass and ignored otherwise.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of(
+    ...     [[5, 9], [7, 2], [5, 8, 2], [7, 2]],
+    ...     prompt_id=[0, 0, 1, 1],
+    ...     outcome=["harm", "refusal", "benign", "refusal"],
+    ...     hit=[1, 1, 2, 1],
+    ... )
+    >>> chain = ms.estimate(ms.count(rolls, states=ms.KGram(1)))
+    >>> chain
+    <Chain 8 states, homogeneous, 10 transitions; outcomes harm (1), refusal (1), benign (1), truncated (1); start:
+        state 0 ((-1,))>
+    >>> print(ms.hitting_probability(chain, "harm")[chain.index((5,))])
+    P(harm) = 0.5   95 % [0.0126, 0.987]
+        because: sampling 0.49, rounding 7e-16; judge, lumping, model, truncation not assessed
     """
     if not isinstance(counts, Counts):
         raise InputError(
@@ -190,6 +206,21 @@ def single_token_outcomes(counts: Counts) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
+
+    Examples
+    --------
+    Token 9 is harm, and the model gave it a half each time: the mass explains the hits. No masses of refusal were
+    recorded.
+
+    >>> rolls = ms.Rollouts.of(
+    ...     [[5, 9], [5, 7]],
+    ...     prompt_id=0,
+    ...     outcome=["harm", "refusal"],
+    ...     hit=1,
+    ...     columns={"mass_harm": [0.0, 0.5, 0.0, 0.5]},
+    ... )
+    >>> ms.chains.single_token_outcomes(ms.count(rolls))
+    ('harm',)
     """
     log, names = np.log(2e8), []
     for name in OUTCOMES[:_LAST]:

@@ -70,6 +70,18 @@ class Pooled:
         Damaged shards that were left out on request.
     note : str
         What the source says of itself, such as an unfinished run.
+
+    Examples
+    --------
+    >>> asked = {"prompt_id": [0, 1], "outcome": ["harm", "refusal"], "hit": 1}
+    >>> path = ms.write_rollouts(ms.Rollouts.of([[5, 9], [5, 2]], **asked), "run.parquet")
+    >>> table = ms.chains.pool(path)
+    >>> table
+    <Pooled KGram(1): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) in 2 groups, prefill 0; 2 states, 4
+        transitions>
+    >>> table.chain()
+    <Chain 6 states, homogeneous, 7 transitions; outcomes harm (1), refusal (1), benign (1), truncated (1); start:
+        state 0 ((-1,))>
     """
 
     order: int
@@ -261,9 +273,8 @@ class Pooled:
             )
 
     def __repr__(self) -> str:
-        total = " + ".join(f"{n:g} {name}" for n, name in zip(self.tally.outcomes.sum(axis=0), OUTCOMES))
         return (
-            f"<Pooled {self.kind}: {self.rollouts:g} rollouts ({total}) in {len(self.tally)} groups, prefill "
+            f"<Pooled {self.kind}: {self.tally.told} in {len(self.tally)} groups, prefill "
             f"{', '.join(map(str, self.prefills))}; {len(self.contexts):,} states, {self.transitions:,} transitions>"
         )
 
@@ -288,6 +299,15 @@ def read_pooled(path: str | os.PathLike[str]) -> Pooled:
     ------
     InputError
         If it is no such folder, or its files contradict each other.
+
+    Examples
+    --------
+    >>> asked = {"prompt_id": [0, 1], "outcome": ["harm", "refusal"], "hit": 1}
+    >>> path = ms.write_rollouts(ms.Rollouts.of([[5, 9], [5, 2]], **asked), "run.parquet")
+    >>> table = ms.chains.pool(path, out="pooled")
+    >>> ms.chains.read_pooled("pooled")
+    <Pooled KGram(1): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) in 2 groups, prefill 0; 2 states, 4
+        transitions>
     """
     folder = Path(path)
     try:

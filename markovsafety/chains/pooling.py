@@ -78,6 +78,15 @@ def pool(
     What counts, and what the numbers mean, is as for `count`. Beside `memory`, a batch takes some 100 MB, and every
     prompt, category and prefill about 100 bytes. Prompts whose rollouts do not lie together (files of another program)
     are read a second time, and their rollouts sorted by prompt.
+
+    Examples
+    --------
+    >>> asked = {"prompt_id": [0, 1], "outcome": ["harm", "refusal"], "hit": 1}
+    >>> path = ms.write_rollouts(ms.Rollouts.of([[5, 9], [5, 2]], **asked), "run.parquet")
+    >>> chain = ms.chains.pool(path, ms.KGram(2)).chain()
+    >>> print(ms.hitting_probability(chain, "harm").at_start)
+    P(harm) = 0.5   95 % [0.0126, 0.987]
+        because: sampling 0.49, rounding 8e-16; judge, lumping, model, truncation not assessed
     """
     states = KGram(1) if states is None else states
     if not isinstance(states, KGram):

@@ -26,7 +26,17 @@ PAD = -1  # stands before the first token in a k-gram
 
 @runtime_checkable
 class StateMap(Protocol):
-    """Anything that can say in which state an answer is after each of its tokens."""
+    """Anything that can say in which state an answer is after each of its tokens.
+
+    Examples
+    --------
+    >>> class Tens(ms.chains.StateMap):  # how many tens of tokens have been said
+    ...     def walk(self, tokens, prefill=0):
+    ...         return [i // 10 for i in range(len(tokens) + 1)]
+    >>> ms.count(ms.Rollouts.of([[5] * 24], prompt_id=0, outcome="harm", hit=23), states=Tens())
+    <Counts Tens(): 1 rollouts (1 harm + 0 refusal + 0 benign + 0 truncated) of 1 prompts, prefill 0; 3 states, 24
+        transitions>
+    """
 
     def walk(self, tokens: NDArray, prefill: int) -> Sequence[Hashable]:
         """Labels of the prefixes of length 0, 1, ..., len(tokens).
@@ -49,6 +59,11 @@ class KGram:
     ----------
     k : int
         Order, at least 0 (0: one single state).
+
+    Examples
+    --------
+    >>> ms.KGram(2).walk([5, 9, 4])
+    [(-1, -1), (-1, 5), (5, 9), (9, 4)]
     """
 
     k: int = 2
@@ -136,7 +151,13 @@ class KGram:
 
 @dataclass(frozen=True)
 class Position:
-    """The number of tokens so far: a chain with one state per position."""
+    """The number of tokens so far: a chain with one state per position.
+
+    Examples
+    --------
+    >>> ms.Position().walk([5, 9, 4])
+    [0, 1, 2, 3]
+    """
 
     def walk(self, tokens: NDArray, prefill: int = 0) -> list[int]:
         """Labels of all prefixes; see `StateMap`."""
@@ -160,6 +181,15 @@ class JudgedPrefix:
         counting costs the sum of all answer lengths in calls.
     initial : hashable
         With a mapping: the label of a prefix without any token of a class.
+
+    Examples
+    --------
+    The state of an answer by the last telling word, "sorry" (11) or "but" (17), or by any function of the ids so far:
+
+    >>> ms.JudgedPrefix({11: "refusing", 17: "leaking"}).walk([5, 11, 6, 17, 9])
+    ['none', 'none', 'refusing', 'refusing', 'leaking', 'leaking']
+    >>> ms.JudgedPrefix(lambda ids: "long" if len(ids) > 2 else "short").walk([5, 11, 6])
+    ['short', 'short', 'short', 'long']
     """
 
     labeller: Callable[[NDArray], Hashable] | Mapping[int, Hashable]
@@ -241,6 +271,12 @@ class ByPrompt:
     Parameters
     ----------
     labels : "category" or mapping from prompt_id to label
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of([[5, 9], [6, 9]], prompt_id=[0, 1], category=["bio", "fraud"], outcome="harm", hit=1)
+    >>> ms.count(rolls, states=ms.chains.Product([ms.chains.ByPrompt(), ms.KGram(1)])).states
+    (('bio', (-1,)), ('bio', (5,)), ('fraud', (-1,)), ('fraud', (6,)))
     """
 
     labels: Any = "category"
@@ -302,6 +338,11 @@ class Product:
     Parameters
     ----------
     maps : sequence of StateMap
+
+    Examples
+    --------
+    >>> ms.chains.Product([ms.Position(), ms.JudgedPrefix({11: "refusing"})]).walk([5, 11, 6])
+    [(0, 'none'), (1, 'none'), (2, 'refusing'), (3, 'refusing')]
     """
 
     maps: Sequence[Any]

@@ -57,6 +57,12 @@ def write_chain(chain: Chain, path: str | os.PathLike[str]) -> Path:
     where there is something to keep: the entry laws (entry_k, entry_law), exact counts (count_indptr, count_indices,
     count_data) and the evidence of an estimated chain (visits, through, prompts, deff, tally_prompt_id, tally_category,
     tally_prefill, tally_outcomes).
+
+    Examples
+    --------
+    >>> path = ms.write_chain(ms.toy.shallow(3), "shallow.npz")
+    >>> ms.read_chain(path)
+    <Chain 6 states, homogeneous, 14 transitions; outcomes harm (1), refusal (1); start: state 0 ('position 0')>
     """
     return _write(Path(path), _pack(chain))
 
@@ -136,6 +142,13 @@ def read_chain(path: str | os.PathLike[str], *, stream: bool = False) -> Chain:
     InputError
         If the file is missing, is no .npz, lacks a key, or holds arrays that make no chain; if it is to be streamed and
         has no layers or is compressed.
+
+    Examples
+    --------
+    >>> path = ms.write_chain(ms.toy.shallow(3), "shallow.npz")
+    >>> print(ms.hitting_probability(ms.read_chain(path), "harm").at_start)
+    P(harm) = 0.284468   proven [0.284468, 0.284468]
+        because: rounding 9e-16; sampling, judge, lumping, model, truncation not assessed
     """
     path = Path(path)
     arrays = _read(path, _KEYS, "chain", LARGE if stream else ())
@@ -231,6 +244,14 @@ def write_counts(counts: Counts, path: str | os.PathLike[str]) -> Path:
     -----
     Keys: tally_* (raw rollouts by group), transitions_*, entries_*, passages_*, mass_NAME_* (group, source, target and
     sums), meta (JSON text with kind, states, masses, version).
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of([[5, 9], [5, 2]], prompt_id=[0, 1], outcome=["harm", "refusal"], hit=1)
+    >>> path = ms.chains.write_counts(ms.count(rolls), "counts.npz")
+    >>> ms.chains.read_counts(path)
+    <Counts KGram(2): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) of 2 prompts, prefill 0; 2 states, 4
+        transitions>
     """
     meta = {
         "kind": counts.kind,
@@ -264,6 +285,17 @@ def read_counts(path: str | os.PathLike[str]) -> Counts:
     ------
     InputError
         If the file is missing, is no .npz, lacks a key, or holds arrays that make no counts.
+
+    Examples
+    --------
+    Counts of two machines, from their files:
+
+    >>> for i, outcome in enumerate(["harm", "refusal"]):
+    ...     rolls = ms.Rollouts.of([[5, 9]], prompt_id=i, outcome=outcome, hit=1)
+    ...     path = ms.chains.write_counts(ms.count(rolls), f"machine{i}.npz")
+    >>> ms.chains.read_counts("machine0.npz") + ms.chains.read_counts("machine1.npz")
+    <Counts KGram(2): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) of 2 prompts, prefill 0; 2 states, 4
+        transitions>
     """
     path = Path(path)
     arrays = _read(path, ("meta", "tally_outcomes", *(f"{name}_group" for name in _TABLES)), "counts")

@@ -66,6 +66,18 @@ class StoredLayers(Sequence[Any]):
         Outcome states, whose rows may be empty.
     name : function, optional
         How a state is called in an error.
+
+    Examples
+    --------
+    >>> step = np.array([[0.9, 0.1, 0.0], [0, 1, 0], [0, 0, 1]])
+    >>> path = ms.chains.write_layers((step for _ in range(1000)), "long.npz", {"harm": 1, "refusal": 2}, start=0)
+    >>> layers = ms.read_chain(path, stream=True).layers
+    >>> layers
+    <StoredLayers: 1000 of 3 states in long.npz>
+    >>> layers[999].toarray()
+    array([[0.9, 0.1, 0. ],
+           [0. , 1. , 0. ],
+           [0. , 0. , 1. ]])
     """
 
     path: Path
@@ -77,6 +89,9 @@ class StoredLayers(Sequence[Any]):
 
     def __len__(self) -> int:
         return self.layers
+
+    def __repr__(self) -> str:
+        return f"<StoredLayers: {self.layers} of {self.n} states in {self.path.name}>"
 
     def __getitem__(self, t: Any) -> Any:
         if isinstance(t, slice):
@@ -177,6 +192,18 @@ def write_layers(
     InputError
         If a layer is not stochastic or of another size, there is none, a label cannot be stored, or the file cannot be
         written.
+
+    Examples
+    --------
+    A chain of two hundred positions, of which one matrix is in memory at a time:
+
+    >>> def layer(t):
+    ...     harm = 0.001 if t < 10 else 0.01
+    ...     return [[1 - harm, harm], [0, 1]]
+    >>> path = ms.chains.write_layers((layer(t) for t in range(200)), "long.npz", {"harm": 1}, start=0)
+    >>> print(ms.hitting_probability(ms.read_chain(path, stream=True), "harm").at_start)
+    P(harm) = 0.85333   proven [0.85333, 0.85333]
+        because: rounding 4e-14; sampling, judge, lumping, model, truncation not assessed
     """
     from .chain import Chain
     from .storage import VERSION, _to_json

@@ -32,6 +32,18 @@ class Tally:
         Number of forced tokens.
     outcomes : array, shape (rows, 4)
         Weighted number of rollouts, in the order of `markovsafety.OUTCOMES`.
+
+    Examples
+    --------
+    >>> from markovsafety.bound import clustered
+    >>> asked = {"prompt_id": [0, 0, 1, 1], "outcome": ["harm", "refusal", "refusal", "refusal"]}
+    >>> tally = ms.count(ms.Rollouts.of([[9], [2], [2], [2]], **asked, hit=0)).tally
+    >>> tally
+    <Tally 4 rollouts (1 harm + 3 refusal + 0 benign + 0 truncated) in 2 groups, prefill 0>
+    >>> events, totals = tally.clusters("harm")
+    >>> print(clustered(events, totals, name="P(harm)"))
+    P(harm) = 0.25   95 % [0.000217, 0.939]
+        because: sampling 0.47; judge, lumping, model, truncation, rounding not assessed
     """
 
     prompt_id: NDArray
@@ -52,6 +64,15 @@ class Tally:
 
     def __len__(self) -> int:
         return len(self.prompt_id)
+
+    def __repr__(self) -> str:
+        return f"<Tally {self.told} in {len(self)} groups, prefill {', '.join(map(str, np.unique(self.prefill)))}>"
+
+    @property
+    def told(self) -> str:
+        """Number of rollouts and what they ended in, in words."""
+        ended = " + ".join(f"{n:g} {name}" for n, name in zip(self.outcomes.sum(axis=0), OUTCOMES))
+        return f"{self.outcomes.sum():g} rollouts ({ended})"
 
     @property
     def cluster(self) -> NDArray:
@@ -136,6 +157,19 @@ class Evidence:
         less than two prompts, no such rollout, or no other.
     prior : float
         Pseudo-transitions that the estimate added to every row, 0 without smoothing; they bias rare outcomes upwards.
+
+    Examples
+    --------
+    >>> asked = {"prompt_id": [0, 0, 1, 1], "outcome": ["harm", "refusal", "refusal", "refusal"]}
+    >>> counts = ms.count(ms.Rollouts.of([[5, 9], [7, 2], [7, 2], [7, 2]], **asked, hit=1), states=ms.KGram(1))
+    >>> chain = ms.estimate(counts)
+    >>> chain.evidence
+    <Evidence of 7 states: 4 rollouts (1 harm + 3 refusal + 0 benign + 0 truncated) in 2 groups>
+    >>> for state, n in zip(chain.states, chain.evidence.visits[:3]):
+    ...     print(state, n)
+    (-1,) 4.0
+    (5,) 1.0
+    (7,) 3.0
     """
 
     visits: NDArray
@@ -177,6 +211,9 @@ class Evidence:
                     cause=f"For {n} states it is a non-negative array of shape {shape}.",
                     next="Leave it out, or estimate the chain again.",
                 )
+
+    def __repr__(self) -> str:
+        return f"<Evidence of {len(self.visits)} states: {self.tally.told} in {len(self.prefill)} groups>"
 
     @property
     def tally(self) -> Tally:

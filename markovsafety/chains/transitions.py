@@ -44,10 +44,25 @@ class Transitions:
     Notes
     -----
     Unpacks as ``states, matrix = ...``; parts add up with ``+``, and ``sum`` adds a list of them.
+
+    Examples
+    --------
+    Parts of a corpus are counted apart and added:
+
+    >>> counted = ms.chains.count_transitions([1, 2, 1]) + ms.chains.count_transitions([1, 1, 2])
+    >>> counted
+    <Transitions: 6 tokens in 3 contexts of order 1>
+    >>> states, matrix = counted
+    >>> matrix.toarray().tolist()
+    [[0, 2, 0], [0, 1, 2], [0, 1, 0]]
     """
 
     states: NDArray
     matrix: Any
+
+    def __repr__(self) -> str:
+        contexts, order = self.states.shape
+        return f"<Transitions: {self.matrix.sum():g} tokens in {contexts} contexts of order {order}>"
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.states, self.matrix))
@@ -118,6 +133,16 @@ def count_transitions(
     Beside the result it takes two bytes a token, at most 256 MB or one byte for every four tokens, if that is more.
     With weights, or so many possible contexts that they cannot be visited, also a copy of the result; sums of weights
     are rounded in float64.
+
+    Examples
+    --------
+    Two answers, [1, 2] and [1, 1, 2]; -1 is the state before the first token:
+
+    >>> states, matrix = ms.chains.count_transitions([1, 2, 1, 1, 2], offsets=[0, 2, 5])
+    >>> for state, row in zip(states, matrix.toarray()):
+    ...     print(state, row)
+    [-1] [0 2 0]
+    [1] [0 1 2]
     """
     tokens, offsets, order, vocabulary = _checked(tokens, offsets, order, vocabulary)
     base = vocabulary + 1

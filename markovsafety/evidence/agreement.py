@@ -78,6 +78,8 @@ class Agreement:
             )
         return "\n".join([*lines, f"  {self.harm}"])
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: counts, kappa, kappa_harm, table, harm, shift, place, level."""
         names = ("counts", "kappa", "kappa_harm", "table", "harm", "shift", "place", "level")

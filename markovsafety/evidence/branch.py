@@ -72,6 +72,8 @@ class Branch:
         lines += ["  " + "  ".join(c.rjust(s) for c, s in zip(row, sizes)) for row in rows]
         return "\n".join(lines + [f"  {note}" for note in self.info.get("notes", ())])
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: k, width, rho, surface, information, info."""
         names = ("k", "width", "rho", "surface", "information", "info")

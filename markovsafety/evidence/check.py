@@ -95,6 +95,8 @@ class Check:
         lines += [f"  {finding}" for finding in self.findings]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: passed, verdict, table, margin, level, curve, warnings, misfit, findings."""
         names = ("passed", "verdict", "table", "margin", "level", "curve", "warnings", "misfit", "findings")

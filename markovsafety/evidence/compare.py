@@ -113,6 +113,8 @@ class Comparison:
             lines.append(f"  by position: {_by_position(self.positions)}")
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: table, level, rate, attribution, states, notes, positions."""
         names = ("table", "level", "rate", "attribution", "states", "notes", "positions")

@@ -72,6 +72,8 @@ class Allocation:
         others = ", ".join(f"{name} {x:.3g}" for name, x in self.compared.items())
         return "\n".join([*lines, f"  half-widths: {others}", *(f"  {note}" for note in self.info["notes"])])
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: goal, table, expected, compared, budget, info."""
         names = ("goal", "table", "expected", "compared", "budget", "info")
@@ -319,6 +321,8 @@ class Enough:
     def __str__(self) -> str:
         end = "precise enough: stop" if self.done else f"go on: about {self.more:.0f} rollouts are missing"
         return f"{self.bound}\n  look {self.look} of {self.looks}: {end}"
+
+    __repr__ = __str__
 
 
 def enough(

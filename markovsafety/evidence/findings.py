@@ -55,6 +55,8 @@ class Finding:
     def __str__(self) -> str:
         return f"{self.name}: {self.verdict}. {self.text}"
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: name, verdict, text, effect, p, table."""
         return {k: encode(getattr(self, k)) for k in ("name", "verdict", "text", "effect", "p", "table")}

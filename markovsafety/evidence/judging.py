@@ -205,6 +205,8 @@ class Confusion:
             lines += [f"  {rate}" for rate in error_rates(self, name)]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, which `from_json` reads back."""
         return {

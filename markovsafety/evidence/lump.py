@@ -98,6 +98,8 @@ class Lumped:
             lines.append("  the start value is that of the whole chain whatever the classes are: no evidence for them")
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: states, classes, harm, error, limit, loss, info."""
         names = ("classes", "harm", "error", "limit", "loss", "info")

@@ -49,6 +49,8 @@ class Lumpable:
     def __str__(self) -> str:
         return f"{self.verdict}\n  {self.spread}"
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: exact, spread, where, verdict."""
         return {name: encode(getattr(self, name)) for name in ("exact", "spread", "where", "verdict")}

@@ -55,6 +55,8 @@ class Orders:
         sizes = [max(len(row[j]) for row in rows) for j in range(len(head))]
         return "\n".join([self.text, *("  " + "  ".join(c.rjust(s) for c, s in zip(row, sizes)) for row in rows)])
 
+    __repr__ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: table, prefers, text."""
         return {k: encode(getattr(self, k)) for k in ("table", "prefers", "text")}

@@ -142,6 +142,8 @@ class Critical:
         lines += [f"  {_range(r.probability)}  " + _way(r.states) for r in self.roads]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def _short(label: Any) -> str:
     return str(label).replace(" ", "")

@@ -91,6 +91,8 @@ class Distribution:
         lines = [f"time to {self.name}, {self.horizon} tokens", str(self.cumulative), str(self.hazard), str(self.tail)]
         return "\n".join([*lines, *([] if self.escape is None else [str(self.escape)])])
 
+    __repr__ = __str__
+
 
 def hitting_distribution(
     chain: Chain, target: Any = None, *, horizon: int | None = None, start: Any = None
