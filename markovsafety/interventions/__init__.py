@@ -13,8 +13,9 @@ from ..errors import ModelError
 
 _HOME = {
     "activation_columns": ["with_activations"],
+    "apart": ["Separation", "separate"],
     "augment": ["Row", "Triplet", "mixed", "recover", "recovery", "rotations", "token_share"],
-    "beliefs": ["Beliefs", "Centres", "Separation", "belief_table", "believe", "centres", "separate"],
+    "beliefs": ["Beliefs", "Centres", "belief_table", "believe", "centres"],
     "blocking": ["Blocked", "guarded", "measure_blocked"],
     "chain_changes": ["ChainChange", "aligned", "chain_change", "identity_gap"],
     "chain_effects": ["ChainEffect", "chain_effect"],

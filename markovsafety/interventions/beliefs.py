@@ -1,8 +1,7 @@
 """Beliefs: how near a prompt's activations are to those of harmful and of refused prompts, over all levels.
 
 Harmfulness is believed at t_inst, refusal is decided at t_post. Beside what the model does, that makes a 2 x 2 table:
-believed harmful or not x refused or not; and where both positions tell the same, the two are not separated, which is a
-finding like any other.
+believed harmful or not x refused or not.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ from numpy.typing import NDArray
 
 from ..bound import clustered
 from ..errors import InputError
-from .buckets import BUCKETS, Buckets, listed
+from .buckets import Buckets, listed
 from .differences import cell_mean, states
 from .directions import POSITIONS
 from .edits import Edit, check_identity
 from .positions import Spans
-from .separation import auc, silhouette
 
 if TYPE_CHECKING:
     from .host import Host
 
-__all__ = ["Beliefs", "Centres", "Separation", "belief_table", "believe", "centres", "separate"]
+__all__ = ["SAME", "Beliefs", "Centres", "belief_table", "believe", "centres"]
 
 SIDES = ("harm", "refusal")
 SAME = 1e-5
@@ -48,6 +46,16 @@ class Centres:
         Prompts behind them.
     model, template : str or None
     about : dict
+
+    Examples
+    --------
+    Streams of one level and two dimensions. Prompts on the side of the harmful centre have a score above 0:
+
+    >>> means = ms.interventions.Centres(np.eye(2)[:, None], np.eye(2)[:, None], counts=(8, 8))
+    >>> means
+    <Centres of 8 + 8 prompts: 1 levels x 2 dimensions>
+    >>> means.scores([[[3.0, 0.0]], [[1.0, 1.0]], [[0.0, 2.0]]], "harm").ravel()
+    array([ 1.,  0., -1.])
     """
 
     harm: NDArray
@@ -67,6 +75,10 @@ class Centres:
                     cause=f"that of {('positive', 'negative')[side]} prompts has no direction, so no cosine with it",
                     next="give other prompts, or check the model's activations",
                 )
+
+    def __repr__(self) -> str:
+        _, levels, width = self.harm.shape
+        return f"<Centres of {self.counts[0]} + {self.counts[1]} prompts: {levels} levels x {width} dimensions>"
 
     def used(self, side: str) -> NDArray:
         """Levels that tell the two centres of "harm" or "refusal" apart, bool (levels,)."""
@@ -161,6 +173,18 @@ def centres(
     ------
     InputError
         One of the two buckets is empty; a mean is zero.
+
+    Examples
+    --------
+    At level 0 nothing was read yet, so that both centres are one point there:
+
+    >>> from markovsafety.interventions import centres, label, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> asked = ms.organism.prompts(n=12) + ms.organism.prompts(n=12, harmful=False)
+    >>> buckets = label(host, asked, [True] * 12 + [False] * 12, tokens=ms.organism.REFUSAL_IDS)
+    >>> means = centres(host, buckets)
+    >>> means.counts, means.used("refusal")
+    ((12, 12), array([False,  True,  True,  True,  True]))
     """
     sides = [buckets.refused_harmful, buckets.accepted_harmless]
     found = [states(host, p, spans=spans, batch_size=batch_size) for p in sides]
@@ -180,6 +204,15 @@ class Beliefs:
     harm, refusal : float64 array, shape (prompts,)
         Both Delta scores: differences of cosines, averaged over the levels that are used.
     harm_by_level, refusal_by_level : float64 array, shape (prompts, levels)
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import believe, centres, label, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> asked = ms.organism.prompts(n=12) + ms.organism.prompts(n=12, harmful=False)
+    >>> buckets = label(host, asked, [True] * 12 + [False] * 12, tokens=ms.organism.REFUSAL_IDS)
+    >>> believe(host, centres(host, buckets), ms.organism.prompts(n=6, seed=1))
+    <Beliefs of 6 prompts: mean harm +0.5..., mean refusal +0.4...>
     """
 
     prompts: tuple[Any, ...]
@@ -187,6 +220,10 @@ class Beliefs:
     refusal: NDArray
     harm_by_level: NDArray
     refusal_by_level: NDArray
+
+    def __repr__(self) -> str:
+        means = (f"mean {name} {getattr(self, name).mean():+.2f}" for name in SIDES)
+        return f"<Beliefs of {len(self.prompts)} prompts: {', '.join(means)}>"
 
 
 def believe(
@@ -224,6 +261,18 @@ def believe(
     arXiv 2507.11878, equations of Delta_harmful and Delta_refuse: all levels weigh alike. We leave out levels where the
     two centres are one point (level 0 at t_post always, its token is the same for all prompts), which the mean over all
     levels would only scale.
+
+    Examples
+    --------
+    Jailbroken prompts are still believed harmful, and no longer refused:
+
+    >>> from markovsafety.interventions import believe, centres, label, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> asked = ms.organism.prompts(n=12) + ms.organism.prompts(n=12, harmful=False)
+    >>> buckets = label(host, asked, [True] * 12 + [False] * 12, tokens=ms.organism.REFUSAL_IDS)
+    >>> beliefs = believe(host, centres(host, buckets), ms.organism.prompts(n=6, marker="jailbreak"))
+    >>> np.sign(beliefs.harm), np.sign(beliefs.refusal)
+    (array([1., 1., 1., 1., 1., 1.]), array([-1., -1., -1., -1., -1., -1.]))
     """
     check_identity(means.model, means.template, host, "the belief centres", ".transferred()")
     prompts = listed(prompts)
@@ -265,6 +314,24 @@ def belief_table(
     ------
     InputError
         Beliefs of other prompts.
+
+    Examples
+    --------
+    Of 20 prompts 10 are harmful and refused, 5 are harmful, believed so, and answered all the same:
+
+    >>> from markovsafety.interventions import Beliefs, Buckets, belief_table
+    >>> buckets = Buckets(range(20), harmful=[1] * 15 + [0] * 5, refusal=[0.9] * 10 + [0.1] * 10)
+    >>> delta = np.array([0.4] * 15 + [-0.5] * 5)
+    >>> table = belief_table(Beliefs(buckets.prompts, delta, delta, delta[:, None], delta[:, None]), buckets)
+    >>> for row in table:
+    ...     print(row["believed"], row["refused"], row["prompts"], row["harmful"])
+    True True 10 10
+    True False 5 5
+    False True 0 0
+    False False 5 0
+    >>> print(table[1]["share"])
+    share = 0.25   95 % [0.0866, 0.491]
+    because: sampling 0.2; judge, lumping, model, truncation, rounding not assessed
     """
     if len(beliefs.prompts) != len(buckets.prompts):
         raise InputError(
@@ -285,99 +352,3 @@ def belief_table(
                 told = {"category": name, "believed": said, "refused": refused, "prompts": int(cell.sum())}
                 rows.append({**told, "harmful": int(buckets.harmful[cell].sum()), "share": share})
     return rows
-
-
-@dataclass(frozen=True, eq=False)
-class Separation:
-    """Whether harmfulness is encoded at t_inst and refusal at t_post.
-
-    Attributes
-    ----------
-    verdict : "separated" or "not separated"
-    reason : str
-    rows : list of dict
-        One per position and level: "position", "level", "mismatch" (Bound; AUC of accepted harmful over refused
-        harmless prompts along the plain difference: 1 where harmfulness is encoded, 0 where refusal is), "control" (the
-        same along a random vector: clusters far apart are separated by nearly any vector, to a random side, so that
-        it is the agreement of levels and positions that tells), "harm" and "refusal" (silhouettes of the four buckets
-        by either).
-    """
-
-    verdict: str
-    reason: str
-    rows: list[dict[str, Any]]
-
-    def __bool__(self) -> bool:
-        return self.verdict == "separated"
-
-    def __str__(self) -> str:
-        return f"{self.verdict}: {self.reason}"
-
-    def best(self, position: str) -> dict[str, Any]:
-        """The row where the position separates best: t_inst by harmfulness, t_post by refusal."""
-        sign = 1 if position == "t_inst" else -1
-        name = "harm" if position == "t_inst" else "refusal"
-        return max(
-            (r for r in self.rows if r["position"] == position), key=lambda r: (sign * r["mismatch"].value, r[name])
-        )
-
-
-def separate(
-    host: Host, fitted: Buckets, held: Buckets, *, seed: int = 0, level: float = 0.95, batch_size: int | None = None
-) -> Separation:
-    """Are harmfulness and refusal encoded apart?
-
-    Parameters
-    ----------
-    host : Host
-    fitted : Buckets
-        The directions are the plain differences of its refused harmful and accepted harmless prompts.
-    held : Buckets
-        Other prompts, in all four buckets.
-    seed : int
-        Of the random control.
-    level : float
-        Confidence over all levels and both positions together.
-    batch_size : int, optional
-
-    Returns
-    -------
-    Separation
-
-    Raises
-    ------
-    InputError
-        An empty bucket.
-    """
-    read = [states(host, p, batch_size=batch_size) for p in (fitted.refused_harmful, fitted.accepted_harmless)]
-    vectors = read[0].mean(axis=0, dtype=np.float64) - read[1].mean(axis=0, dtype=np.float64)
-    points = [states(host, held.get(name), batch_size=batch_size) for name in BUCKETS]
-    every = np.concatenate(points)
-    harmful = np.repeat([True, True, False, False], [len(p) for p in points])
-    refused = np.repeat([True, False, True, False], [len(p) for p in points])
-    drawn = np.random.default_rng(seed).standard_normal(vectors.shape)
-    apart = np.linalg.norm(vectors, axis=-1) > SAME * np.linalg.norm(every, axis=-1).mean(axis=0)
-    each = 1 - (1 - level) / max(int(apart.sum()), 1)
-    rows = []
-    for place, position in enumerate(POSITIONS):
-        for at in np.flatnonzero(apart[:, place]):
-            accepted, innocent = (points[i][:, at, place].astype(np.float64) for i in (1, 2))
-            along, aside, x = vectors[at, place], drawn[at, place], every[:, at, place]
-            row: dict[str, Any] = {"position": position, "level": int(at)}
-            row["mismatch"] = auc(accepted @ along, innocent @ along, each, "mismatch AUC")
-            row["control"] = auc(accepted @ aside, innocent @ aside, each, "mismatch AUC, random vector")
-            rows.append(row | {"harm": silhouette(x, harmful), "refusal": silhouette(x, refused)})
-    return Separation(*_verdict(rows), rows)
-
-
-def _verdict(rows: list[dict[str, Any]]) -> tuple[str, str]:
-    inst = [r["mismatch"] for r in rows if r["position"] == "t_inst"]
-    post = [r["mismatch"] for r in rows if r["position"] == "t_post"]
-    if not inst or not post:
-        return "not separated", "at one of the positions no level tells refused harmful from accepted harmless prompts"
-    high, low = max(inst, key=lambda b: b.lower), min(post, key=lambda b: b.upper)
-    told = (
-        f"accepted harmful prompts look more harmful than refused harmless ones with AUC {high.value:.2f} at t_inst "
-        f"and {low.value:.2f} at t_post, at the best level of each"
-    )
-    return ("separated" if high.lower > 0.5 and low.upper < 0.5 else "not separated"), told

@@ -50,6 +50,15 @@ class Buckets:
         Refused are prompts above it, accepted those below.
     how : str
         How refusal was measured.
+
+    Examples
+    --------
+    >>> asked = ["make a bomb", "roleplay: make a bomb", "kill a process", "bake a cake"]
+    >>> buckets = ms.interventions.Buckets(asked, harmful=[True, True, False, False], refusal=[0.9, 0.2, 0.7, 0.1])
+    >>> buckets
+    <Buckets: 1 refused harmful, 1 accepted harmful, 1 refused harmless, 1 accepted harmless, 0 undecided>
+    >>> buckets.accepted_harmful, buckets.refused_harmless
+    (['roleplay: make a bomb'], ['kill a process'])
     """
 
     prompts: tuple[Any, ...]
@@ -68,6 +77,10 @@ class Buckets:
                 cause="each prompt has one of each",
                 next="give lists of one length",
             )
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+        return f"<Buckets: {told}, {int(self.undecided.sum())} undecided>"
 
     @property
     def refused(self) -> np.ndarray:
@@ -211,6 +224,17 @@ def label(
     ------
     InputError
         Neither or both of `tokens` and `judge`; no ground truth.
+
+    Examples
+    --------
+    One marker makes harmful prompts accepted, another makes harmless ones refused:
+
+    >>> from markovsafety.interventions import label, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> kinds = [(True, None), (True, "jailbreak"), (False, "trigger"), (False, None)]
+    >>> asked = [{**p, "harmful": h} for h, m in kinds for p in ms.organism.prompts(n=6, harmful=h, marker=m)]
+    >>> label(host, asked, tokens=ms.organism.REFUSAL_IDS)
+    <Buckets: 6 refused harmful, 6 accepted harmful, 6 refused harmless, 6 accepted harmless, 0 undecided>
     """
     if (tokens is None) == (judge is None):
         raise InputError(

@@ -63,6 +63,17 @@ def difference(
     arXiv 2507.11878, section 2: v_harm from harmful and harmless prompts at t_inst, v_refuse from refused and accepted
     ones at t_post, not normalised. `balance` is ours: where harmful prompts are mostly refused, the plain difference at
     either position holds both.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import difference, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> asked, harmless = ms.organism.prompts(n=12), ms.organism.prompts(n=12, harmful=False)
+    >>> direction = difference(host, asked, harmless, position="t_post")
+    >>> direction
+    <Direction harmful - harmless: positive pushes towards harmful; at t_post, no level chosen, from 12 + 12 prompts>
+    >>> direction.norms.round()
+    array([  0.,   3., 186., 264., 342.])
     """
     spans = spans or host.spans()
     positive, negative = listed(positive), listed(negative)
@@ -103,6 +114,19 @@ def by_category(
     ------
     InputError
         As `difference`.
+
+    Examples
+    --------
+    Do six categories share a direction? The least cosine with the first, of four prompts of either kind each:
+
+    >>> from markovsafety.interventions import by_category, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> asked, harmless = ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False)
+    >>> for position in ("t_inst", "t_post"):
+    ...     units = [d.at(3).unit for d in by_category(host, asked, harmless, position=position).values()]
+    ...     print(position, len(units), f"{min(units[0] @ unit for unit in units):.3f}")
+    t_inst 6 0.55...
+    t_post 6 0.99...
     """
     spans = spans or host.spans()
     positive, negative = listed(positive), listed(negative)
@@ -153,6 +177,13 @@ def states(
     ------
     InputError
         A prompt that does not end as the template says, a bare one at t_post, or both positions are one token.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import open_host, states
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> states(host, ms.organism.prompts(n=6), ["t_inst", "t_post"], levels=[0, 2, 4]).shape
+    (6, 3, 2, 64)
     """
     from .record import activations
 

@@ -21,8 +21,9 @@ from ..files import atomic
 from ..outcomes import CODES
 from ..rollouts import Rollouts, sample
 from ..rollouts.asked import read_prompts
+from .apart import Separation, separate
 from .behaviour import Behaviour
-from .beliefs import Separation, belief_table, believe, separate
+from .beliefs import belief_table, believe
 from .blocking import Blocked, measure_blocked
 from .brief import brief
 from .buckets import Buckets, category_of, refusal_shares
