@@ -49,6 +49,19 @@ def with_activations(
     ------
     InputError
         No direction, prompts that are not known, a vector of another width, or no such level.
+
+    Examples
+    --------
+    Every token knows how far along the direction the model was when it chose it, and bins of that are states:
+
+    >>> from markovsafety.interventions import difference, open_host, with_activations
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> asked, harmless = ms.organism.prompts(n=12), ms.organism.prompts(n=12, harmful=False)
+    >>> v = difference(host, asked, harmless, position="t_post").vectors[3]
+    >>> rolls = ms.sample(host.engine, asked, n=2, max_tokens=8, judge="organism")
+    >>> rolls = with_activations(host, rolls, {"harm": (3, v)})
+    >>> ms.count(rolls, ms.ActivationBins.from_rollouts(rolls, ["harm"], bins=4))
+    <Counts ActivationBins(harm: 4; ...): 24 rollouts (...) of 12 prompts, prefill 0; 4 states, ... transitions>
     """
     if not directions or "prompt_tokens" not in rolls.columns:
         raise InputError(

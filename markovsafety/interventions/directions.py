@@ -57,6 +57,15 @@ class Direction:
     ------
     InputError
         Vectors that are no finite table, a level that there is not.
+
+    Examples
+    --------
+    >>> names = ("harmful", "harmless")
+    >>> direction = ms.Direction([[0.0, 0.0], [3.0, 4.0]], "t_post", names, counts=(8, 8), level=1)
+    >>> direction
+    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 1, from 8 + 8 prompts>
+    >>> direction.unit, direction.edit(2.0)
+    (array([0.6, 0.8], dtype=float32), <Edit: add x2 at layer 1 (prompt)>)
     """
 
     vectors: np.ndarray
@@ -199,6 +208,14 @@ def write_direction(direction: Direction, path: str | Path) -> None:
     ----------
     direction : Direction
     path : path
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import Direction, read_direction, write_direction
+    >>> direction = Direction([[0.0, 0.0], [3.0, 4.0]], "t_post", ("harmful", "harmless"), counts=(8, 8))
+    >>> write_direction(direction.at(1), "harm.safetensors")
+    >>> read_direction("harm.safetensors").level
+    1
     """
     about = {f.name: getattr(direction, f.name) for f in dataclasses.fields(direction) if f.name != "vectors"}
     write_tensors(path, "direction", {"vectors": direction.vectors}, about)
@@ -217,6 +234,19 @@ def read_direction(path: str | Path, host: Host | None = None) -> Direction:
     ------
     InputError
         The file is missing or holds no direction, or it was made with another model or template than the host's.
+
+    Examples
+    --------
+    A direction belongs to the model that it was made with:
+
+    >>> from markovsafety.interventions import Direction, open_host, read_direction, write_direction
+    >>> direction = Direction(np.ones((5, 64)), "t_post", ("harmful", "harmless"), counts=(8, 8), model="1f0c")
+    >>> write_direction(direction, "v.safetensors")
+    >>> read_direction("v.safetensors", open_host(ms.organism.model_path("shallow")))
+    Traceback (most recent call last):
+    markovsafety.errors.InputError: the direction in v.safetensors was made for another model: its weights differ
+      cause: it belongs to 1f0c, the model here is ...
+      next:  make it again with this model, or say .transferred() if you mean to try it here
     """
     arrays, about = read_tensors(path, "direction")
     with making(f"{path} holds only part of a direction", "write it again"):

@@ -53,6 +53,13 @@ class Part:
     when : {"prompt", "answer", "every"}
         At those prompt positions only (one forward pass: "prefill only" in the papers); at every position of the
         answer only, forced tokens included; or at both.
+
+    Examples
+    --------
+    At every position, the opposite of a vector is added to the stream between the second and the third block:
+
+    >>> ms.interventions.Part("add", [3.0, 4.0], layer=2, scale=-1, when="every")
+    <Part: add x-1 at layer 2 (every)>
     """
 
     kind: Kind
@@ -96,6 +103,14 @@ class Part:
                 next="check the direction that the edit was made from",
             )
 
+    def __str__(self) -> str:
+        at = "the logits" if self.kind == "tilt" else f"layer {self.layer}"
+        head = f" head {self.head}" if self.kind == "head" else ""
+        return f"{self.kind} x{self.scale:g} at {at}{head} ({self.when})"
+
+    def __repr__(self) -> str:
+        return f"<Part: {self}>"
+
     def describe(self) -> dict[str, Any]:
         """JSON-able: everything but the vector itself, whose norm and shape are there."""
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "vector"}
@@ -118,6 +133,16 @@ class Edit:
         What a positive scale means, such as "harmful - harmless: positive pushes towards harmful".
     about : dict
         JSON-able: where the vectors come from.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import Edit, Part
+    >>> steer, ablate = Edit((Part("add", [3.0, 4.0], layer=2),)), Edit((Part("project", [0.0, 1.0], layer=1),))
+    >>> edit = -0.5 * steer + ablate
+    >>> edit
+    <Edit: add x-0.5 at layer 2 (prompt), project x1 at layer 1 (prompt)>
+    >>> [round(part["norm"], 6) for part in edit.control().describe()["parts"]]
+    [5.0, 1.0]
     """
 
     parts: tuple[Part, ...]
@@ -160,12 +185,7 @@ class Edit:
         return self * -1.0
 
     def __repr__(self) -> str:
-        parts = ", ".join(
-            f"{p.kind} x{p.scale:g} at {'the logits' if p.kind == 'tilt' else f'layer {p.layer}'}"
-            f"{f' head {p.head}' if p.kind == 'head' else ''} ({p.when})"
-            for p in self.parts
-        )
-        return f"<Edit: {parts or 'nothing'}>"
+        return f"<Edit: {', '.join(map(str, self.parts)) or 'nothing'}>"
 
     def transferred(self) -> Edit:
         """The same edit for any model of the same shape, for example a fine-tuned copy."""
@@ -288,6 +308,13 @@ def write_edit(edit: Edit, path: str | Path) -> None:
     ----------
     edit : Edit
     path : path
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import Edit, Part, read_edit, write_edit
+    >>> write_edit(Edit((Part("add", [3.0, 4.0], layer=2),), sign="positive: refuses"), "refuse.safetensors")
+    >>> read_edit("refuse.safetensors").sign
+    'positive: refuses'
     """
     about = {
         "parts": [p.describe() for p in edit.parts],
@@ -303,6 +330,13 @@ def read_edit(path: str | Path) -> Edit:
     ------
     InputError
         The file is missing or holds no edit.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import Edit, Part, read_edit, write_edit
+    >>> write_edit(Edit((Part("add", [3.0, 4.0], layer=2),)), "refuse.safetensors")
+    >>> 2 * read_edit("refuse.safetensors")
+    <Edit: add x2 at layer 2 (prompt)>
     """
     arrays, about = read_tensors(path, "edit")
     with making(f"{path} holds only part of an edit", "write it again"):

@@ -49,6 +49,21 @@ class Effect:
         Mean under the random draw that moves it farthest from the base.
     probabilities : dict of str -> float64 array, shape (prompts,)
         base, edited and control of every prompt.
+
+    Examples
+    --------
+    A made-up model of forty prompts, in which the first of 64 dimensions decides about refusals:
+
+    >>> from markovsafety.interventions import Edit, Part, effect
+    >>> def refused(edit):
+    ...     pushed = 0.0 if edit is None else edit.parts[0].vector[0]
+    ...     return np.full(40, 1 / (1 + np.exp(3 - pushed)))
+    >>> found = effect(Edit((Part("add", 5 * np.eye(64)[0]),)), refused, name="P(refuse)")
+    >>> found
+    <Effect on P(refuse): 0.0474 -> 0.881, random control 0.0765>
+    >>> print(found.net)
+    P(refuse), edited - control = 0.804   95 % [0.532, 0.946]
+    because: sampling 0.21; judge, lumping, model, truncation, rounding not assessed
     """
 
     name: str
@@ -62,6 +77,10 @@ class Effect:
 
     def __str__(self) -> str:
         return "\n".join(str(b) for b in (self.base, self.edited, self.control, self.net))
+
+    def __repr__(self) -> str:
+        control = f"random control {self.control.value:.3g}"
+        return f"<Effect on {self.name}: {self.base.value:.3g} -> {self.edited.value:.3g}, {control}>"
 
 
 def effect(
@@ -88,6 +107,21 @@ def effect(
     ------
     InputError
         No control, or a behaviour that gives no probabilities.
+
+    Examples
+    --------
+    Steering towards refusal, beside random vectors of the same length:
+
+    >>> from markovsafety.interventions import difference, effect, open_host, token_mass
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> harmless = ms.organism.prompts(n=12, harmful=False)
+    >>> edit = difference(host, ms.organism.prompts(n=12), harmless, position="t_post").edit(level=3)
+    >>> refused = lambda e: token_mass(host, harmless, ms.organism.REFUSAL_IDS, edit=e)
+    >>> print(effect(edit, refused, name="P(refuse)"))
+    P(refuse) = 0.03...   95 % [...]   because: sampling ...
+    P(refuse), edited = 0.8...   95 % [...]   because: sampling ...
+    P(refuse), random control = 0.0...   95 % [...]   because: sampling ...
+    P(refuse), edited - control = 0.8...   95 % [0.2..., 0.9...]   because: sampling 0.3...; judge, ... not assessed
     """
     return _effect(edit, behaviour, _asked(behaviour, None), name, controls, seed, level)
 
@@ -168,6 +202,19 @@ class LevelSweep:
         With the level of the largest causal effect chosen, whatever the verdict.
     best : Tried
     tried : tuple of Tried
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import choose_level, difference, open_host, token_mass
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> harmless = ms.organism.prompts(n=12, harmful=False)
+    >>> direction = difference(host, ms.organism.prompts(n=12), harmless, position="t_post")
+    >>> refused = lambda e: token_mass(host, harmless, ms.organism.REFUSAL_IDS, edit=e)
+    >>> found = choose_level(host, direction, refused, name="P(refuse)", scales=[1.0])
+    >>> found
+    <LevelSweep: causal: at level 3, scale 1, P(refuse) goes from 0.03 to 0.88; with random vectors ... to 0.02>
+    >>> [(row["level"], abs(round(row["net"].value, 1))) for row in found.table]
+    [(1, 0.0), (2, 0.8), (3, 0.9)]
     """
 
     verdict: str
@@ -181,6 +228,9 @@ class LevelSweep:
 
     def __str__(self) -> str:
         return f"{self.verdict}: {self.reason}"
+
+    def __repr__(self) -> str:
+        return f"<LevelSweep: {self}>"
 
     @property
     def table(self) -> list[dict[str, Any]]:
@@ -247,6 +297,16 @@ def choose_level(
     -----
     The rule that a level is chosen by its effect, in the lower part of the model, is that of A. Arditi et al. (Refusal
     is mediated by a single direction, 2024); subtracting the control and asking for a flip is ours.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import choose_level, difference, open_host, token_mass
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> harmless = ms.organism.prompts(n=12, harmful=False)
+    >>> direction = difference(host, ms.organism.prompts(n=12), harmless, position="t_post")
+    >>> refused = lambda e: token_mass(host, harmless, ms.organism.REFUSAL_IDS, edit=e)
+    >>> choose_level(host, direction, refused, name="P(refuse)", scales=[1.0]).direction
+    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 3, from 12 + 12 prompts>
     """
     levels = [i for i in range(len(direction.norms)) if i < share * host.layers and direction.norms[i] > 0]
     if not levels or not len(scales):
