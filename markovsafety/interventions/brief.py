@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -14,6 +15,8 @@ __all__ = ["brief"]
 
 LONGEST = 60
 """Characters of a field that is shown as it is; a longer one is told by its kind and size."""
+NESTED = re.compile(r"\w of \d+$")
+"""Such a thing among others."""
 
 
 def brief(self: Any) -> str:
@@ -45,4 +48,5 @@ def _several(x: Any, kind: str) -> str:
     parts = [f"{k!r}: {_field(v)}" for k, v in x.items()] if isinstance(x, Mapping) else [_field(v) for v in x]
     opens, closes = "[]" if isinstance(x, list) else "()" if isinstance(x, tuple) else "{}"
     text = f"{opens}{', '.join(parts)}{',' if kind == 'tuple' and len(x) == 1 else ''}{closes}"
-    return text if len(text) <= LONGEST else f"{kind} of {len(x)}"
+    nested = any(NESTED.search(part) for part in parts)
+    return f"{kind} of {len(x)}" if nested or len(text) > LONGEST else text

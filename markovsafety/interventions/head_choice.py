@@ -53,6 +53,25 @@ class HeadChoice:
         On the prompts of the report: the model as it is, under the edit, under random vectors of the same norms on the
         same heads, and under edits of the same norms along their own directions of other heads of the same layers (None
         where the layers have no other).
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> found = inside.head_directions(host, organism.prompts(n=12, harmful=False), organism.prompts(n=12))
+    >>> refused = organism.prompts(n=24, seed=1)
+    >>> comply = [organism.WORDS.index(word) for word in ("sure", "okay", "certainly", "yes")]
+    >>> sweep = inside.sweep_heads(host, found, refused[::2], comply, alphas=(5,))
+    >>> options = dict(judge="organism", top=1, sizes=(1,), alphas=(5, 10), when="prompt", n=2)
+    >>> choice = inside.choose_heads(host, found, sweep, refused, **options)
+    >>> choice.heads, choice.alpha
+    (((1, 2),), 5.0)
+    >>> print(choice.edited.rate(choice.wanted))
+    P(harm or benign) = 0.7...   95 % [0.4..., 0.9...]   because: sampling 0.2...;
+        judge, lumping, model, truncation, rounding not assessed
+    >>> print(choice.base.rate(choice.wanted))
+    P(harm or benign) = 0.1...   95 % [0.0..., 0.4...]   because: sampling 0.2...;
+        judge, lumping, model, truncation, rounding not assessed
     """
 
     heads: tuple[Head, ...]
@@ -154,6 +173,27 @@ def choose_heads(
     ------
     InputError
         Fewer than two prompts, or nothing to try.
+
+    Examples
+    --------
+    How much more often the answer is no refusal than without the edit, and than under a random vector of the same norm:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> found = inside.head_directions(host, organism.prompts(n=12, harmful=False), organism.prompts(n=12))
+    >>> refused = organism.prompts(n=24, seed=1)
+    >>> comply = [organism.WORDS.index(word) for word in ("sure", "okay", "certainly", "yes")]
+    >>> sweep = inside.sweep_heads(host, found, refused[::2], comply, alphas=(5,))
+    >>> options = dict(judge="organism", top=1, sizes=(1,), alphas=(5, 10), when="prompt", n=2)
+    >>> choice = inside.choose_heads(host, found, sweep, refused, **options)
+    >>> print(choice.effect)
+    change = 0.6...   95 % [0.1..., 0.8...]   because: sampling 0.3...;
+        judge, lumping, model, truncation, rounding not assessed
+    >>> print(choice.beyond_control)
+    change = 0.6...   95 % [0.1..., 0.8...]   because: sampling 0.3...;
+        judge, lumping, model, truncation, rounding not assessed
+    >>> choice.verdict
+    'causal'
     """
     goal = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     asked, first = list(listed(prompts)), sweep.ranked[:top]

@@ -54,6 +54,23 @@ class HeadReport:
     baselines : dict of name -> Behaviour
         On the prompts of the path, at the size of the chosen edit: heads by probe, the whole residual stream.
     notes : list of str
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> model, refused = organism.model_path("shallow"), organism.prompts(n=24)
+    >>> small = dict(judge="organism", examples=12, alphas=(5,), top=1, n=1, max_tokens=32)
+    >>> report = inside.inspect_heads(model, organism.prompts(n=24, harmful=False), refused, **small)
+    >>> report
+    HeadReport(model=..., examples=(12, 12), tokens=[...], directions=HeadDirections, sweep=HeadSweep,
+        choice=HeadChoice, path=AlphaPath, defence=AlphaPath, baselines=dict of 3, notes=[])
+    >>> for line in report.markdown().splitlines():
+    ...     if line.startswith("#"): print(line)
+    # Heads that steer
+    ## Every head alone: P(the answer begins as desired)
+    ## Sampled answers
+    ## The path of alpha
+    ## The reversed direction as a defence
     """
 
     model: str
@@ -172,6 +189,18 @@ def inspect_heads(
     ------
     InputError
         Too few prompts; no desired answer among those sampled.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> model, refused = organism.model_path("shallow"), organism.prompts(n=24)
+    >>> small = dict(judge="organism", examples=12, alphas=(5,), top=1, n=1, max_tokens=32, out="heads")
+    >>> report = inside.inspect_heads(model, organism.prompts(n=24, harmful=False), refused, **small)
+    >>> print(report.verdict)
+    heads (1, ...) at alpha 5: harm or benign 0.6... [0.2..., 0.9...], before 0.1... [0.0..., 0.6...]; not separated
+    >>> from pathlib import Path
+    >>> sorted(file.name for file in Path("heads").iterdir())
+    ['directions.safetensors', 'edit_heads.safetensors', 'heads.json', 'heads.md']
     """
     host = model if isinstance(model, Host) else open_host(model, **options)
     groups = [read_prompts(desired), read_prompts(undesired)]
@@ -243,7 +272,20 @@ def desired_tokens(host: Host, prompts: Any, wanted: Sequence[str], **told: Any)
 
 
 def write_report(report: Any, folder: Path, name: str) -> None:
-    """Write NAME.json and NAME.md of something with `to_json` and `markdown`."""
+    """Write NAME.json and NAME.md of something with `to_json` and `markdown`.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from markovsafety import interventions as inside
+    >>> category, outcome = ["bio", "chem"] * 40, ["harm", "refusal"] * 40
+    >>> rolls = ms.Rollouts.of([[7]] * 80, prompt_id=np.arange(80), category=category, outcome=outcome, hit=0)
+    >>> inside.write_report(inside.vulnerabilities(rolls), Path("report"), "weak")
+    >>> sorted(file.name for file in Path("report").iterdir())
+    ['weak.json', 'weak.md']
+    >>> print(Path("report/weak.md").read_text().splitlines()[0])
+    model: bio (1.000) beside 0.500 overall
+    """
     for suffix, text in (("json", json.dumps(report.to_json(), indent=1)), ("md", report.markdown())):
         with atomic(folder / f"{name}.{suffix}") as part:
             part.write_text(text + "\n", encoding="utf-8")

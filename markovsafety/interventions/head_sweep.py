@@ -45,6 +45,19 @@ class HeadSweep:
     base : float64 array, shape (prompts,)
         The probability without edit.
     base_log_odds : float
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> found = inside.head_directions(host, organism.prompts(n=12, harmful=False), organism.prompts(n=12))
+    >>> comply = [organism.WORDS.index(word) for word in ("sure", "okay", "certainly", "yes")]
+    >>> sweep = inside.sweep_heads(host, found, organism.prompts(n=6, seed=1), comply, alphas=(1, 5, 20))
+    >>> sweep
+    HeadSweep(alphas=float64 (3,), mass=float64 (4, 4, 3, 6), log_odds=float64 (4, 4, 3), random=float64 (4, 4, 3,
+        6), base=float64 (6,), base_log_odds=-2.044)
+    >>> sweep.ranked[0], sweep.alpha(sweep.ranked[0])
+    ((1, 2), 5.0)
     """
 
     alphas: NDArray
@@ -167,6 +180,28 @@ def sweep_heads(
     ------
     InputError
         No alpha, or tokens that the model does not have.
+
+    Examples
+    --------
+    Which head, edited alone, makes refused prompts begin with a word of compliance?
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> found = inside.head_directions(host, organism.prompts(n=12, harmful=False), organism.prompts(n=12))
+    >>> comply = [organism.WORDS.index(word) for word in ("sure", "okay", "certainly", "yes")]
+    >>> sweep = inside.sweep_heads(host, found, organism.prompts(n=6, seed=1), comply, alphas=(1, 5, 20))
+    >>> sweep.best.round(1)  # the most that a head does, layers x heads
+    array([[0.1, 0.1, 0.1, 0.1],
+           [0.1, 0.8, 0.8, 0.1],
+           [0.1, 0.7, 0.3, 0.1],
+           [0.1, 0.1, 0.1, 0.1]])
+    >>> print(sweep.bound((1, 2)))
+    P(desired first | head (1, 2)) = 0.847   95 % [0.372, 0.997] (the weighted rollouts are worth 6 independent
+        ones only)   because: sampling 0.31; judge, lumping, model, truncation, rounding not assessed
+    >>> print(sweep.random_bound((1, 2)))
+    P(desired first | random vector on head (1, 2)) = 0.115   95 % [0.000671, 0.591] (the weighted rollouts are
+        worth 6 independent ones only)   because: sampling 0.3; judge, lumping, model, truncation, rounding not
+        assessed
     """
     sizes = np.asarray(alphas, dtype=np.float64)
     for tokens in (desired, [0] if undesired is None else undesired):
