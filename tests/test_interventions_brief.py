@@ -36,6 +36,8 @@ def test_large_things_are_told_by_kind_and_size():
         "{'a': 0.25 [0.125, 0.5]}": {"a": b},
         "list of 1000": list(range(1000)),
         "dict of 40": {str(i): b for i in range(40)},
+        "list of 3": [{"table": "x" * 50}] * 3,
+        "(((1, 2), (2, 1)),)": (((1, 2), (2, 1)),),
         "Pair": Pair(tuple(range(100)), (2,)),
         "Many(x=0.5)": Many(0.5),
         "'refusal'": "refusal",
