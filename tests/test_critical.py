@@ -158,3 +158,9 @@ def test_a_start_is_needed():
         ms.critical(ms.Chain([[0, 1], [0, 0]], {"harm": 1}))
     with pytest.raises(ms.InputError, match="neither an outcome"):
         ms.critical(two_states(), "benign")
+
+
+def test_labels_of_words_keep_their_blanks_and_grams_lose_theirs():
+    assert "position 0 > position 1 > tail > harm" in str(ms.critical(ms.toy.shallow(2), "harm"))
+    rolls = ms.Rollouts.of([[5, 9]], prompt_id=0, outcome="harm", hit=1)
+    assert "(-1,-1) > (-1,5) > harm" in str(ms.critical(ms.estimate(ms.count(rolls)), "harm"))

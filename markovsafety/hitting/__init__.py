@@ -80,6 +80,23 @@ def hitting_probability(
         (0, 1).
     UntrustedError
         If no enclosure could be proven; `partial` is the Bound.
+
+    Examples
+    --------
+    >>> harm = ms.hitting_probability(ms.toy.shallow(3), "harm")
+    >>> print(harm.at_start)
+    P(harm) = 0.284468   proven [0.284468, 0.284468]
+        because: rounding 9e-16; sampling, judge, lumping, model, truncation not assessed
+    >>> np.round(harm.value[:4], 3)  # from positions 0, 1, 2, and behind them
+    array([0.284, 0.398, 0.562, 0.8  ])
+
+    However rarely a refusal is taken back, no digit is lost; and rationals are exact:
+
+    >>> print(ms.hitting_probability(ms.toy.leak(1e-15), "harm")[1])
+    P(harm) = 1.42857e-15   proven [1.42857e-15, 1.42857e-15]
+        because: rounding 1e-31; sampling, judge, lumping, model, truncation not assessed
+    >>> ms.hitting_probability(ms.toy.ruin(5), "harm", method="exact").exact[1]
+    Fraction(1, 5)
     """
     check_level(level)
     if (targets := named_targets(target)) is not None:
@@ -111,6 +128,18 @@ def committor(
     ------
     InputError
         If a and b overlap, or one is unknown or empty.
+
+    Examples
+    --------
+    From the middle of a ladder: harm before refusal, and harm before the level next to refusal.
+
+    >>> chain = ms.toy.ladder(4, p=0.25)
+    >>> print(ms.committor(chain, "refusal", "harm").at_start)
+    P(harm before refusal) = 0.1   proven [0.1, 0.1]
+        because: rounding 7e-16; sampling, judge, lumping, model, truncation not assessed
+    >>> print(ms.committor(chain, "level 1", "harm").at_start)
+    P(harm before level 1) = 0.0769231   proven [0.0769231, 0.0769231]
+        because: rounding 3e-16; sampling, judge, lumping, model, truncation not assessed
     """
     check_level(level)
     if (targets := named_targets(b)) is not None:
@@ -151,6 +180,19 @@ def hitting_time(
         If the target is unknown or empty, or the reward has another shape than (n,).
     UntrustedError
         If no enclosure could be proven; `partial` is the Bound.
+
+    Examples
+    --------
+    >>> chain = ms.toy.shallow(3)
+    >>> print(ms.hitting_time(chain).at_start)
+    E[tokens to any outcome] = 5.45119   proven [5.45119, 5.45119]
+        because: rounding 3e-14; sampling, judge, lumping, model, truncation not assessed
+    >>> print(ms.hitting_time(chain, "harm", given=True).at_start)
+    E[tokens to harm | hit] = 12.144   proven [12.144, 12.144]
+        because: rounding 1e-13; sampling, judge, lumping, model, truncation not assessed
+    >>> print(ms.hitting_time(chain, "harm").at_start)  # some answers never come to it
+    E[tokens to harm] = inf   proven [inf, inf]
+        because: rounding 0; sampling, judge, lumping, model, truncation not assessed
     """
     check_level(level)
     if (targets := named_targets(target)) is not None:
@@ -186,6 +228,18 @@ def hitting_spread(chain: Chain, target: Any = None, *, given: bool = False, rew
     The variance V solves ``V_i = sum_j p_ij (V_j + (m_j + r_i - m_i)^2)``, m the mean (law of total variance; given the
     hit, p is conditioned to hit). Every term is non-negative, so nothing cancels where the deviation is small against
     the mean, as ``E[time^2] - E[time]^2`` does.
+
+    Examples
+    --------
+    From the middle of a fair line, 25 tokens to either end, give or take 20:
+
+    >>> chain = ms.toy.ruin(10)
+    >>> print(ms.hitting_time(chain).at_start)
+    E[tokens to any outcome] = 25   proven [25, 25]
+        because: rounding 1e-13; sampling, judge, lumping, model, truncation not assessed
+    >>> print(ms.hitting_spread(chain).at_start)
+    sd[tokens to any outcome] = 20   proven [20, 20]
+        because: rounding 9e-13; sampling, judge, lumping, model, truncation not assessed
     """
     if (targets := named_targets(target)) is not None:
         return each_target(targets, lambda t: hitting_spread(chain, t, given=given, reward=reward))
@@ -217,6 +271,17 @@ def visits(chain: Chain, start: Any = None, *, level: float = 0.95) -> Bound:
     ------
     InputError
         If there is no start law, or `start` is no start.
+
+    Examples
+    --------
+    >>> chain = ms.toy.shallow(2)
+    >>> for state, n in zip(chain.states, ms.visits(chain).value):
+    ...     print(f"{state}: {n:.3f}")
+    position 0: 1.000
+    position 1: 0.690
+    tail: 4.761
+    harm: 0.398
+    refusal: 0.602
     """
     check_level(level)
     core.check_chain(chain)

@@ -103,6 +103,17 @@ class Critical:
         Probability of the target at the start.
     complete : bool
         False if the search for roads was cut short; the roads found are the likeliest ones all the same.
+
+    Examples
+    --------
+    >>> found: ms.hitting.Critical = ms.critical(ms.toy.shallow(3), "harm", top=2)
+    >>> print(found.harm)
+    P(harm) = 0.284468   proven [0.284468, 0.284468]
+        because: rounding 9e-16; sampling, judge, lumping, model, truncation not assessed
+    >>> for road in found.roads:
+    ...     print(" > ".join(road.states), f"{road.probability.value:.3f}")
+    position 0 > position 1 > position 2 > tail > harm 0.263
+    position 0 > harm 0.010
     """
 
     states: tuple[CriticalState, ...]
@@ -146,7 +157,7 @@ class Critical:
 
 
 def _short(label: Any) -> str:
-    return str(label).replace(" ", "")
+    return label if isinstance(label, str) else str(label).replace(" ", "")
 
 
 def _way(states: tuple[Any, ...]) -> str:
@@ -184,10 +195,31 @@ def critical(chain: Chain, target: Any = "harm", top: int = 20, *, level: float 
     InputError
         If the chain has no start law, or the target is unknown or empty, or `top` is not positive.
 
-    Notes ----- A road's probability is a product over its moves; on an estimated chain its interval is made of
-    Clopper-Pearson intervals of the moves, each at a level that makes all of them hold together (Bonferroni). Roads are
-    found best-first with the exact remaining cost as guide, so they come out in order and the search expands little
-    else."""
+    Notes
+    -----
+    A road's probability is a product over its moves; on an estimated chain its interval is made of Clopper-Pearson
+    intervals of the moves, each at a level that makes all of them hold together (Bonferroni). Roads are found
+    best-first with the exact remaining cost as guide, so they come out in order and the search expands little else.
+
+    Examples
+    --------
+    Harm is mostly gained on the trajectory, some of it by refusals that are taken back:
+
+    >>> ms.critical(ms.toy.leak(), "harm", top=2)
+    P(harm) = 0.166667   proven [0.166667, 0.166667]
+        because: rounding 5e-16; sampling, judge, lumping, model, truncation not assessed
+    <BLANKLINE>
+    states            visits      gain     score   h
+      trajectory         3.33    0.0417     0.139   0.167 [0.167, 0.167]
+      refusal            8.33   0.00278    0.0231   0.0278 [0.0278, 0.0278]
+    <BLANKLINE>
+    transitions                       p      gain     score   h behind it
+          trajectory -> harm             0.05     0.833     0.139   1 [1, 1]
+             refusal -> trajectory       0.02     0.139    0.0231   0.167 [0.167, 0.167]
+    <BLANKLINE>
+    roads
+      0.143 [0.143, 0.143]  trajectory > harm
+    """
     if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
         raise InputError(f"top is {top!r}.", cause="It is how many to return.", next="Pass a positive whole number.")
     check_level(level)

@@ -72,6 +72,16 @@ class Factored:
     -----
     States are given by index or label, on a layered chain with the layer first: ``at(i, j)`` and ``at(t, i, j)``. The
     derivative by a transition that the chain does not have is as good as any other: it tells what adding it would do.
+
+    Examples
+    --------
+    >>> slopes: ms.hitting.Factored = ms.sensitivity(ms.toy.shallow(3), "harm", factored=True)
+    >>> slopes
+    <Factored: derivatives by 6 x 6 transitions>
+    >>> round(slopes.at("position 0", "harm"), 3), round(slopes.constrained("tail", "refusal"), 3)
+    (1.0, -2.628)
+    >>> [(i, j, round(float(d), 3)) for i, j, d in slopes.top(2)]
+    [(3, 4, 3.285), (3, 3, 2.628)]
     """
 
     chain: Chain
@@ -79,9 +89,8 @@ class Factored:
     h: NDArray[np.float64]
 
     def __repr__(self) -> str:
-        return (
-            f"<Factored derivatives by {self.chain.n_states} x {self.chain.n_states} transitions, {self.visits.shape}>"
-        )
+        sizes = *self.visits.shape, self.chain.n_states
+        return f"<Factored: derivatives by {' x '.join(map(str, sizes))} transitions>"
 
     def at(self, *where: Any) -> float:
         """Derivative by the transition (layer,) i, j, whatever happens to the rest of the row."""
@@ -221,6 +230,22 @@ def sensitivity(chain: Chain, target: Any, *, start: Any = None, factored: bool 
     -----
     C. D. Meyer, SIAM J. Algebraic Discrete Methods 1 (1980) 273, for the fundamental matrix; values, not bounds. The
     two factors take one solution for h and one of the transposed equations, with the same factors of the chain.
+
+    Examples
+    --------
+    What one percent more of refusal at position 1 is worth, by the derivatives and by solving again:
+
+    >>> chain = ms.toy.shallow(3)
+    >>> slopes = ms.sensitivity(chain, "harm")
+    >>> here, on, refusal = (chain.index(state) for state in ("position 1", "position 2", "refusal"))
+    >>> print(f"{0.01 * (slopes[here, refusal] - slopes[here, on]):.5f}")
+    -0.00388
+    >>> P = chain.P.toarray()
+    >>> P[here, [on, refusal]] += [-0.01, 0.01]
+    >>> after = ms.Chain(P, chain.outcomes, start=0)
+    >>> change = [ms.hitting_probability(c, "harm").at_start.value for c in (chain, after)]
+    >>> print(f"{change[1] - change[0]:.5f}")
+    -0.00388
     """
     w = walk(chain, target)
     if start is None and chain.start is None:
@@ -265,6 +290,21 @@ def attribute(before: Chain, after: Chain, target: Any) -> NDArray[np.float64]:
     Entries are subtracted before they are multiplied, so a row that did not change gives exactly 0 and a small change
     keeps its digits; each share has the relative error of its visits, of the differences of h and of a few roundings
     per entry, and the sum differs from the change by that much of the sum of the sizes of all shares.
+
+    Examples
+    --------
+    Refusal became likelier where the model is aligned, a little less likely behind; which positions did what?
+
+    >>> before = ms.toy.shallow(2)
+    >>> after = ms.toy.shallow(2, aligned=(0.01, 0.4), unaligned=(0.08, 0.01))
+    >>> share = ms.attribute(before, after, "harm")
+    >>> for state, x in zip(before.states, share[:3]):
+    ...     print(f"{state}: {x:+.4f}")
+    position 0: -0.0548
+    position 1: -0.0543
+    tail: +0.0366
+    >>> print(f"in all: {share.sum():+.4f}")
+    in all: -0.0725
     """
     a, b = walk(before, target), walk(after, target)
     _same_states(before, after, a, b)
