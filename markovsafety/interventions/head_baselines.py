@@ -93,6 +93,19 @@ def probe_heads(
     ------
     InputError
         A group has fewer than two examples.
+
+    Examples
+    --------
+    Many heads tell the two kinds of prompts apart without a mistake; it does not follow that they act.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> probes = inside.probe_heads(host, organism.prompts(n=12, harmful=False), organism.prompts(n=12))
+    >>> (probes.auc == 1).astype(int)  # layers x heads
+    array([[0, 0, 0, 0],
+           [0, 1, 1, 0],
+           [1, 1, 1, 1],
+           [1, 1, 1, 1]])
     """
     groups = [texts(host, p, None if answers is None else answers[i]) for i, p in enumerate((desired, undesired))]
     few = min(map(len, groups))

@@ -64,8 +64,8 @@ class HeadChoice:
     >>> sweep = inside.sweep_heads(host, found, refused[::2], comply, alphas=(5,))
     >>> options = dict(judge="organism", top=1, sizes=(1,), alphas=(5, 10), when="prompt", n=2)
     >>> choice = inside.choose_heads(host, found, sweep, refused, **options)
-    >>> choice.heads, choice.alpha
-    (((1, 2),), 5.0)
+    >>> choice
+    HeadChoice(heads=((1, 2),), alpha=5, edit=<Edit: head ... at layer 1 head 2 (prompt)>, ...)
     >>> print(choice.edited.rate(choice.wanted))
     P(harm or benign) = 0.7...   95 % [0.4..., 0.9...]   because: sampling 0.2...;
         judge, lumping, model, truncation, rounding not assessed
