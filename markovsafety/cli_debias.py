@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .cli_inside import Words, engine_words
+from .cli_words import Words, engine_words, judge_words, of_answers
 
 __all__ = ["VERBS"]
 
@@ -25,20 +25,16 @@ def _debias(v: argparse.ArgumentParser) -> None:
     )
     v.add_argument("--limit", type=float, default=0.1, help="tolerated harm in every category (default: 0.1)")
     v.add_argument("--no-verify", action="store_true", help="predict only; sample nothing of the debiased model")
-    v.add_argument("--judge", default="lexicon", help="lexicon or organism (default: lexicon)")
-    v.add_argument("--harm", nargs="+", metavar="PHRASE", help="phrases (or a file of them) that are harm (lexicon)")
-    v.add_argument("--refusal", nargs="+", metavar="PHRASE", help="phrases that refuse (lexicon)")
-    v.add_argument("--refusal-at", choices=["first", "end"], default="end", help="where a refusal hits (lexicon)")
-    v.add_argument("--n", type=int, default=8, help="answers per prompt and strength (default: 8)")
-    v.add_argument("--max-tokens", type=int, default=64)
-    v.add_argument("--seed", type=int, default=0)
+    judge_words(v)
+    of_answers(v, 8)
     engine_words(v)
     v.add_argument("--out", required=True, help="folder: debias.json and .md, bias.safetensors, edits for `steer`")
 
 
 def _vulnerabilities(v: argparse.ArgumentParser) -> None:
     v.add_argument("rollouts", nargs="+", help="judged rollouts, [NAME=]PATH: the model, then its defences")
-    v.add_argument("--outcome", default="harm", choices=["harm", "refusal", "benign", "truncated"])
+    outcomes = ["harm", "refusal", "benign", "truncated"]
+    v.add_argument("--outcome", default="harm", choices=outcomes, help="that makes a category weak (default: harm)")
     v.add_argument("--margin", type=float, default=0.1, help="excess over the others that counts (default: 0.1)")
     v.add_argument("--limit", type=float, help="tolerated overall: a weak category below it is hidden")
     v.add_argument("--rate", type=float, default=0.05, help="false discovery rate (default: 0.05)")
@@ -51,13 +47,29 @@ def _vulnerabilities(v: argparse.ArgumentParser) -> None:
 VERBS = {
     "debias": Words(
         "a refusal bias that no prompt causes: measured on random prompts, taken off, predicted, verified by category",
-        "debias over --reference organism:base --prompts organism:96 --benign organism:96\n"
-        "         --judge organism --out results/debias",
+        (
+            (
+                "a shipped kind of model that refuses too much: train it, then take its bias off",
+                "debias over --reference organism:base --prompts organism:96 --benign organism:96 \\\n"
+                "        --judge organism --out results/debias",
+            ),
+            (
+                "predict only: which strength would keep harm below .05 in every category?",
+                "debias tuned --reference sft --prompts harmful.csv --benign harmless.csv --harm phrases.txt \\\n"
+                "        --limit 0.05 --no-verify --out results/predicted",
+            ),
+        ),
         _debias,
+        "`over` of the first example: markovsafety organism train over --out over",
     ),
     "vulnerabilities": Words(
         "categories that the overall score hides, and which defence mends which",
-        "vulnerabilities plain=runs/plain debiased=runs/debiased --limit 0.1 --out weak.md",
+        (
+            (
+                "a model and a defence: weak categories, at a false discovery rate of .05",
+                "vulnerabilities plain=runs/plain debiased=runs/debiased --limit 0.1 --out weak.md",
+            ),
+        ),
         _vulnerabilities,
     ),
 }

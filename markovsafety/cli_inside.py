@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NamedTuple
 
-__all__ = ["VERBS", "Words", "engine_words"]
+from .cli_words import Words, engine_words, judge_words, model_word, of_answers
+
+__all__ = ["VERBS"]
 
 WHY = (
-    "\n\nEdits of a model's activations exist to measure it and to defend it: how far a model is from harm, which "
+    "Edits of a model's activations exist to measure it and to defend it: how far a model is from harm, which "
     "transitions\nan attack moves, what a defence costs. Report P(harm) with the random control and the cost beside it."
 )
 
 
-class Words(NamedTuple):
-    """What a command is for, how it is called, and its options."""
-
-    what: str
-    example: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-
-
-def _model(v: argparse.ArgumentParser) -> None:
-    v.add_argument("model", help="model folder, hub id, or organism:NAME for a shipped one")
-
-
-def _judge(v: argparse.ArgumentParser, n: int) -> None:
-    v.add_argument("--judge", default="lexicon", help="lexicon or organism (default: lexicon)")
-    v.add_argument("--harm", nargs="+", metavar="PHRASE", help="phrases (or a file of them) that are harm (lexicon)")
-    v.add_argument(
-        "--refusal", nargs="+", metavar="PHRASE", help="phrases that refuse (lexicon; default: English ones)"
-    )
-    v.add_argument("--refusal-at", choices=["first", "end"], default="end", help="where a refusal hits (lexicon)")
-    v.add_argument("--n", type=int, default=n, help=f"answers per prompt (default: {n})")
-    v.add_argument("--max-tokens", type=int, default=64)
-    v.add_argument("--seed", type=int, default=0)
-
-
-def engine_words(v: argparse.ArgumentParser) -> None:
-    """How a model is opened."""
-    v.add_argument("--system", help="system prompt for the chat template")
-    v.add_argument("--device")
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    v.add_argument("--batch-size", type=int)
-
-
 def _directions(v: argparse.ArgumentParser) -> None:
-    _model(v)
+    model_word(v)
     v.add_argument(
         "--prompts",
         required=True,
@@ -56,7 +24,8 @@ def _directions(v: argparse.ArgumentParser) -> None:
     v.add_argument(
         "--benign", required=True, help="harmless prompts, some of them refused (innocent ones with frightening words)"
     )
-    _judge(v, 8)
+    judge_words(v)
+    of_answers(v, 8)
     v.add_argument(
         "--question", help="ask this after the instruction: does steering turn the model's own judgement of harm?"
     )
@@ -70,7 +39,7 @@ def _directions(v: argparse.ArgumentParser) -> None:
 
 
 def _heads(v: argparse.ArgumentParser) -> None:
-    _model(v)
+    model_word(v)
     v.add_argument(
         "--desired", required=True, help="prompts on which the model behaves as steering should make it; organism[:N]"
     )
@@ -92,19 +61,21 @@ def _heads(v: argparse.ArgumentParser) -> None:
     v.add_argument(
         "--when", choices=["prompt", "every", "answer"], default="prompt", help="positions (default: prompt)"
     )
-    _judge(v, 4)
+    judge_words(v)
+    of_answers(v, 4)
     engine_words(v)
     v.add_argument("--out", required=True, help="folder: heads.json and .md (audit.json and .md), directions, edit")
 
 
 def _steer(v: argparse.ArgumentParser) -> None:
-    _model(v)
+    model_word(v)
     v.add_argument("--edit", required=True, metavar="FILE", help="edit (.safetensors), as write_edit writes it")
     v.add_argument("--scale", type=float, default=1.0, help="multiplies the edit (default: 1)")
     v.add_argument("--transferred", action="store_true", help="use the edit though it was made for another model")
     v.add_argument("--prompts", required=True, help="CSV or JSONL with prompt, category[, prefix], or organism[:N]")
     v.add_argument("--benign", help="harmless prompts, to see how many are refused; likewise")
-    _judge(v, 8)
+    judge_words(v)
+    of_answers(v, 8)
     v.add_argument("--states", default="kgram:2", help="of the chains: kgram:K or position (default: kgram:2)")
     v.add_argument("--depth", type=int, default=6, help="of the depth signature, where prompts have a prefix")
     v.add_argument("--no-control", action="store_true", help="leave the random edit of the same size out")
@@ -116,20 +87,53 @@ def _steer(v: argparse.ArgumentParser) -> None:
 VERBS = {
     "directions": Words(
         "what a model believes and what it does: directions, which of them steer, and a guard on the belief",
-        "directions organism:shallow --prompts organism:192 --benign organism:192 --judge organism\n"
-        "         --question ' <judge>' --out results/directions" + WHY,
+        (
+            (
+                "a shipped model, asked also whether it would do harm",
+                "directions organism:shallow --prompts organism:192 --benign organism:192 --judge organism \\\n"
+                "        --question ' <judge>' --out results/directions",
+            ),
+            (
+                "a chat model on a GPU, prompts of yours",
+                "directions Qwen/Qwen3-8B --prompts harmful.csv --benign harmless.csv --harm harmful-phrases.txt \\\n"
+                "        --device gpu --dtype bfloat16 --out results/qwen",
+            ),
+        ),
         _directions,
+        WHY,
     ),
     "heads": Words(
         "attention heads that steer a model, beside random vectors and other choices; --audit: how little it takes",
-        "heads organism:shallow --desired organism:96 --prompts organism:96 --benign organism:48\n"
-        "         --judge organism --out results/heads" + WHY,
+        (
+            (
+                "which heads turn refusals of a shipped model",
+                "heads organism:shallow --desired organism:96 --prompts organism:96 --benign organism:48 \\\n"
+                "        --judge organism --out results/heads",
+            ),
+            (
+                "how small an edit moves P(harm) by a half, from how few examples",
+                "heads organism:shallow --audit --desired organism:96 --prompts organism:96 --judge organism "
+                "--out results/audit",
+            ),
+        ),
         _heads,
+        WHY,
     ),
     "steer": Words(
         "what an edit of activations does: harm, transitions, depth and cost, beside a random edit of its size",
-        "steer organism:shallow --edit refusal.safetensors --prompts organism:48 --benign organism:48\n"
-        "         --judge organism --out results/steer" + WHY,
+        (
+            (
+                "an edit that `heads` wrote",
+                "steer organism:shallow --edit results/heads/edit_heads.safetensors --prompts organism:48 \\\n"
+                "        --benign organism:48 --judge organism --out results/steer",
+            ),
+            (
+                "the same, the other way round and twice as strong",
+                "steer organism:shallow --edit results/heads/edit_heads.safetensors --scale -2 --prompts organism:48 "
+                "\\\n        --judge organism --out results/reversed",
+            ),
+        ),
         _steer,
+        WHY,
     ),
 }

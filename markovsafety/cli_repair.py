@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from .cli_inside import Words
+from .cli_words import Words, engine_words, model_word, seed
 
 __all__ = ["VERBS"]
 
 
 def _align(v: argparse.ArgumentParser) -> None:
-    v.add_argument("model", help="model folder, hub id, or organism:NAME for a shipped one")
+    model_word(v)
     v.add_argument(
         "--data",
         required=True,
@@ -43,20 +43,29 @@ def _align(v: argparse.ArgumentParser) -> None:
         "--accumulate", type=int, default=1, metavar="PARTS", help="of a batch, one after the other, to save memory"
     )
     v.add_argument("--learning-rate", type=float, default=1e-3, help="the largest (default: 1e-3)")
-    v.add_argument("--warmup", type=int, default=20)
+    v.add_argument("--warmup", type=int, default=20, help="updates until that rate is reached (default: 20)")
     v.add_argument("--lora", type=int, metavar="RANK", help="train adapters on all linear maps, and merge them")
     v.add_argument("--save-every", type=int, default=250, help="updates between checkpoints (default: 250)")
-    v.add_argument("--device")
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    v.add_argument("--system", help="system prompt for the chat template")
-    v.add_argument("--seed", type=int, default=0)
+    engine_words(v, batch=False)
+    seed(v)
     v.add_argument("--out", required=True, help="model folder to write; a run that was stopped goes on")
 
 
 VERBS = {
     "align": Words(
         "fine-tune a model to refuse also in the middle of an answer, and measure what that costs",
-        "align organism:shallow --data organism:240 --benign organism:240 --method cyclic --out deep",
+        (
+            (
+                "a shipped model: rows that turn back after every number of tokens",
+                "align organism:shallow --data organism:240 --benign organism:240 --method cyclic --out deep",
+            ),
+            (
+                "a chat model on a GPU; data.jsonl has prompt, answer (what it should turn back from) and refusal",
+                "align Qwen/Qwen3-0.6B --data data.jsonl --benign harmless.csv --lora 16 --device gpu --dtype bfloat16 "
+                "\\\n        --batch-size 32 --accumulate 4 --out deep",
+            ),
+        ),
         _align,
+        "next: markovsafety sample with --prefill, of both models, and compare",
     ),
 }

@@ -1,46 +1,65 @@
-"""The words of ``markovsafety sweep``: its options, and examples that teach them."""
+"""The words of the command ``sweep``: its options, and examples that teach them."""
 
 from __future__ import annotations
 
 import argparse
 
-__all__ = ["EXAMPLES", "FORMS", "arguments"]
+from .cli_words import skipping
 
-EXAMPLES = """\
-examples:
-  judged rollouts, or a chain: which depth withstands a prefill, how many answers are enough
-    markovsafety sweep x.parquet --width 1 2 4 8 --harm 0.01 --figure map.png
-  harm over trained depth, under attacks that force a random number of tokens (a figure of our note)
-    markovsafety sweep --profile a0=.08 r0=.02 a1=.01 r1=.3 --depth 0:33 \\
-        --attack none geometric:.2 geometric:.05 --figure depth.svg
-  what k forced tokens do to models of several trained depths
-    markovsafety sweep --profile a0=.08 r0=.02 a1=.01 r1=.3 --depth 0 1 3 5 10 20 --attack fixed:0:33 --figure k.svg
-  the best place for a single refusal checkpoint (ringed), by attack
-    markovsafety sweep --checkpoint a=.08 r=.02 success=.95 --depth 1:41 \\
-        --attack none geometric:.2 geometric:.1 geometric:.05 --figure checkpoint.svg
-  width by correlation: alike answers bend the line
-    markovsafety sweep --profile a0=.08 r0=.02 a1=.01 r1=.3 --depth 0 --width 1:65 \\
-        --correlation 0 .05 .1 .3 --figure width.svg
-  iso-safety: budgets as lines over depth and width, hyperbolas without a floor and without correlation
-    markovsafety sweep --profile a0=.8 r0=.2 a1=0 r1=.3 --depth 0:41 --width 1:65 --harm 1e-2 1e-4 1e-6 --figure iso.svg
-  the cheapest depth and width, and what less harm costs; harmless prompts that are refused as a second price
-    markovsafety sweep --profile a0=.8 r0=.2 a1=0 r1=.3 --depth 0:41 --width 1:65 --harm 1e-6 \\
-        --cost depth=1 width=3 --benign .02 --over-refusal .1 --plot pareto --figure cost.svg
-  models of several sizes: rollouts by capacity, or CAPACITY@DEPTH for models of several trained depths
-    markovsafety sweep 8=h8.parquet 16=h16.parquet 32=-diverged --depth 0 5 20 --figure capacity.svg
-    markovsafety sweep 8@0=a.parquet 8@20=b.parquet 16@0=c.parquet 16@20=d.parquet --attack fixed:5
-  the measured grid of organisms over size and trained depth, with the perturbation bound drawn over it
-    markovsafety sweep papers/measurements/capacity.parquet --attack fixed:5 --figure capacity.svg
+__all__ = ["AFTER", "EXAMPLES", "FORMS", "arguments"]
 
-ranges are half open, START:STOP[:STEP]: 0:33 is 0 to 32. --json: dims, coords, harm, needed, and where asked pareto.
-"""
+FORM = "--profile a0=.08 r0=.02 a1=.01 r1=.3"
+EXAMPLES = (
+    (
+        "judged rollouts, or a chain: which depth withstands a prefill, how many answers are enough",
+        "sweep x.parquet --width 1 2 4 8 --harm 0.01 --figure map.png",
+    ),
+    (
+        "harm over trained depth, under attacks that force a random number of tokens (a figure of our note)",
+        f"sweep {FORM} --depth 0:33 \\\n        --attack none geometric:.2 geometric:.05 --figure depth.svg",
+    ),
+    (
+        "what k forced tokens do to models of several trained depths",
+        f"sweep {FORM} --depth 0 1 3 5 10 20 --attack fixed:0:33 --figure k.svg",
+    ),
+    (
+        "the best place for a single refusal checkpoint (ringed), by attack",
+        "sweep --checkpoint a=.08 r=.02 success=.95 --depth 1:41 \\\n"
+        "        --attack none geometric:.2 geometric:.1 geometric:.05 --figure checkpoint.svg",
+    ),
+    (
+        "width by correlation: alike answers bend the line",
+        f"sweep {FORM} --depth 0 --width 1:65 \\\n        --correlation 0 .05 .1 .3 --figure width.svg",
+    ),
+    (
+        "iso-safety: budgets as lines over depth and width, hyperbolas without a floor and without correlation",
+        "sweep --profile a0=.8 r0=.2 a1=0 r1=.3 --depth 0:41 --width 1:65 --harm 1e-2 1e-4 1e-6 --figure iso.svg",
+    ),
+    (
+        "the cheapest depth and width, and what less harm costs; harmless prompts that are refused as a second price",
+        "sweep --profile a0=.8 r0=.2 a1=0 r1=.3 --depth 0:41 --width 1:65 --harm 1e-6 \\\n"
+        "        --cost depth=1 width=3 --benign .02 --over-refusal .1 --plot pareto --figure cost.svg",
+    ),
+    (
+        "models of several sizes: rollouts by capacity",
+        "sweep 8=h8.parquet 16=h16.parquet 32=-diverged --depth 0 5 20 --figure capacity.svg",
+    ),
+    (
+        "CAPACITY@DEPTH for models of several trained depths",
+        "sweep 8@0=a.parquet 8@20=b.parquet 16@0=c.parquet 16@20=d.parquet --attack fixed:5",
+    ),
+    (
+        "the measured grid of organisms over size and trained depth, with the perturbation bound drawn over it",
+        "sweep papers/measurements/capacity.parquet --attack fixed:5 --figure capacity.svg",
+    ),
+)
+AFTER = "Ranges are half open, START:STOP[:STEP]: 0:33 is 0 to 32. --json: dims, coords, harm, needed, perhaps pareto."
 PLOTS = ("auto", "contour", "width", "lines", "capacity", "pareto")
 FORMS = ("profile", "checkpoint", "hazards", "leaky")
 
 
 def arguments(v: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    v.epilog = EXAMPLES
     v.add_argument(
         "source",
         nargs="*",
@@ -76,4 +95,4 @@ def arguments(v: argparse.ArgumentParser) -> None:
     v.add_argument("--along", metavar="AXIS", help="lines: the axis to the right")
     v.add_argument("--by", metavar="AXIS", help="lines: the axis of the lines")
     v.add_argument("--out", help="also write the grid here (CSV)")
-    v.add_argument("--skip-corrupt", action="store_true", help="leave damaged or lost shards of a folder out")
+    skipping(v)

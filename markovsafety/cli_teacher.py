@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .cli_inside import Words
+from .cli_words import Words, engine_words, seed
 
 __all__ = ["STEPS", "VERBS"]
 
@@ -18,12 +18,21 @@ STEPS = {
     "more clean rows are dropped than before can be told of labelled batches only",
 }
 PAIRS = "CSV or JSONL with prompt, answer, harmful (true or false) and perhaps category"
-EXAMPLE = (
-    "teacher train organism:base --pairs organism:1200 --out t\n"
-    "         markovsafety teacher fit organism:shallow --pairs organism:1200 --out f\n"
-    "         markovsafety teacher filter t --data data.jsonl --review review.csv --out sifted\n"
-    "         markovsafety teacher student organism:base --teacher t --data data.jsonl --pairs organism:1200 --out s\n"
-    "         markovsafety teacher monitor t --reference data.jsonl --data monday.jsonl tuesday.jsonl --out drift.json"
+EXAMPLES = (
+    ("a teacher, and its filter", "teacher train organism:base --pairs organism:1200 --out t"),
+    ("or a filter by an aligned model as it is", "teacher fit organism:shallow --pairs organism:1200 --out f"),
+    (
+        "what to learn, and what people should look at",
+        "teacher filter t --data data.jsonl --review rows.csv --out kept",
+    ),
+    (
+        "a model that learns what was kept, held to the teacher",
+        "teacher student organism:base --teacher t --data data.jsonl --pairs organism:1200 --out s",
+    ),
+    (
+        "have later batches drifted?",
+        "teacher monitor t --reference data.jsonl --data monday.jsonl tuesday.jsonl --out drift.json",
+    ),
 )
 
 
@@ -60,22 +69,21 @@ def _teacher(v: argparse.ArgumentParser) -> None:
         "--begin", type=int, help="monitor: batches that were watched before (default: as the monitor's file says)"
     )
     v.add_argument("--steps", type=int, default=200, help="train, student: updates (default: 200)")
-    v.add_argument("--batch-size", type=int, default=32)
-    v.add_argument("--learning-rate", type=float, default=1e-3)
-    v.add_argument("--warmup", type=int, default=10)
+    v.add_argument("--batch-size", type=int, default=32, help="rows per update (default: 32)")
+    v.add_argument("--learning-rate", type=float, default=1e-3, help="the largest (default: 1e-3)")
+    v.add_argument("--warmup", type=int, default=10, help="updates until that rate is reached (default: 10)")
     v.add_argument("--save-every", type=int, default=250, help="updates between checkpoints (default: 250)")
     v.add_argument("--lora", type=int, metavar="RANK", help="train adapters on all linear maps, and merge them")
-    v.add_argument("--system", help="train, fit: system message of all prompts; then the filter's own is used")
-    v.add_argument("--device")
-    v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    v.add_argument("--seed", type=int, default=0)
+    system = "train, fit: system message of all prompts; afterwards the filter's own is used"
+    engine_words(v, batch=False, system=system)
+    seed(v)
     v.add_argument("--out", required=True, help="folder to write (monitor: JSON); training that was stopped goes on")
 
 
 VERBS = {
     "teacher": Words(
         "fine-tuning on data that may be poisoned: a refusal-feature teacher that filters it and teaches the student",
-        EXAMPLE,
+        EXAMPLES,
         _teacher,
     ),
 }

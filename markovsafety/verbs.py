@@ -35,6 +35,22 @@ def demo(options: argparse.Namespace) -> Answer:
     return Answer("\n".join(done.lines), done.summary, files=[str(f) for f in done.files])
 
 
+def completion(options: argparse.Namespace) -> Answer:
+    import shtab
+
+    from .cli import _parser
+
+    parser = _parser()
+    (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    verbs.help = None  # shtab leaves out what has no place in the help, and the help lists commands in its own way
+    for command in verbs.choices.values():
+        for action in command._actions:  # whatever takes free text may be a path
+            if action.nargs != 0 and action.type is None and not action.choices:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    script = shtab.complete(parser, shell=options.shell)
+    return Answer(script, {"shell": options.shell, "script": script})
+
+
 def sample(options: argparse.Namespace) -> Answer:
     from .rollouts import sample as draw
     from .rollouts.sample import OF_RAY, OF_SERVERS

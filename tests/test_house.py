@@ -51,8 +51,9 @@ FLOORS = {
     "organism": NUMBERS | {"rollouts"},
 }
 FACES = (
-    "plot trust analysis exercises report demo bench arguments tables cli_inside cli_debias cli_repair cli_sweep "
-    "cli_teacher cli verbs verbs_bench verbs_debias verbs_inside verbs_repair verbs_sweep verbs_teacher __main__"
+    "plot trust analysis exercises report demo bench arguments tables cli_words cli_inside cli_debias cli_repair "
+    "cli_sweep cli_teacher cli_demo cli_evidence cli_numbers cli "
+    "verbs verbs_bench verbs_debias verbs_inside verbs_repair verbs_sweep verbs_teacher __main__"
 ).split()  # the top floor, lowest first
 for height, face in enumerate(FACES):
     FLOORS[face] = set(FLOORS) - set(FACES[height:])

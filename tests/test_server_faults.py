@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import traceback
 from collections import Counter
 
 import numpy as np
@@ -191,14 +190,13 @@ def test_the_key_is_sent_and_written_nowhere(template, tmp_path, monkeypatch, ca
         # A server that repeats the key in its refusal.
         fake.faults = answers_only(lambda number, body: failing(401, f"the key {KEY} is wrong"))
         assert main([*words, str(tmp_path / "b"), "--json"]) == 2
-        with pytest.raises(ModelError) as caught:
-            main([*words, str(tmp_path / "b"), "--debug"])
-        traced = "".join(traceback.format_exception(caught.value))
+        assert main([*words, str(tmp_path / "b"), "--debug"]) == 2
         rolls = sampled_provenance(fake)
     told = capsys.readouterr()
     assert "the key *** is wrong" in told.out
     written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
-    assert KEY not in told.out + told.err + traced + rolls
+    assert "Traceback" in told.err
+    assert KEY not in told.out + told.err + rolls
     assert KEY.encode() not in written
     assert (tmp_path / "a" / "manifest.json").is_file()
 
