@@ -213,7 +213,7 @@ def test_what_lies_under_a_logarithmic_axis_is_an_open_marker_at_its_foot():
     ax = plot.lines(grid, over="depth", by="capacity", log=True)
     render(ax)
     under = [c.lines[0] for c in ax.containers if c.lines[0].get_gid() == "under"]
-    assert [(line.get_ydata().tolist(), line.get_markerfacecolor()) for line in under] == [([1e-3], "white")]
+    assert [(line.get_ydata().tolist(), line.get_markerfacecolor()) for line in under] == [([1e-3], "#FFFFFF")]
     assert ax.get_ylim()[0] == pytest.approx(1e-3)
     assert any("below the axis" in t for t in texts(ax))
     assert not any("below the axis" in t for t in texts(plot.lines(grid, over="depth", by="capacity", log=False)))

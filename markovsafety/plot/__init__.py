@@ -22,6 +22,7 @@ from .sizes import capacity
 from .steering import alphas, head_map
 from .style import OUTCOME_COLOURS, figure, palette, panels, save, state_text
 from .surfaces import contour
+from .themes import theme
 
 __all__ = [
     "OUTCOME_COLOURS",
@@ -54,6 +55,7 @@ __all__ = [
     "separated",
     "state_text",
     "strikes",
+    "theme",
     "tilts",
     "traces",
     "trade_offs",

@@ -12,19 +12,19 @@ from .columns import remember
 from .style import (
     DEPTH_COLUMN,
     HARM,
-    INK,
-    KEY_ABOVE,
     OUTCOME_COLOURS,
     PROBABILITY,
     SPOKEN,
     axes_or_new,
     ceiling,
     errorbars,
+    key_above,
     plain,
     points,
     state_text,
     styled,
 )
+from .themes import tone
 
 __all__ = ["attribution", "categories", "outcomes", "strikes"]
 
@@ -58,19 +58,19 @@ def categories(bounds_by_category: Mapping[str, Any], ax: Any = None, truth: Map
         y = np.array([i for i, _ in there]) + (g - (len(groups) - 1) / 2) * thick
         at = points(rows[c][group] for _, c in there)
         ax.barh(y, np.nan_to_num(at[:, 0]), 0.9 * thick, color=HARM, alpha=strength, label=plain(group) or None)
-        errorbars(ax, y, at, horizontal=True, marker="none", color=INK)
+        errorbars(ax, y, at, horizontal=True, marker="none", color=tone().ink)
         tops.extend(at[:, 2])
         remember(ax, PROBABILITY, {"category": [c for _, c in there]}, [rows[c][group] for _, c in there], series=group)
         for where, (_, c) in zip(y, there):
             told = (truth or {}).get(c)
             told = told.get(group) if isinstance(told, Mapping) else told
             if told is not None:
-                ax.plot([told, told], [where - thick / 2, where + thick / 2], color="black", lw=2, gid="truth")
+                ax.plot([told, told], [where - thick / 2, where + thick / 2], color=tone().strong, lw=2, gid="truth")
                 remember(ax, PROBABILITY, {"category": c}, [told], series=group, kind="planted truth")
     if truth:
-        ax.plot([], [], color="black", linewidth=0, marker="|", markersize=9, mew=2, label="planted truth")
+        ax.plot([], [], color=tone().strong, linewidth=0, marker="|", markersize=9, mew=2, label="planted truth")
     if truth or len(groups) > 1:
-        ax.legend(**KEY_ABOVE, ncols=4, handlelength=1.2)
+        key_above(ax, 4, handlelength=1.2)
     ax.set_xlim(0, ceiling(tops))
     ax.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))
     ax.set_xlabel(PROBABILITY)
@@ -107,7 +107,8 @@ def outcomes(shares: Mapping[int, Mapping[str, Any]], ax: Any = None) -> Any:
     for name in ("harm", "truncated", "benign", "refusal"):
         at = points(shares[k][name] for k in depths)
         tall = np.nan_to_num(at[:, 0])
-        ax.bar(x, tall, 0.86, bottom=base, color=OUTCOME_COLOURS[name], alpha=0.85, label=name, linewidth=0)
+        look = {"color": OUTCOME_COLOURS[name], "alpha": 0.85, "hatch": tone().hatches.get(name), "linewidth": 0}
+        ax.bar(x, tall, 0.86, bottom=base, label=name, edgecolor=tone().paper, **look)
         base += tall
         remember(ax, "share of answers", {DEPTH_COLUMN: depths}, [shares[k][name] for k in depths], series=name)
         if name == "harm":
@@ -119,7 +120,7 @@ def outcomes(shares: Mapping[int, Mapping[str, Any]], ax: Any = None) -> Any:
     ax.set_xlabel(SPOKEN)
     ax.set_ylabel("share of answers")
     ax.set_ylim(0, 1)
-    ax.legend(**KEY_ABOVE, ncols=4, handlelength=1)
+    key_above(ax, 4, handlelength=1)
     ax.spines["bottom"].set_visible(False)
     return ax
 
@@ -142,8 +143,8 @@ def strikes(bins: Mapping[tuple[int, int], Any], ax: Any = None) -> Any:
     spans = sorted(bins)
     at = points(bins[s] for s in spans)
     left, wide = np.array([a for a, _ in spans], dtype=float), np.array([b - a for a, b in spans], dtype=float)
-    ax.bar(left, np.nan_to_num(at[:, 0]), wide, align="edge", color=HARM, alpha=0.85, ec="white", linewidth=0.8)
-    errorbars(ax, left + wide / 2, at, marker="none", color=INK)
+    ax.bar(left, np.nan_to_num(at[:, 0]), wide, align="edge", color=HARM, alpha=0.85, ec=tone().paper, linewidth=0.8)
+    errorbars(ax, left + wide / 2, at, marker="none", color=tone().ink)
     first, last = [a for a, _ in spans], [b for _, b in spans]
     remember(ax, PROBABILITY, {"first (token)": first, "before (token)": last}, [bins[s] for s in spans])
     ax.set_xlabel("position of the first harmful token in the answer")
@@ -184,12 +185,12 @@ def attribution(change: Any, states: Sequence[Any] | None = None, ax: Any = None
         range(len(tall)), tall, 0.75, color=[OUTCOME_COLOURS["harm" if v > 0 else "refusal"] for v in tall], alpha=0.85
     )
     if isinstance(change, Bound):
-        errorbars(ax, np.arange(len(shown)), at[shown], horizontal=True, marker="none", color=INK)
+        errorbars(ax, np.arange(len(shown)), at[shown], horizontal=True, marker="none", color=tone().ink)
         parts = [*at[shown], *([[tall[-1], np.nan, np.nan]] if len(rest) else [])]
     else:
         parts = list(tall)
     remember(ax, f"change in the {PROBABILITY}", {"state": labels}, parts, kind="contribution")
-    ax.axvline(0, color=INK, linewidth=0.8)
+    ax.axvline(0, color=tone().ink, linewidth=0.8)
     ax.set_xlabel(f"contribution to the change in the {PROBABILITY} (sum {value.sum():+.3g})")
     _rows(ax, labels)
     return ax

@@ -7,17 +7,12 @@ from typing import Any
 import numpy as np
 
 from .columns import remember
-from .style import DEPTH_COLUMN, KEY_ABOVE, OUTCOME_COLOURS, SOFT, SPOKEN, axes_or_new, errorbars, styled
+from .style import DEPTH_COLUMN, OUTCOME_COLOURS, SPOKEN, axes_or_new, errorbars, key_above, styled
+from .themes import tone
 
 __all__ = ["check"]
 
 DIFFERENCE = "difference of probabilities of harm"
-_VERDICTS = {
-    "within": (OUTCOME_COLOURS["benign"], "o", "within the margin"),
-    "off": (OUTCOME_COLOURS["harm"], "X", "off"),
-    "cannot tell": (SOFT, "D", "cannot tell"),
-    "not counted": ("#BBBBBB", "s", "not counted"),
-}
 
 
 @styled
@@ -41,8 +36,8 @@ def check(check: Any, ax: Any = None) -> Any:
     x = np.arange(len(rows))
     band = {"color": OUTCOME_COLOURS["benign"], "alpha": 0.12, "linewidth": 0}
     ax.axhspan(-check.margin, check.margin, label=f"margin ±{check.margin:g}", **band)
-    ax.axhline(0, color=SOFT, linewidth=0.8)
-    for verdict, (colour, marker, label) in _VERDICTS.items():
+    ax.axhline(0, color=tone().soft, linewidth=0.8)
+    for verdict, (colour, marker, label) in _verdicts().items():
         mine = np.array([r["verdict"] == verdict for r in rows], dtype=bool)
         if mine.any():
             errorbars(ax, x[mine], at[mine], color=colour, marker=marker, markersize=5.5, label=label)
@@ -56,5 +51,15 @@ def check(check: Any, ax: Any = None) -> Any:
     ax.set_xticks(x, [f"{r['k']:g}" for r in rows])
     ax.set_xlabel(SPOKEN)
     ax.set_ylabel("predicted − measured")
-    ax.legend(**KEY_ABOVE, ncols=5, handlelength=1.2)
+    key_above(ax, 5, handlelength=1.2)
     return ax
+
+
+def _verdicts() -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and text of each verdict."""
+    return {
+        "within": (OUTCOME_COLOURS["benign"], "o", "within the margin"),
+        "off": (OUTCOME_COLOURS["harm"], "X", "off"),
+        "cannot tell": (tone().soft, "D", "cannot tell"),
+        "not counted": (tone().gap, "s", "not counted"),
+    }

@@ -13,22 +13,22 @@ from .profiles import _end_labels
 from .sizes import hatched
 from .style import (
     HARM,
-    INK,
-    KEY_ABOVE,
     PROBABILITY,
-    SOFT,
     SPOKEN,
     axes_or_new,
     depth_column,
     depth_label,
+    end_style,
     errorbars,
     halo,
+    key_above,
     palette,
     plain,
     spread,
     styled,
     whole_ticks,
 )
+from .themes import tone
 
 __all__ = ["lines", "pareto", "traces"]
 
@@ -124,7 +124,7 @@ def _draw(ax: Any, x: np.ndarray, y: np.ndarray, under: np.ndarray, look: tuple[
     style = {"color": colour, "marker": marker, "markersize": 4.5 if known else 4, "zorder": 3}
     errorbars(ax, at[seen], ends[:, seen].T, **style)
     if under.any():
-        errorbars(ax, at[under], ends[:, under].T, **style, mfc="white", clip_on=False, gid="under")
+        errorbars(ax, at[under], ends[:, under].T, **style, mfc=tone().paper, clip_on=False, gid="under")
     ax.plot(at[seen], y[0][seen], color=colour, **({"linewidth": 0.8, "alpha": 0.4} if known else {"linewidth": 1.5}))
 
 
@@ -137,8 +137,8 @@ def _open_key(ax: Any) -> None:
         xycoords="axes fraction",
         textcoords="offset points",
         ha="right",
-        color=SOFT,
-        fontsize=8.5,
+        color=tone().soft,
+        fontsize=tone().small,
         annotation_clip=False,
     )
 
@@ -218,7 +218,7 @@ def _colours(names: list[str], ordered: bool) -> dict[str, tuple[str, str]]:
         return looks
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-    ramp = LinearSegmentedColormap.from_list("order", ["#E09B00", "#C4348A", "#5B3FA0", "#15284B"])
+    ramp = LinearSegmentedColormap.from_list("order", tone().order_ramp)
     shades = np.linspace(0, 1, len(names))
     return {n: (to_hex(ramp(s)), looks[n][1]) for n, s in zip(names, shades)}
 
@@ -232,7 +232,7 @@ def _value_axis(ax: Any, parts: np.ndarray, floor: float, budget: float | None) 
     else:
         ax.set_ylim(0, min(1.02, max(1.1 * top, 1.4 * budget if budget else 0.02)))
     if budget is not None:
-        ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.axhline(budget, color=tone().soft, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
 def _names(ax: Any, last: dict[str, float], colours: dict[str, str], budget: float | None, log: bool) -> None:
@@ -250,7 +250,7 @@ def _names(ax: Any, last: dict[str, float], colours: dict[str, str], budget: flo
     height = ax.figure.get_figheight() * 72 * ax.get_position().height
     gap = 13 / height * (high - low)
     for name, y in zip(names, spread(at.tolist(), gap, low + 0.02 * (high - low), high - 0.02 * (high - low))):
-        style = {"color": colours[name], "fontweight": "bold"} if name in colours else {"color": SOFT, "fontsize": 8.5}
+        style = end_style(name, colours)
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
         ax.annotate(name, (1.0, 10**y), xytext=(5, 0), va="center", **where, **style)
 
@@ -265,7 +265,7 @@ def _key(ax: Any, names: list[str], colours: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     keys = [Line2D([], [], color=colours[name], linewidth=1.5, label=name) for name in names]
-    ax.legend(handles=keys, **KEY_ABOVE, ncols=min(len(keys), 6), handlelength=1.2)
+    key_above(ax, min(len(keys), 6), handles=keys, handlelength=1.2)
 
 
 @styled
@@ -295,12 +295,12 @@ def pareto(found: Any, ax: Any = None) -> Any:
         remember(ax, PROBABILITY, *_front(front, shown), series=name, kind="front")
         steps, falls = _edge(front.cost, y, low if shown.any() else LEAST)
         cost, y = front.cost[shown], np.maximum(y[shown], LEAST)
-        line = SOFT if front.over_refusal is not None and name == "" else colour
+        line = tone().soft if front.over_refusal is not None and name == "" else colour
         ax.step(steps, falls, where="post", color=line, linewidth=1.2, label=plain(name, 24) or None, zorder=2)
         if front.over_refusal is None:
-            ax.plot(cost, y, "o", ms=4, color=colour, mec="white", mew=0.5)
+            ax.plot(cost, y, "o", ms=4, color=colour, mec=tone().paper, mew=0.5)
         else:
-            style = {"cmap": _blues(), "s": 24, "edgecolor": "white", "linewidth": 0.4, "zorder": 3}
+            style = {"cmap": _blues(), "s": 24, "edgecolor": tone().paper, "linewidth": 0.4, "zorder": 3}
             dots = ax.scatter(cost, y, c=100 * front.over_refusal[shown], **style)
         if one.best is not None:
             _ring(ax, one)
@@ -314,10 +314,10 @@ def pareto(found: Any, ax: Any = None) -> Any:
     ax.set_ylabel(PROBABILITY)
     ax.grid(axis="y")
     if budget is not None:
-        ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.axhline(budget, color=tone().soft, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
         text = f"budget {budget:g}"
-        ax.annotate(text, (0.0, budget), xytext=(4, 3), ha="left", color=SOFT, fontsize=8.5, **where)
+        ax.annotate(text, (0.0, budget), xytext=(4, 3), ha="left", color=tone().soft, fontsize=tone().small, **where)
     if budget is not None:
         remember(ax, PROBABILITY, {}, [budget], kind="budget")
     if any(named):
@@ -326,7 +326,7 @@ def pareto(found: Any, ax: Any = None) -> Any:
         key = ax.figure.colorbar(dots, ax=ax, pad=0.02, aspect=26)
         key.set_label("over-refusal, %")
         key.outline.set_visible(False)
-        key.ax.tick_params(length=0, labelsize=8.5)
+        key.ax.tick_params(length=0, labelsize=tone().small)
     return ax
 
 
@@ -355,16 +355,16 @@ def _edge(cost: np.ndarray, y: np.ndarray, low: float) -> tuple[np.ndarray, np.n
 def _blues() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("refusal", ["#CFE5F3", "#5BA3D0", "#0072B2", "#08304F"])
+    return LinearSegmentedColormap.from_list("refusal", tone().refusal_ramp)
 
 
 def _ring(ax: Any, one: Any) -> None:
     best = one.best
     y = max({"value": best["harm"], "lower": best["lower"], "upper": best["upper"]}[one.side], LEAST)
-    ax.plot(best["cost"], y, "o", ms=10, mfc="none", mec=INK, mew=1.4, zorder=4)
+    ax.plot(best["cost"], y, "o", ms=10, mfc="none", mec=tone().ink, mew=1.4, zorder=4)
     where = ", ".join(f"{n} {best[n]}" for n in ("depth", "width", "capacity") if n in best)
     text = plain(f"{where}: cost {best['cost']:.4g}")
-    style = {"textcoords": "offset points", "fontsize": 8.5, "color": INK, "path_effects": halo(), "zorder": 5}
+    style = {"textcoords": "offset points", "fontsize": tone().small, "path_effects": halo(), "zorder": 5}
     ax.annotate(text, (best["cost"], y), xytext=(10, 6), **style)
 
 

@@ -10,19 +10,18 @@ import numpy as np
 from ..errors import InputError
 from .columns import remember
 from .style import (
-    INK,
-    KEY_ABOVE,
     OUTCOME_COLOURS,
     PROBABILITY,
-    SOFT,
     axes_or_new,
     errorbars,
+    key_above,
     palette,
     plain,
     points,
     styled,
     whole_ticks,
 )
+from .themes import tone
 
 __all__ = ["beliefs", "compared", "detected", "predicted", "roc", "separated"]
 
@@ -74,11 +73,11 @@ def beliefs(found: Any, buckets: Any, ax: Any = None, *, threshold: float = 0.0)
         x = {"prompt": at, "belief of harm (Δ harm)": found.harm[at]}
         remember(ax, "about to refuse, Δ refuse", x, found.refusal[at], series=name)
         ax.plot(found.harm[at], found.refusal[at], marker, label=label, markerfacecolor=face, **style)
-    ax.axvline(threshold, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    ax.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
+    ax.axvline(threshold, color=tone().soft, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    ax.axhline(0, color=tone().soft, linewidth=0.8, zorder=1)
     ax.set_xlabel(r"believed harmful  $\Delta_{\mathrm{harm}}$ →")
     ax.set_ylabel(r"about to refuse  $\Delta_{\mathrm{refuse}}$ →")
-    ax.legend(**KEY_ABOVE, ncols=2, handlelength=1.2)
+    key_above(ax, 2, handlelength=1.2)
     return ax
 
 
@@ -99,7 +98,7 @@ def separated(found: Any, ax: Any = None) -> Any:
     rows = list(getattr(found, "rows", found))
     ax = axes_or_new(ax, (5.4, 3.4))
     names = {"t_inst": "at the instruction's end", "t_post": "at the prompt's end"}
-    looks = dict(zip(names, (("#8C510A", "s"), ("#1B84C7", "o"))))
+    looks = dict(zip(names, ((tone().models[5], "s"), (tone().models[2], "o"))))
     for (position, name), move in zip(names.items(), (-0.06, 0.06)):
         mine = [r for r in rows if r["position"] == position]
         level = np.array([r["level"] for r in mine], dtype=float) + move
@@ -108,13 +107,13 @@ def separated(found: Any, ax: Any = None) -> Any:
         remember(ax, "mismatch AUC", {"level": [r["level"] for r in mine]}, [r["mismatch"] for r in mine], series=name)
         ax.plot(level, at[:, 0], color=colour, linewidth=1.2, alpha=0.6, zorder=2)
         errorbars(ax, level, at, color=colour, marker=marker, markersize=5.5, label=name, zorder=3, clip_on=False)
-    ax.axhline(0.5, color=SOFT, linewidth=0.8, zorder=1)
+    ax.axhline(0.5, color=tone().soft, linewidth=0.8, zorder=1)
     ax.set_ylim(-0.02, 1.02)
     ax.set_yticks([0, 0.5, 1], ["refusal 0", "0.5", "harmfulness 1"])
     whole_ticks(ax)
     ax.set_xlabel("level of the residual stream")
     ax.set_ylabel("mismatch AUC: what is encoded")
-    ax.legend(**KEY_ABOVE, ncols=2, handlelength=1.2)
+    key_above(ax, 2, handlelength=1.2)
     return ax
 
 
@@ -138,7 +137,7 @@ def roc(categories: Any, ax: Any = None, *, threshold: float | None = None) -> A
         threshold = categories.threshold if threshold is None else threshold
         categories = categories.categories
     ax = axes_or_new(ax, (4.6, 4.2))
-    ax.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    ax.plot([0, 1], [0, 1], color=tone().soft, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     for i, (name, (colour, marker)) in enumerate(palette(list(categories)).items()):
         told, b = categories[name]["curve"], categories[name]["auc"]
         order = np.argsort(told["threshold"])[::-1]
@@ -153,7 +152,7 @@ def roc(categories: Any, ax: Any = None, *, threshold: float | None = None) -> A
         ax.plot(fpr + shift, tpr - shift, drawstyle="steps-post", label=label, **style)
         if threshold is not None:
             here = int(np.argmax(told["threshold"][order] <= threshold))
-            style = {"color": colour, "markersize": 6, "mec": "white", "mew": 0.8, "clip_on": False, "zorder": 4}
+            style = {"color": colour, "markersize": 6, "mec": tone().paper, "mew": 0.8, "clip_on": False, "zorder": 4}
             ax.plot(fpr[here] + shift, tpr[here] - shift, marker, **style)
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.02, 1.02)
@@ -161,7 +160,7 @@ def roc(categories: Any, ax: Any = None, *, threshold: float | None = None) -> A
     ax.set_xlabel("harmless prompts blocked")
     ax.set_ylabel("harmful prompts blocked")
     key = ax.legend(loc="lower right", title="AUC" + ("" if threshold is None else ", mark: the threshold"))
-    key.get_title().set_fontsize(8.5)
+    key.get_title().set_fontsize(tone().small)
     return ax
 
 
@@ -197,7 +196,7 @@ def predicted(
     ax = axes_or_new(ax, (4.6, 4.2))
     x, y = points(forecast.values()), points(sampled[name] for name in forecast)
     top = min(1.0, 1.06 * float(np.nanmax([x[:, 2], y[:, 2]], initial=0.02)))
-    ax.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    ax.plot([0, 1], [0, 1], color=tone().soft, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     for i, (name, (colour, marker)) in enumerate(palette(list(forecast)).items()):
         style = {"color": colour, "elinewidth": 1.2, "zorder": 3}
         errorbars(ax, x[[i], 0], y[[i]], marker=marker, markersize=6, label=plain(name, 32), **style)
@@ -247,9 +246,9 @@ def compared(
         style = {"color": looks[s][0], "marker": looks[s][1], "markersize": 6, "label": plain(s, 32), "clip_on": False}
         errorbars(ax, np.array(there, dtype=float) + move, at, horizontal=True, zorder=3, **style)
     for i in range(0, len(names), 2):
-        ax.axhspan(i - 0.5, i + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
+        ax.axhspan(i - 0.5, i + 0.5, color=tone().stripe, linewidth=0, zorder=0)
     if budget is not None:
-        ax.axvline(budget, color=INK, linewidth=1, linestyle="--")
+        ax.axvline(budget, color=tone().ink, linewidth=1, linestyle="--")
         remember(ax, label, {}, [budget], kind="budget")
     ax.set_yticks(range(len(names)), [plain(name, 48) for name in names])
     ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
@@ -259,7 +258,7 @@ def compared(
     ax.set_xlabel(plain(label))
     ax.grid(axis="x")
     if series:
-        ax.legend(**KEY_ABOVE, ncols=4, handlelength=1.2)
+        key_above(ax, 4, handlelength=1.2)
     return ax
 
 
@@ -279,8 +278,11 @@ def detected(found: Any, ax: Any = None) -> Any:
     """
     ax = axes_or_new(ax, (5.4, 3.4))
     x = np.asarray(found.scales, dtype=float)
-    lines = {"caught": (found.caught, "#C4348A", "o"), "caught, random vectors": (found.control, "#8C8C8C", "s")}
-    lines = {"AUC, edited over clean": (found.auc, INK, "D"), **lines}
+    lines = {
+        "caught": (found.caught, tone().models[1], "o"),
+        "caught, random vectors": (found.control, tone().soft, "s"),
+    }
+    lines = {"AUC, edited over clean": (found.auc, tone().ink, "D"), **lines}
     for name, (bounds, colour, marker) in lines.items():
         at = points(bounds)
         quantity = "AUC" if name.startswith("AUC") else "share of edits caught"
@@ -298,5 +300,5 @@ def detected(found: Any, ax: Any = None) -> Any:
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("size of the edit")
     ax.grid(axis="y")
-    ax.legend(**KEY_ABOVE, ncols=2, handlelength=1.4)
+    key_above(ax, 2, handlelength=1.4)
     return ax

@@ -12,13 +12,13 @@ from ..chains import ActivationBins, Chain, drift, grid
 from ..errors import InputError
 from ..hitting import hitting_probability
 from .columns import remember
-from .style import INK, KEY_ABOVE, OUTCOME_COLOURS, SOFT, axes_or_new, plain, styled
+from .style import OUTCOME_COLOURS, axes_or_new, key_above, plain, styled
+from .themes import tone
 
 __all__ = ["plane"]
 
 LARGEST = 0.4  # radius of the disc of a cell that every answer passes, in cells
 LONGEST = 0.9  # length of the longest arrow, in cells
-MIDDLE = "#F7F7F7"
 NAMES = {"harm": "harmfulness", "refusal": "refusal"}
 
 
@@ -100,12 +100,12 @@ def plane(
     _note(ax, chain, values, edges, cell, plain(label or getattr(values, "info", {}).get("name", "value")))
     if ax.get_legend_handles_labels()[0]:
         inches = ax.figure.get_figwidth() * ax.get_position().width
-        ax.legend(**KEY_ABOVE, ncols=2 if inches > 3.2 else 1, handlelength=1.4)
+        key_above(ax, 2 if inches > 3.2 else 1, handlelength=1.4)
     if bar:
         beyond = bool((shown < low).any()), bool((shown > high).any())
         extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
         key = ax.figure.colorbar(drawn, ax=ax, pad=0.03, aspect=22, extend=extend)
-        key.ax.tick_params(length=0, labelsize=8.5)
+        key.ax.tick_params(length=0, labelsize=tone().small)
         key.outline.set_visible(False)
         key.set_label(plain(label or getattr(values, "info", {}).get("name", "value")))
     return ax
@@ -134,7 +134,7 @@ def _squares(ax: Any, shown: np.ndarray, unsure: np.ndarray, colours: Sequence[s
     from matplotlib.colors import LinearSegmentedColormap
 
     low, high = (OUTCOME_COLOURS.get(c, c) for c in colours)
-    scale = LinearSegmentedColormap.from_list("plane", [low, MIDDLE, high])
+    scale = LinearSegmentedColormap.from_list("plane", [low, tone().middle, high])
     style = {"cmap": scale, "vmin": limits[0], "vmax": limits[1], "origin": "lower", "interpolation": "none"}
     return ax.imshow(np.ma.masked_array(shown, np.isnan(shown)), alpha=np.where(unsure, 0.35, 1.0), **style)
 
@@ -144,8 +144,8 @@ def _hatched(ax: Any, blank: np.ndarray, unsure: np.ndarray, wide: float) -> Non
     from matplotlib.patches import Rectangle
 
     for where, hatch, colour, text in (
-        (unsure, "....", "#8C8C8C", f"interval wider than {wide:g}"),
-        (blank, "////", "#C8C8C8", "no answer was here"),
+        (unsure, "....", tone().soft, f"interval wider than {wide:g}"),
+        (blank, "////", tone().gap, "no answer was here"),
     ):
         style = {"facecolor": "none", "edgecolor": colour, "hatch": hatch, "linewidth": 0}
         for n, (y, x) in enumerate(np.argwhere(where)):
@@ -161,13 +161,16 @@ def _discs(ax: Any, chain: Chain, edges: Any, cell: Any) -> None:
     for y, x in np.argwhere(np.isfinite(place)):
         i = int(place[y, x])
         passed = float(hitting_probability(chain, i, certify=False).at_start.value)
-        for share, face, text in ((passed, "white", "passes here (by area)"), (chain.start[i], INK, "starts here")):
+        for share, face, text in (
+            (passed, tone().paper, "passes here (by area)"),
+            (chain.start[i], tone().ink, "starts here"),
+        ):
             if share > 0:
-                style = {"facecolor": face, "edgecolor": INK, "linewidth": 0.7, "zorder": 3, "gid": text}
+                style = {"facecolor": face, "edgecolor": tone().ink, "linewidth": 0.7, "zorder": 3, "gid": text}
                 ax.add_patch(Circle((x, y), LARGEST * np.sqrt(min(share, 1.0)), **style))
                 faces[text] = face
     for text, face in sorted(faces.items()):
-        ax.plot([], [], "o", ms=7, mec=INK, mew=0.7, mfc=face, label=text)
+        ax.plot([], [], "o", ms=7, mec=tone().ink, mew=0.7, mfc=face, label=text)
 
 
 def _arrows(ax: Any, steps: np.ndarray) -> None:
@@ -178,10 +181,10 @@ def _arrows(ax: Any, steps: np.ndarray) -> None:
         return
     shrink = max(1.0, float(length[y, x].max()) / LONGEST)
     style = {"angles": "xy", "scale_units": "xy", "scale": shrink, "zorder": 4}
-    style |= {"facecolor": "black", "edgecolor": "white", "linewidth": 0.5, "width": 0.007}
+    style |= {"facecolor": tone().strong, "edgecolor": tone().paper, "linewidth": 0.5, "width": 0.007}
     ax.quiver(x, y, steps[0, y, x], steps[1, y, x], headwidth=4, headlength=4.5, headaxislength=4, **style)
     text = "mean step" + (f", shortened {shrink:.2g} times" if shrink > 1 else "")
-    ax.plot([], [], linestyle="none", marker=r"$\rightarrow$", ms=11, color="black", mew=0, label=text)
+    ax.plot([], [], linestyle="none", marker=r"$\rightarrow$", ms=11, color=tone().strong, mew=0, label=text)
 
 
 def _axes(ax: Any, edges: Any, shape: tuple[int, int]) -> None:
@@ -199,7 +202,7 @@ def _axes(ax: Any, edges: Any, shape: tuple[int, int]) -> None:
         axis.set_label_text(f"{spoken} (projection)" if told else f"bin of {spoken}")
     ax.set_xlim(-0.5, shape[1] - 0.5)
     ax.set_ylim(-0.5, shape[0] - 0.5)
-    ax.tick_params(length=3, color=SOFT, labelsize=8.5)
+    ax.tick_params(length=3, color=tone().soft, labelsize=tone().small)
     ax.spines[:].set_visible(False)
 
 

@@ -12,28 +12,27 @@ from ..errors import InputError
 from .columns import remember
 from .style import (
     DEPTH_COLUMN,
-    INK,
-    KEY_ABOVE,
     PROBABILITY,
-    SOFT,
     SPOKEN,
     axes_or_new,
     ceiling,
     depth_column,
     depth_label,
+    end_style,
     errorbars,
+    key_above,
     palette,
     plain,
     points,
+    readable,
     series,
     short,
     spread,
     styled,
 )
+from .themes import tone
 
 __all__ = ["branch", "depth", "depth_signature", "width"]
-
-_COLD_TO_WARM = ["#5BA3D0", "#9CC8E5", "#D9EAF5", "#FFFFFF", "#FEEBD3", "#F7BA80", "#C65300"]
 
 
 @styled
@@ -91,7 +90,7 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
     ax.set_ylabel(PROBABILITY)
     ax.grid(axis="y")
     if budget is not None:
-        ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.axhline(budget, color=tone().soft, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         remember(ax, PROBABILITY, {}, [budget], kind="budget")
     _end_labels(ax, last, {name: look[0] for name, look in looks.items()}, budget)
     level = _level(named)
@@ -125,18 +124,19 @@ def _end_labels(ax: Any, last: dict[str, float], colours: dict[str, str], budget
     top, height = ax.get_ylim()[1], ax.figure.get_figheight() * 72 * ax.get_position().height
     at = [*last.values()] + ([] if budget is None else [budget])
     for name, y in zip(names, spread(at, 13 / height * top, 0.02 * top, 0.98 * top)):
-        style = {"color": colours[name], "fontweight": "bold"} if name in colours else {"color": SOFT, "fontsize": 8.5}
+        style = end_style(name, colours)
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
         ax.annotate(plain(name, 24), (1.0, y), xytext=(5, 0), va="center", **where, **style)
 
 
 def _depth_key(ax: Any, measured: str, truth: bool, forecast: bool) -> None:
-    keys = [ax.errorbar([], [], yerr=[], color=SOFT, marker="o", markersize=4.5, linestyle="none", label=measured)]
+    style = {"color": tone().soft, "marker": "o", "markersize": 4.5, "linestyle": "none"}
+    keys = [ax.errorbar([], [], yerr=[], label=measured, **style)]
     if truth:
-        keys += ax.plot([], [], color=SOFT, linewidth=1, label="planted truth")
+        keys += ax.plot([], [], color=tone().soft, linewidth=1, label="planted truth")
     if forecast:
-        keys += ax.plot([], [], "o", color=SOFT, ms=8, mfc="none", label="predicted by the chain")
-    ax.legend(handles=keys, **KEY_ABOVE, ncols=3)
+        keys += ax.plot([], [], "o", color=tone().soft, ms=8, mfc="none", label="predicted by the chain")
+    key_above(ax, 3, handles=keys)
 
 
 @styled
@@ -169,7 +169,7 @@ def branch(found: Any, ax: Any = None) -> Any:
         last |= {name: at[seen, 0][-1]} if name and seen.any() else {}
     ax.set_ylim(min(0.0, 1.12 * min(ends)), ceiling(ends))
     _depth_axis(ax, sorted({float(k) for one in named.values() for k in one.k}))
-    ax.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
+    ax.axhline(0, color=tone().soft, linewidth=0.8, zorder=1)
     ax.set_ylabel("branch correlation ρ")
     ax.grid(axis="y")
     _end_labels(ax, last, {name: look[0] for name, look in looks.items()}, None)
@@ -223,7 +223,7 @@ def depth_signature(
     ax.set_ylabel("total variation $D_k$")
     ax.grid(axis="y")
     if several and named:
-        ax.legend(**KEY_ABOVE, ncols=4, handlelength=1.2)
+        key_above(ax, 4, handlelength=1.2)
     return ax
 
 
@@ -272,7 +272,7 @@ def width(grid: Any, budget: float | None = None, ax: Any = None) -> Any:
     ax = axes_or_new(ax, (8.0, 0.9 + 0.42 * len(widths)))
     value, lower, upper = cells
     blank = ~np.isfinite(cells).all(axis=0) | (upper - lower >= 1 - 1e-9)
-    colours = LinearSegmentedColormap.from_list("harm", _COLD_TO_WARM)
+    colours = LinearSegmentedColormap.from_list("harm", tone().budget_ramp)
     shown = np.ma.masked_where(blank, _warmth(upper, budget))
     style = {"cmap": colours, "vmin": -1, "vmax": 1, "aspect": "auto", "origin": "lower", "interpolation": "none"}
     ax.imshow(shown.T, **style)
@@ -280,10 +280,10 @@ def width(grid: Any, budget: float | None = None, ax: Any = None) -> Any:
         if blank[i, j]:
             _no_evidence(ax, i, j)
             continue
-        ink = "white" if shown[i, j] > 0.9 else INK
-        ax.text(i, j + 0.17, short(value[i, j]), ha="center", va="center", fontsize=8.5, color=ink)
+        ink = readable(colours((shown[i, j] + 1) / 2))
+        ax.text(i, j + 0.17, short(value[i, j]), ha="center", va="center", fontsize=tone().small, color=ink)
         span = f"{short(lower[i, j])} – {short(upper[i, j])}"
-        ax.text(i, j - 0.23, span, ha="center", va="center", fontsize=6.5, color=ink)
+        ax.text(i, j - 0.23, span, ha="center", va="center", fontsize=tone().tiny, color=ink)
     across, up = np.meshgrid(depths, widths, indexing="ij")
     at = np.where(blank, np.nan, cells).reshape(3, -1).T
     remember(ax, PROBABILITY, {depth_column(grid): across.ravel(), "width (answers)": up.ravel()}, at)
@@ -328,9 +328,10 @@ def _cells(grid: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _no_evidence(ax: Any, i: int, j: int) -> None:
     from matplotlib.patches import Rectangle
 
-    ax.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor="white", edgecolor="#BBBBBB", hatch="////", linewidth=0))
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    ax.text(i, j, "no evidence", ha="center", va="center", fontsize=6.5, color=SOFT, bbox=box)
+    style = {"facecolor": tone().paper, "edgecolor": tone().gap, "hatch": "////", "linewidth": 0}
+    ax.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, **style))
+    box = {"facecolor": tone().paper, "edgecolor": "none", "pad": 1.5}
+    ax.text(i, j, "no evidence", ha="center", va="center", fontsize=tone().tiny, color=tone().soft, bbox=box)
 
 
 def _frontier(ax: Any, inside: np.ndarray) -> None:
@@ -338,4 +339,4 @@ def _frontier(ax: Any, inside: np.ndarray) -> None:
     lines = [((i + 0.5, j - 0.5), (i + 0.5, j + 0.5)) for i, j in np.argwhere(inside[1:] != inside[:-1])]
     lines += [((i - 0.5, j + 0.5), (i + 0.5, j + 0.5)) for i, j in np.argwhere(inside[:, 1:] != inside[:, :-1])]
     for (x0, y0), (x1, y1) in lines:
-        ax.plot([x0, x1], [y0, y1], color="black", linewidth=2.2, solid_capstyle="projecting", gid="budget")
+        ax.plot([x0, x1], [y0, y1], color=tone().strong, linewidth=2.2, solid_capstyle="projecting", gid="budget")

@@ -10,20 +10,19 @@ import numpy as np
 from ..errors import InputError
 from .columns import ENDS, remember
 from .style import (
-    INK,
-    KEY_ABOVE,
     OUTCOME_COLOURS,
     PROBABILITY,
-    SOFT,
     axes_or_new,
     ceiling,
     errorbars,
     halo,
+    key_above,
     palette,
     plain,
     points,
     styled,
 )
+from .themes import tone
 
 __all__ = ["cosines", "tilts", "trade_offs"]
 
@@ -89,7 +88,7 @@ def tilts(
             ax.plot([], [], "o", mfc="none", mec=colour, label=plain(name, 24))
         tops += [*at[:, 2], *drawn[:, 2]]
     if limit is not None:
-        ax.axhline(limit, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.axhline(limit, color=tone().soft, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         remember(ax, plain(f"P({forecast.outcome})"), {}, [limit], kind="limit")
     ax.set_xticks(list(place.values()), [f"{a:g}" for a in place])
     ax.set_xlim(-0.55, len(place) - 0.45)
@@ -97,7 +96,7 @@ def tilts(
     ax.set_xlabel("share of the bias taken off")
     ax.set_ylabel(plain(f"P({forecast.outcome})"))
     ax.grid(axis="y")
-    ax.legend(**KEY_ABOVE, ncols=7, handlelength=1.2)
+    key_above(ax, 7, handlelength=1.2)
     return ax
 
 
@@ -129,14 +128,14 @@ def cosines(sifted: Any, ax: Any = None) -> Any:
         tall = np.histogram(kinds[key, name], BINS)[0]
         colour = (OUTCOME_COLOURS["benign"], OUTCOME_COLOURS["truncated"], looks.get(name))[key]
         label = plain(name if key == 2 else f"{name}, " + ("harmless", "no label")[key], 32)
-        style = {"width": np.diff(BINS), "align": "edge", "color": colour, "edgecolor": "white", "linewidth": 0.4}
+        style = {"width": np.diff(BINS), "align": "edge", "color": colour, "edgecolor": tone().paper, "linewidth": 0.4}
         ax.bar(BINS[:-1], tall, bottom=below, label=label, **style)
         below = below + tall
         full = tall > 0
         remember(ax, "rows", {"cosine from": BINS[:-1][full], "cosine to": BINS[1:][full]}, tall[full], series=label)
-    ax.axvline(sifted.filter.threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=4)
+    ax.axvline(sifted.filter.threshold, color=tone().ink, linewidth=1.2, linestyle=(0, (4, 3)), zorder=4)
     remember(ax, "rows", {"cosine from": [sifted.filter.threshold]}, [None], kind="threshold of the filter")
-    told = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 8.5, "path_effects": halo()}
+    told = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": tone().small, "path_effects": halo()}
     late = sifted.filter.threshold > 0.6
     ax.text(
         sifted.filter.threshold, 0.98, "dropped → " if late else " dropped →", ha="right" if late else "left", **told
@@ -145,7 +144,7 @@ def cosines(sifted: Any, ax: Any = None) -> Any:
     ax.set_ylim(0, 1.15 * max(1.0, float(below.max())))
     ax.set_xlabel("cosine of the prompt with the refusal feature")
     ax.set_ylabel("rows")
-    ax.legend(**KEY_ABOVE, ncols=4, handlelength=1.0)
+    key_above(ax, 4, handlelength=1.0)
     return ax
 
 
@@ -191,15 +190,15 @@ def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = Non
             if row["chosen"]:
                 ax.plot([x], [y], "o", ms=12, mfc="none", mec=colour, mew=1.6, zorder=4, clip_on=False)
         for place, settings in labels.items() if len(names) < 3 or not i else ():
-            told = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8, "color": colour}
+            told = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": tone().small, "color": colour}
             ax.annotate(", ".join(settings), place, path_effects=halo(), zorder=5, **told)
     remember(ax, PROBABILITY, {}, [found.limit], kind="limit")
-    ax.axvline(found.limit, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.axvline(found.limit, color=tone().soft, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     ax.set_xlim(left=0)
     ax.set_xlabel("P(harm) of harmful prompts")
     ax.set_ylabel("helpfulness: win rate")
     ax.grid()
-    ax.legend(**KEY_ABOVE, ncols=7, handlelength=1.2)
+    key_above(ax, 7, handlelength=1.2)
     return ax
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from .columns import remember
 from .flow import flow
-from .style import HARM, INK, OUTCOME_COLOURS, SOFT, axes_or_new, plain, short, spread, state_text, styled
+from .style import HARM, OUTCOME_COLOURS, axes_or_new, plain, short, spread, state_text, styled
+from .themes import tone
 
 __all__ = ["chain"]
 
@@ -111,7 +112,7 @@ def _draw_roads(ax: Any, graph: nx.DiGraph, spot: dict[Any, tuple[int, float]], 
     leave, arrive = _ports(ax, roads, spot, tall, 0), _ports(ax, roads, spot, tall, 1)
     for a, b, at in sorted(roads, key=lambda road: -road[2]["flow"]):
         (xa, _), (xb, _) = spot[a], spot[b]
-        colour = OUTCOME_COLOURS.get(b, "#9FACB8")
+        colour = OUTCOME_COLOURS.get(b, tone().road)
         style = {"ec": colour, "fc": "none", "alpha": 0.6, "lw": _thickness(at), "zorder": 1, "gid": "road"}
         start, stop = (xa + wide / 2, leave[a, b]), (xb - wide / 2, arrive[a, b])
         if xb > xa:
@@ -150,18 +151,19 @@ def _draw_box(
     from matplotlib.patches import FancyBboxPatch
 
     (x, y), (wide, tall) = place, size
-    harm, ink, edge, below = at["harm"], INK, SOFT, ""
+    harm, ink, edge, below = at["harm"], tone().ink, tone().soft, ""
     if harm is None:
-        fill, label = OUTCOME_COLOURS.get(node, "#F0F0F0"), str(node)
+        fill, label = OUTCOME_COLOURS.get(node, tone().stripe), str(node)
         ink, edge = ("white", "none") if node in OUTCOME_COLOURS else (ink, edge)
     else:
-        fill = tuple(1 - 0.55 * float(np.nan_to_num(harm.value)) * (1 - c) for c in to_rgb(HARM))
+        share = 0.55 * float(np.nan_to_num(harm.value))
+        fill = tuple(p + share * (c - p) for p, c in zip(to_rgb(tone().paper), to_rgb(HARM)))
         label = state_text(chain.states[node], words)
         below = f"{short(harm.value)}  [{short(harm.lower)}, {short(harm.upper)}]"
     style = {"boxstyle": "round,pad=0,rounding_size=0.02", "fc": fill, "ec": edge, "lw": 0.7, "zorder": 3}
     ax.add_patch(FancyBboxPatch((x - wide / 2, y - tall / 2), wide, tall, **style))
     label = plain(label, 17)
     text = {"ha": "center", "va": "center", "color": ink, "zorder": 4}
-    ax.text(x, y + (0.2 * tall if below else 0), label, fontsize=8, **text)
+    ax.text(x, y + (0.2 * tall if below else 0), label, fontsize=tone().small, **text)
     if below:
-        ax.text(x, y - 0.25 * tall, below, fontsize=6.5, **text)
+        ax.text(x, y - 0.25 * tall, below, fontsize=tone().tiny, **text)

@@ -11,18 +11,17 @@ from ..bound import Bound
 from ..errors import InputError
 from .columns import remember
 from .style import (
-    GRID,
-    KEY_ABOVE,
     PROBABILITY,
-    SOFT,
     axes_or_new,
     ceiling,
     depth_column,
     errorbars,
+    key_above,
     palette,
     plain,
     styled,
 )
+from .themes import tone
 
 __all__ = ["capacity", "hatched"]
 
@@ -89,12 +88,20 @@ def capacity(grid: Any, bound: Any = None, budget: float | None = None, ax: Any 
     ax.set_ylabel(PROBABILITY)
     ax.grid(axis="y")
     for edge in x[:-1] + 0.5:
-        ax.axvline(edge, color=GRID, linewidth=0.8, zorder=0)
+        ax.axvline(edge, color=tone().grid, linewidth=0.8, zorder=0)
     if budget is not None:
         remember(ax, PROBABILITY, {}, [budget], kind="budget")
-        ax.axhline(budget, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.axhline(budget, color=tone().soft, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
-        ax.annotate(f"budget {budget:g}", (1.0, budget), xytext=(5, 0), va="center", color=SOFT, fontsize=8.5, **where)
+        ax.annotate(
+            f"budget {budget:g}",
+            (1.0, budget),
+            xytext=(5, 0),
+            va="center",
+            color=tone().soft,
+            fontsize=tone().small,
+            **where,
+        )
     _key(ax, looks, allowed is not None, bool(np.isnan(parts[0]).any()))
     return ax
 
@@ -136,7 +143,7 @@ def hatched(ax: Any, x: float, wide: float) -> None:
     """A strip where there is no model."""
     from matplotlib.patches import Rectangle
 
-    style = {"facecolor": "white", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0, "zorder": 1}
+    style = {"facecolor": tone().paper, "edgecolor": tone().gap, "hatch": "////", "linewidth": 0, "zorder": 1}
     ax.add_patch(Rectangle((x - wide / 2, 0), wide, 1, transform=ax.get_xaxis_transform(), gid="untrained", **style))
 
 
@@ -148,7 +155,7 @@ def _key(ax: Any, looks: dict[str, tuple[str, str]], bars: bool, gaps: bool) -> 
         for name, (c, m) in looks.items()
     ]
     if bars:
-        keys.append(Patch(facecolor=SOFT, alpha=0.25, label="perturbation bound"))
+        keys.append(Patch(facecolor=tone().soft, alpha=0.25, label="perturbation bound"))
     if gaps:
-        keys.append(Patch(facecolor="white", edgecolor="#BBBBBB", hatch="////", linewidth=0, label="not trained"))
-    ax.legend(handles=keys, **KEY_ABOVE, ncols=min(len(keys), 7))
+        keys.append(Patch(facecolor=tone().paper, edgecolor=tone().gap, hatch="////", linewidth=0, label="not trained"))
+    key_above(ax, min(len(keys), 7), handles=keys)

@@ -10,19 +10,19 @@ import numpy as np
 from ..errors import InputError
 from .columns import remember
 from .style import (
-    INK,
-    KEY_ABOVE,
     OUTCOME_COLOURS,
-    SOFT,
     axes_or_new,
     errorbars,
     halo,
+    key_above,
     plain,
     points,
+    readable,
     short,
     styled,
     whole_ticks,
 )
+from .themes import tone
 
 __all__ = ["alphas", "head_map"]
 
@@ -74,20 +74,20 @@ def head_map(
         )
     layers, heads = table.shape
     ax = axes_or_new(ax, (1.6 + 0.55 * min(heads, 16) + (1.0 if bar else 0.0), 1.2 + 0.45 * min(layers, 16)))
-    scale = LinearSegmentedColormap.from_list("heads", ["#F7F7F7", "#E3A0C8", "#7A1F5C"])
+    scale = LinearSegmentedColormap.from_list("heads", tone().head_ramp)
     style = {"cmap": scale, "vmin": limits[0], "vmax": limits[1], "origin": "lower", "interpolation": "none"}
     drawn = ax.imshow(np.ma.masked_invalid(table), aspect="auto", **style)
     for y, x in np.argwhere(~np.isfinite(table)):
-        hatched = {"facecolor": "none", "edgecolor": "#C8C8C8", "hatch": "////", "linewidth": 0, "gid": "no direction"}
+        hatched = {"facecolor": "none", "edgecolor": tone().gap, "hatch": "////", "linewidth": 0, "gid": "no direction"}
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **hatched))
     if heads <= 16 and layers <= 32:
-        middle = limits[0] + 0.6 * (limits[1] - limits[0])
         for y, x in np.argwhere(np.isfinite(table)):
             value = float(table[y, x])
-            told = {"ha": "center", "va": "center", "fontsize": 8.5, "color": "white" if value > middle else INK}
+            told = {"ha": "center", "va": "center", "fontsize": tone().small, "color": readable(drawn.to_rgba(value))}
             ax.text(x, y, short(value) if value >= 0 else f"{value:.2f}", **told)
     for layer, head in chosen:
-        frame = Rectangle((head - 0.48, layer - 0.48), 0.96, 0.96, facecolor="none", edgecolor=INK, lw=2, gid="chosen")
+        style = {"facecolor": "none", "edgecolor": tone().ink, "lw": 2, "gid": "chosen"}
+        frame = Rectangle((head - 0.48, layer - 0.48), 0.96, 0.96, **style)
         frame.set_path_effects(halo())
         ax.add_patch(frame)
     layer, head = (x.ravel() for x in np.indices(table.shape))
@@ -100,7 +100,7 @@ def head_map(
     ax.tick_params(length=0)
     if bar:
         key = ax.figure.colorbar(drawn, ax=ax, pad=0.03, aspect=18)
-        key.ax.tick_params(length=0, labelsize=8.5)
+        key.ax.tick_params(length=0, labelsize=tone().small)
         key.outline.set_visible(False)
         key.set_label(plain(label))
     return ax
@@ -137,22 +137,22 @@ def alphas(path: Any, ax: Any = None, *, shown: Sequence[str] = ("harm", "refusa
             remember(ax, "probability", {"alpha (σ)": x}, [r[key] for r in rows], series=text)
             mine = key == name
             ax.plot(place + move, at[:, 0], color=colour, linewidth=1.4, alpha=1 if mine else 0.6, zorder=2, **style)
-            face = {"mfc": colour if mine else "white", "alpha": 1.0 if mine else 0.6}
+            face = {"mfc": colour if mine else tone().paper, "alpha": 1.0 if mine else 0.6}
             marker = {"marker": "^" if name == "harm" else "o", "markersize": 5, "label": text, "zorder": 3}
             errorbars(ax, place + move, at, color=colour, clip_on=False, **marker, **face)
     if all(r["over_refusal"] is not None for r in rows):
         at = points(r["over_refusal"] for r in rows)
         given = [r["over_refusal"] for r in rows]
         remember(ax, "probability", {"alpha (σ)": x}, given, series="benign prompts refused")
-        ax.plot(place, at[:, 0], color=INK, linewidth=1.2, linestyle="--", zorder=2)
-        errorbars(ax, place, at, color=INK, marker="s", markersize=5, label="benign prompts refused", zorder=3)
+        ax.plot(place, at[:, 0], color=tone().ink, linewidth=1.2, linestyle="--", zorder=2)
+        errorbars(ax, place, at, color=tone().ink, marker="s", markersize=5, label="benign prompts refused", zorder=3)
     zero = np.flatnonzero(x == 0)
     if len(zero):
-        ax.axvline(place[zero[0]], color=SOFT, linewidth=0.8, zorder=1)
+        ax.axvline(place[zero[0]], color=tone().soft, linewidth=0.8, zorder=1)
     ax.set_xticks(place, [f"{a:g}".replace("-", "−") for a in x])
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("alpha (in σ)")
     ax.set_ylabel("probability")
     ax.grid(axis="y")
-    ax.legend(**KEY_ABOVE, ncols=3 if len(rows) > 4 else 2, handlelength=1.4)
+    key_above(ax, 3 if len(rows) > 4 else 2, handlelength=1.4)
     return ax

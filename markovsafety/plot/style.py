@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,36 +15,14 @@ import numpy as np
 from ..bound import Bound
 from ..errors import InputError
 from .columns import write_csv
+from .themes import SIZES, Look, drawn_in, named, settings, tone
 
 __all__ = ["OUTCOME_COLOURS", "figure", "palette", "panels", "save", "state_text"]
 
 OUTCOME_COLOURS = {"harm": "#D55E00", "refusal": "#0072B2", "benign": "#009E73", "truncated": "#999999"}
 HARM = OUTCOME_COLOURS["harm"]
-MODELS = ("#4D4D4D", "#C4348A", "#1B84C7", "#E09B00", "#5B3FA0", "#2E8B57", "#8C510A", "#00A0A0")
+LOOK = "_markovsafety_look"  # attribute of a figure: the look it was made in
 MARKERS = "osD^vPX*"
-INK, SOFT, GRID = "#333333", "#737373", "#E8E8E8"
-STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": SOFT,
-    "axes.linewidth": 0.8,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "hatch.linewidth": 0.6,
-}
 KEY_ABOVE: dict[str, Any] = {
     "loc": "lower center",
     "bbox_to_anchor": (0.5, 1.0),
@@ -55,41 +35,72 @@ PROBABILITY = "probability of harm"
 DEPTH_COLUMN = "depth (forced tokens)"
 
 
+@contextmanager
+def rc(look: Look) -> Iterator[None]:
+    """Draw in a look, with matplotlib's settings for it; both as before when the block ends."""
+    import matplotlib
+
+    with drawn_in(look), matplotlib.rc_context(cast(Any, settings(look))):
+        yield
+
+
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function draw in the package's style and leave matplotlib's settings as they were."""
+    """Let a function draw in the look of the figure that it is given (or in that of `theme`), and leave matplotlib's
+    settings as they were."""
+    names = inspect.signature(draw)
 
     @functools.wraps(draw)
     def inside(*args: Any, **kwargs: Any) -> Any:
-        import matplotlib
-
-        with matplotlib.rc_context(cast(Any, STYLE)):
+        ax = names.bind_partial(*args, **kwargs).arguments.get("ax")
+        with rc(getattr(getattr(ax, "figure", None), LOOK, tone())):
             return draw(*args, **kwargs)
 
     return inside
 
 
 @styled
-def figure(size: tuple[float, float] = (8.0, 4.2), rows: int = 1, cols: int = 1, **options: Any) -> tuple[Any, Any]:
+def figure(
+    size: str | tuple[float, float] | None = None, rows: int = 1, cols: int = 1, **options: Any
+) -> tuple[Any, Any]:
     """A figure in the package's style and its Axes (one, or an array of shape (rows, cols)).
 
     Parameters
     ----------
-    size : (float, float)
-        Width and height in inches.
+    size : {"screen", "column", "page", "slide"}, or (float, float), optional
+        Where it is to stand (see `theme`), or width and height in inches; the size of the theme if not given.
     rows, cols : int
         Grid of Axes.
     **options
         For `Figure.subplots`, e.g. ``sharex=True``.
+
+    Raises
+    ------
+    InputError
+        There is no such size.
+
+    Examples
+    --------
+    >>> fig, ax = ms.plot.figure("column")
+    >>> ms.plot.depth({0: 0.02, 5: 0.6}, ax=ax) is ax
+    True
+    >>> fig.get_size_inches().tolist()
+    [3.35, 2.5]
     """
-    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
-        import matplotlib.pyplot as plt
+    look = tone()
+    if size is None or isinstance(size, str):
+        look = named(look.name, size or look.size)
+        size = SIZES[look.size][:2]
+    with rc(look):
+        if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
+            import matplotlib.pyplot as plt
 
-        fig = plt.figure(figsize=size, layout="constrained", facecolor="white")
-    else:
-        from matplotlib.figure import Figure
+            fig = plt.figure(figsize=size, layout="constrained", facecolor=look.paper)
+        else:
+            from matplotlib.figure import Figure
 
-        fig = Figure(figsize=size, layout="constrained", facecolor="white")
-    axes = fig.subplots(rows, cols, squeeze=False, **options)
+            fig = Figure(figsize=size, layout="constrained", facecolor=look.paper)
+        setattr(fig, LOOK, look)
+        axes = fig.subplots(rows, cols, squeeze=False, **options)
     return fig, axes[0, 0] if rows == cols == 1 else axes
 
 
@@ -164,7 +175,7 @@ def save(ax: Any, path: str | Path, dpi: float = 160, *, csv: bool = False) -> s
         raise InputError(f"{path} is no kind of figure.", cause="The ending says which.", next="Use .png, .pdf, .svg.")
     dates: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     one = np.asarray(ax, dtype=object).flat[0]
-    with matplotlib.rc_context(cast(Any, {"svg.hashsalt": "markovsafety"})), atomic(path) as part:
+    with matplotlib.rc_context(cast(Any, {"svg.hashsalt": "markovsafety", "pdf.fonttype": 42})), atomic(path) as part:
         one.figure.savefig(part, format=kind[1:], dpi=dpi, metadata=dates.get(kind))
     if csv:
         write_csv(ax, Path(path).with_suffix(".csv"))
@@ -173,12 +184,13 @@ def save(ax: Any, path: str | Path, dpi: float = 160, *, csv: bool = False) -> s
 
 def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
     """The given Axes, or those of a new figure."""
-    return figure(size)[1] if ax is None else ax
+    return figure(tone().fitted(*size))[1] if ax is None else ax
 
 
 def palette(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of every model, by its place in the order given."""
-    return {n: (MODELS[i % len(MODELS)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
+    models = tone().models
+    return {n: (models[i % len(models)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
 
 
 def ends(x: Any) -> tuple[float, float, float]:
@@ -244,10 +256,41 @@ def depth_column(grid: Any) -> str:
 
 
 def halo() -> list[Any]:
-    """A white rim for text that lies over a drawing."""
+    """A rim for text that lies over a drawing."""
     from matplotlib.patheffects import withStroke
 
-    return [withStroke(linewidth=2.5, foreground="white")]
+    return [withStroke(linewidth=2.5, foreground=tone().paper)]
+
+
+def readable(colour: Any) -> str:
+    """Black or white, whichever can be read on a colour (relative luminance and contrast of WCAG 2)."""
+    from matplotlib.colors import to_rgb
+
+    c = np.array(to_rgb(colour))
+    light = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    return "#000000" if light > 0.179 else "#FFFFFF"
+
+
+def end_style(name: str, colours: Mapping[str, str]) -> dict[str, Any]:
+    """Text at the right end of a line, in its colour; of a budget, small and grey."""
+    if name in colours:
+        return {"color": colours[name], "fontweight": "bold"}
+    return {"color": tone().soft, "fontsize": tone().small}
+
+
+def key_above(ax: Any, most: int, handles: Sequence[Any] | None = None, handlelength: float = 2.0) -> Any:
+    """A legend above the Axes, in as many columns as there is room for."""
+    handles = list(ax.get_legend_handles_labels()[0]) if handles is None else list(handles)
+    texts = [str(h.get_label()) for h in handles]
+    room = 72 * ax.figure.get_figwidth() * ax.get_position().width * 1.1 / tone().small
+
+    def wide(ncols: int) -> float:
+        rows = -(-len(texts) // ncols)
+        longest = [max(map(len, texts[i : i + rows])) for i in range(0, len(texts), rows)]
+        return sum(0.56 * n + handlelength + 2.0 for n in longest)
+
+    ncols = next((n for n in range(min(most, len(texts)), 1, -1) if wide(n) <= room), 1)
+    return ax.legend(handles=handles, **KEY_ABOVE, ncols=ncols, handlelength=handlelength)
 
 
 def whole_ticks(ax: Any, x: bool = True, y: bool = False) -> None:

@@ -11,24 +11,22 @@ from ..errors import InputError
 from .columns import remember
 from .profiles import _cells
 from .style import (
-    INK,
-    KEY_ABOVE,
     PROBABILITY,
-    SOFT,
     axes_or_new,
     depth_column,
     depth_label,
     halo,
+    key_above,
     plain,
     styled,
     whole_ticks,
 )
+from .themes import tone
 
 __all__ = ["contour"]
 
 TINY = 5e-324  # the smallest float above 0
 LEAST = 1e-9  # harm below this has one colour
-RAMP = ("#FFFFFF", "#FDEBD8", "#F9C99A", "#EC9A55", "#C65300", "#7A3000")
 SIDES = {"value": "P(harm)", "upper": "P(harm), upper end", "lower": "P(harm), lower end"}
 
 
@@ -84,18 +82,18 @@ def contour(
     _note(ax, grid, budgets, cheapest)
     ax.set_xlabel(depth_label(grid))
     ax.set_ylabel("ensemble width")
-    ax.tick_params(length=3, color=SOFT)
+    ax.tick_params(length=3, color=tone().soft)
     whole_ticks(ax, y=not wide)
     if cheapest is not None:
         _cheapest(ax, cheapest, depths, widths)
     if dots := ax.get_legend_handles_labels()[0]:
-        ax.legend(handles=dots[:1], **KEY_ABOVE, handlelength=1.2)
+        key_above(ax, 1, handles=dots[:1], handlelength=1.2)
     if bar:
         key = ax.figure.colorbar(filled, ax=ax, pad=0.02, aspect=26)
         shown = levels[:: max(1, int(np.ceil(len(levels) / 9)))]
         key.set_ticks(shown, labels=["0" if x == levels[0] else _power(x) for x in shown])
         key.minorticks_off()
-        key.ax.tick_params(length=0, labelsize=8.5)
+        key.ax.tick_params(length=0, labelsize=tone().small)
         key.outline.set_visible(False)
         key.set_label(SIDES[side] if (np.asarray(grid.harm.upper) != np.asarray(grid.harm.value)).any() else "P(harm)")
     return ax
@@ -152,7 +150,7 @@ def _levels(low: float) -> np.ndarray:
 def _fill(ax: Any, depths: np.ndarray, widths: np.ndarray, logs: np.ndarray, levels: np.ndarray) -> Any:
     from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("harm", RAMP, N=256)
+    colours = LinearSegmentedColormap.from_list("harm", tone().harm_ramp, N=256)
     norm = BoundaryNorm(levels, 256)
     return ax.contourf(depths, widths, logs, levels, cmap=colours, norm=norm)
 
@@ -164,18 +162,18 @@ def _line(ax: Any, depths: Any, widths: Any, z: np.ndarray, budget: float) -> No
     with np.errstate(invalid="ignore"):
         inside = z <= budget * (1 + 1e-12)
     if inside.any() and not inside.all():
-        style = {"colors": INK, "linewidths": 1.6, "linestyles": "solid"}
+        style = {"colors": tone().ink, "linewidths": 1.6, "linestyles": "solid"}
         drawn = ax.contour(depths, widths, np.log10(np.maximum(z, TINY)), [np.log10(budget)], **style)
         drawn.set_gid("budget")
         text = {np.log10(budget): _power(np.log10(budget))}
         if (at := _elbow(ax, drawn)) is not None:
-            for label in ax.clabel(drawn, fmt=text, fontsize=8.5, inline_spacing=4, manual=[at]):
+            for label in ax.clabel(drawn, fmt=text, fontsize=tone().small, inline_spacing=4, manual=[at]):
                 label.set(path_effects=halo(), zorder=5)
     first = np.where(inside.any(axis=0), inside.argmax(axis=0), -1)
     shown = first > 0
     if shown.sum() <= 60:
         at = widths[first[shown]]
-        style = {"ms": 2.8, "color": INK, "mec": "white", "mew": 0.4, "zorder": 4, "clip_on": False}
+        style = {"ms": 2.8, "color": tone().ink, "mec": tone().paper, "mew": 0.4, "zorder": 4, "clip_on": False}
         ax.plot(depths[shown], at, "o", label="least width that suffices", **style)
 
 
@@ -214,6 +212,10 @@ def _missing(ax: Any, depths: np.ndarray, widths: np.ndarray, z: np.ndarray) -> 
         ax.contourf(depths, widths, blank.astype(float), [0.5, 1.5], colors="none", hatches=["////"])
 
 
+def cheap_colour() -> str:
+    return tone().refusal_ramp[-2 if tone().name == "light" else 1]
+
+
 def _cheapest(ax: Any, found: Any, depths: np.ndarray, widths: np.ndarray) -> None:
     best, prices = found.best, found.prices or {}
     if best is None or "depth" not in best:
@@ -223,10 +225,10 @@ def _cheapest(ax: Any, found: Any, depths: np.ndarray, widths: np.ndarray) -> No
         x = np.linspace(depths[0], depths[-1], 400)
         y = (a * best["depth"] + b * best["width"] - a * x) / b
         keep = (y >= widths[0]) & (y <= widths[-1])
-        ax.plot(x[keep], y[keep], color="#0072B2", linewidth=1.1, linestyle=(0, (4, 3)), zorder=4)
-    ax.plot(best["depth"], best["width"], "o", ms=9, mfc="none", mec="#0072B2", mew=1.8, zorder=5)
+        ax.plot(x[keep], y[keep], color=cheap_colour(), linewidth=1.1, linestyle=(0, (4, 3)), zorder=4)
+    ax.plot(best["depth"], best["width"], "o", ms=9, mfc="none", mec=cheap_colour(), mew=1.8, zorder=5)
     text = f"depth {best['depth']}, width {best['width']}\ncost {best['cost']:g}"
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+    box = {"facecolor": tone().paper, "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
     right = best["depth"] > (depths[0] + depths[-1]) / 2
     ax.annotate(
         "\n".join(plain(line) for line in text.split("\n")),
@@ -234,7 +236,7 @@ def _cheapest(ax: Any, found: Any, depths: np.ndarray, widths: np.ndarray) -> No
         xytext=(-10 if right else 10, 10),
         textcoords="offset points",
         ha="right" if right else "left",
-        fontsize=8.5,
-        color="#0072B2",
+        fontsize=tone().small,
+        color=cheap_colour(),
         bbox=box,
     )
