@@ -48,6 +48,23 @@ class Task:
         Ids that open either reply.
     spans : Spans
         Where instruction and question are in the prompts.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> task = inside.Task(" <judge>", certainly=(110,), no=(114,), spans=host.spans(question=" <judge>"))
+    >>> task.prompts(["v05 the bio5 ."])
+    [{'prompt': 'v05 the bio5 . <judge>'}]
+
+    A direction read at t_inst is added before the question only, one read at t_post to all of the prompt:
+
+    >>> harm, refusal = (
+    ...     inside.difference(host, organism.prompts(n=6), organism.prompts(n=6, harmful=False), position=place)
+    ...     for place in ("t_inst", "t_post")
+    ... )
+    >>> task.edit(harm, level=1).parts[0].where, task.edit(refusal, level=1).parts[0].where
+    ((0, -4), (0, None))
     """
 
     question: str
@@ -115,6 +132,25 @@ def inversion_task(
     ------
     InputError
         The tokenizer does not have a word of the question or a reply, or both replies begin with the same token.
+
+    Examples
+    --------
+    The synthetic language asks with one word whether an instruction would do harm.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> task = inside.inversion_task(host, " <judge>", certainly=["certainly"], no=["no"])
+    >>> task
+    Task(question=' <judge>', certainly=(110,), no=(114,), spans=Spans)
+
+    Other models are asked in a sentence, of which they must have every word:
+
+    >>> inside.inversion_task(host)
+    Traceback (most recent call last):
+        ...
+    markovsafety.errors.InputError: the tokenizer does not have 'A' of the question
+      cause: the model would see its unknown token instead, and be asked something else
+      next:  put the question into words that it has
     """
     words = question.replace("{instruction}", " ")
     if unknown := host.engine.tokenizer.unknown(words):
@@ -145,6 +181,16 @@ class Replies:
     likeliest : int array, shape (prompts,)
         Index into `REPLIES` of the likeliest first token's class: 2 where it opens neither.
     level : float
+
+    Examples
+    --------
+    >>> mass, likeliest = np.array([[0.9, 0.1], [0.6, 0.2], [0.1, 0.1]]), np.array([0, 0, 2])
+    >>> said = ms.interventions.Replies(mass, likeliest)
+    >>> said.odds
+    array([0.9 , 0.75, 0.5 ])
+    >>> print(said.share("neither"))
+    share of 'neither' = 0.333   95 % [0.0084, 0.906]   because: sampling 0.45; judge, lumping, model, truncation,
+        rounding not assessed
     """
 
     mass: NDArray
@@ -210,6 +256,18 @@ def replies(
     ------
     InputError
         A prompt that is no text, or whose end shares a token with the question.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> task = inside.inversion_task(host, " <judge>", certainly=["certainly"], no=["no"])
+    >>> print(inside.replies(host, task, organism.prompts(n=12)).share("certainly"))
+    share of 'certainly' = 1   95 % [0.735, 1]   because: sampling 0.13; judge, lumping, model, truncation,
+        rounding not assessed
+    >>> print(inside.replies(host, task, organism.prompts(n=12, harmful=False)).share("certainly"))
+    share of 'certainly' = 0   95 % [0, 0.265]   because: sampling 0.13; judge, lumping, model, truncation,
+        rounding not assessed
     """
     ids = host.prompt_ids(task.prompts(prompts))
     for i, row in enumerate(ids):
@@ -236,6 +294,23 @@ class Inversion:
     neither : Effect
         Of the likeliest first token's opening neither reply.
     edit : Edit
+
+    Examples
+    --------
+    Along refusal, read at the end of the prompt, the reply is not inverted:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> task = inside.inversion_task(host, " <judge>", certainly=["certainly"], no=["no"])
+    >>> harmful, harmless = organism.prompts(n=24), organism.prompts(n=24, harmful=False)
+    >>> refusal = inside.difference(host, harmful, harmless, position="t_post", names=("refused", "accepted"))
+    >>> others = organism.prompts(n=12, harmful=False, seed=1)
+    >>> found = inside.invert(host, task, others, task.edit(refusal, level=2))
+    >>> found
+    Inversion(reply='certainly', probability=..., share=..., neither=...)
+    >>> print(found.share.edited)
+    share of 'certainly', edited = 0   95 % [0, 0.265]   because: sampling 0.13; judge, lumping, model,
+        truncation, rounding not assessed
     """
 
     reply: str
@@ -286,6 +361,28 @@ def invert(
     ------
     InputError
         As `replies`.
+
+    Examples
+    --------
+    Along harmfulness, read at the end of the instruction, "no" to harmless prompts becomes "certainly":
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> task = inside.inversion_task(host, " <judge>", certainly=["certainly"], no=["no"])
+    >>> harmful, harmless = organism.prompts(n=24), organism.prompts(n=24, harmful=False)
+    >>> harm = inside.difference(host, harmful, harmless, position="t_inst")
+    >>> others = organism.prompts(n=12, harmful=False, seed=1)
+    >>> print(inside.invert(host, task, others, task.edit(harm, level=1)))
+    share of 'certainly' = 0   95 % [0, 0.265]   because: sampling 0.13; judge, lumping, model, truncation,
+        rounding not assessed
+    share of 'certainly', edited = 1   95 % [0.735, 1]   because: sampling 0.13; judge, lumping, model,
+        truncation, rounding not assessed
+    share of 'certainly', random control = 0   95 % [0, 0.265]   because: sampling 0.13; judge, lumping, model,
+        truncation, rounding not assessed
+    share of 'certainly', edited - control = 1   95 % [0.471, 1]   because: sampling 0.26; judge, lumping, model,
+        truncation, rounding not assessed
+    share of neither, edited = 0   95 % [0, 0.265]   because: sampling 0.13; judge, lumping, model, truncation,
+        rounding not assessed
     """
     if reply not in REPLIES[:2]:
         raise InputError(
