@@ -91,6 +91,14 @@ class Reading:
         Largest depth within the budget; None if the first depth exceeds it already.
     crossed : bool
         Whether a depth that exceeds the budget was seen; if not, the depth is a lower bound.
+
+    Examples
+    --------
+    >>> hazards = ms.depth.Hazards(harm=0.01, refusal=[0.3, 0.3, 0.3, 0.1], tail=0.4)
+    >>> hazards.operational_depth(0.2).value
+    Reading(depth=1, crossed=True)
+    >>> print(hazards.operational_depth(0.5).value)
+    at least 4
     """
 
     depth: int | None
@@ -117,6 +125,15 @@ class Depth:
         ends (the most that the data do not exclude).
     measured : tuple of int
         The depths that were measured; nothing is interpolated between them.
+
+    Examples
+    --------
+    The budget lies inside the intervals of 5 and 10 tokens; by the careful reading no forced token is withstood:
+
+    >>> harm = ms.Bound([0.01, 0.04, 0.12, 0.3], [0, 0.02, 0.04, 0.2], [0.04, 0.09, 0.2, 0.4])
+    >>> found = ms.depth.operational_depth([0, 5, 10, 20], harm, eps=0.05)
+    >>> print(type(found).__name__, found.depth, "-", found)
+    Depth 0 - depth within harm 0.05: 5   between 0 and 10
     """
 
     eps: float
@@ -191,6 +208,15 @@ def operational_depth(
     lower ends that hold together (Bonferroni) where the bounds have them in ``info["together"]``, as those of `profile`
     do. Without them it reads each lower end by itself, and on a profile that stays close to eps the depth is missed
     more often.
+
+    Examples
+    --------
+    The budget is exceeded at a measured depth, or was not seen to be:
+
+    >>> print(ms.depth.operational_depth([0, 5, 10, 20], [0.01, 0.04, 0.12, 0.3], eps=0.05))
+    depth within harm 0.05: 5
+    >>> print(ms.depth.operational_depth([0, 5, 10, 20], [0.01, 0.04, 0.12, 0.3], eps=0.5))
+    depth within harm 0.5: at least 20
     """
     check_side(side)
     k = np.atleast_1d(whole(depths, "depths"))
@@ -252,6 +278,23 @@ def profile(source: Any, by: str | None = None, level: float = 0.95) -> Bound:
     ------
     InputError
         If there are no rollouts or one is not judged.
+
+    Examples
+    --------
+    Twenty prompts, two answers to each at three depths, of which 2, 21 and 24 did harm:
+
+    >>> k = np.repeat([0, 5, 20], 40)
+    >>> outcome = np.repeat([0, 1, 0, 1, 0, 1], [2, 38, 21, 19, 24, 16])  # harm, refusal
+    >>> said = [[7] * (n + 1) for n in k]
+    >>> rolls = ms.Rollouts.of(said, prompt_id=np.tile(np.arange(20), 6), prefill=k, outcome=outcome, hit=k)
+    >>> harm = ms.profile(rolls)
+    >>> for n, h in zip(harm.info["coords"]["depth"], harm): print(n, h)
+    0 P(harm) = 0.05   95 % [0.00127, 0.249]   because: sampling 0.12; judge, lumping, model, truncation, rounding not
+        assessed
+    5 P(harm) = 0.525   95 % [0.361, 0.685]   because: sampling 0.16; judge, lumping, model, truncation, rounding not
+        assessed
+    20 P(harm) = 0.6   95 % [0.433, 0.751]   because: sampling 0.16; judge, lumping, model, truncation, rounding not
+        assessed
     """
     if by not in (None, "category"):
         raise InputError(f"by is {by!r}.", cause="A profile is pooled or by category.", next='Pass by="category".')

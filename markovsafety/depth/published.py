@@ -31,6 +31,16 @@ class Rates:
     source : str
     notes : tuple of str
         What to keep in mind.
+
+    Examples
+    --------
+    Rates as a paper prints them, in the form that `fit_hazards` takes:
+
+    >>> rates = ms.depth.Rates((0, 5, 20), (0.02, 0.4, 0.5), n=300, source="Table 1")
+    >>> ms.depth.fit_hazards(rates).refusal.value.round(3)
+    array([0.95, 0.2 ])
+    >>> ms.depth.PUBLISHED["prefill"].rate
+    (0.015, 0.421, 0.515, 0.561, 0.57)
     """
 
     at: tuple[int, ...]

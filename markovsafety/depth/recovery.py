@@ -51,6 +51,20 @@ class Recovery:
         Tokens that begin a refusal; None = a refusal counts from its hit.
     effects : Effects
         The fitted model.
+
+    Examples
+    --------
+    Whatever was forced, half of the answers refuse with their first token and the others never do:
+
+    >>> k, spoken = np.repeat(np.arange(7), 160), np.tile(np.repeat([1, 2, 3, 4, 5], [80, 40, 20, 10, 10]), 7)
+    >>> outcome = np.where(spoken == 1, 1, np.tile([0, 2], 560))  # refusal; harm, benign
+    >>> ids, said = np.arange(1120) // 2 % 20, [[7] * n for n in k + spoken]
+    >>> rolls = ms.Rollouts.of(said, prompt_id=ids, prefill=k, outcome=outcome, hit=k + spoken - 1)
+    >>> model = ms.depth.fit_recovery(rolls)
+    >>> model
+    Recovery(position and time since the prefix, refusals when finished, fitted at k = 0, 1, 2, 3, 4, 5, 6)
+    >>> model.hazards(position=3, since=[0, 1])["refusal"].round(2)
+    array([0.5, 0. ])
     """
 
     depths: tuple[int, ...]
@@ -266,6 +280,19 @@ def fit_recovery(
     cluster bootstrap to first order, plus what the prior may be wrong by. A token of an answer without prefill counts
     as sampled since its beginning. The hazard by time since the prefix also tells prompts apart: those that are still
     answering j tokens after a prefix are the ones that refuse less.
+
+    Examples
+    --------
+    Half of the answers refuse with their first token whatever was forced, so that harm is 1/4 at every depth. To a
+    model that knows the position only, they look as if they refused slowly:
+
+    >>> k, spoken = np.repeat(np.arange(7), 160), np.tile(np.repeat([1, 2, 3, 4, 5], [80, 40, 20, 10, 10]), 7)
+    >>> outcome = np.where(spoken == 1, 1, np.tile([0, 2], 560))  # refusal; harm, benign
+    >>> ids, said = np.arange(1120) // 2 % 20, [[7] * n for n in k + spoken]
+    >>> rolls = ms.Rollouts.of(said, prompt_id=ids, prefill=k, outcome=outcome, hit=k + spoken - 1)
+    >>> for since in (True, False): print(ms.depth.fit_recovery(rolls, since=since).harm([0, 3, 6]).value.round(2))
+    [0.25 0.25 0.25]
+    [0.09 0.24 0.36]
     """
     if not is_rollouts(rolls):
         raise InputError(
@@ -314,6 +341,18 @@ class HeldOut:
     ----------
     rows : list of dict
         As `Recovery.against` gives them, with `fitted`, the depths of the fit.
+
+    Examples
+    --------
+    Without time since the prefix the prediction fails (the rollouts are those of `held_out_profile`):
+
+    >>> k, spoken = np.repeat(np.arange(7), 160), np.tile(np.repeat([1, 2, 3, 4, 5], [80, 40, 20, 10, 10]), 7)
+    >>> outcome = np.where(spoken == 1, 1, np.tile([0, 2], 560))  # refusal; harm, benign
+    >>> ids, said = np.arange(1120) // 2 % 20, [[7] * n for n in k + spoken]
+    >>> rolls = ms.Rollouts.of(said, prompt_id=ids, prefill=k, outcome=outcome, hit=k + spoken - 1)
+    >>> found = ms.depth.held_out_profile(rolls, since=False)
+    >>> print(type(found).__name__, f"{found.beyond} of {len(found.rows)} beyond 2, {found.allowed} allowed")
+    HeldOut 6 of 6 beyond 2, 2 allowed
     """
 
     rows: list[dict[str, Any]]
@@ -370,6 +409,24 @@ def held_out_profile(rolls: Any, *, folds: int = 2, **options: Any) -> HeldOut:
     ------
     InputError
         Too few depths for the groups.
+
+    Examples
+    --------
+    Half of the answers refuse with their first token whatever was forced, and half of the others do harm:
+
+    >>> k, spoken = np.repeat(np.arange(7), 160), np.tile(np.repeat([1, 2, 3, 4, 5], [80, 40, 20, 10, 10]), 7)
+    >>> outcome = np.where(spoken == 1, 1, np.tile([0, 2], 560))  # refusal; harm, benign
+    >>> ids, said = np.arange(1120) // 2 % 20, [[7] * n for n in k + spoken]
+    >>> rolls = ms.Rollouts.of(said, prompt_id=ids, prefill=k, outcome=outcome, hit=k + spoken - 1)
+    >>> print(ms.depth.held_out_profile(rolls))
+      k  predicted  measured     z
+      1     0.2988    0.2500   +0.24
+      2     0.3150    0.2500   +0.48
+      3     0.3363    0.2500   +0.52
+      4     0.3357    0.2500   +0.70
+      5     0.3358    0.2500   +0.52
+      6     0.3137    0.2500   +0.45
+    0 of 6 beyond 2 (2 allowed), largest 0.70
     """
     sampled = [int(k) for k in np.unique(np.asarray(rolls.prefill))]
     others = [k for k in sampled if k > 0]
