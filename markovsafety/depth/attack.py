@@ -41,6 +41,16 @@ class Optimum:
         stationary point. The optimum lies next to it, on the one or the other side: rounding it is not enough.
     reason : str
         Why there is no optimum; empty otherwise.
+
+    Examples
+    --------
+    More depth is always better, unless every aligned position has a price:
+
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> profile.optimal_depth(prefill=5).reason
+    'without a price more depth is always at least as good'
+    >>> profile.optimal_depth(price=0.002, prefill=5)
+    Optimum(depth=18, harm=0.038..., cost=0.074..., continuous=18.3..., reason='')
     """
 
     depth: int | None
@@ -77,6 +87,17 @@ class AttackLaw:
     Notes
     -----
     Our own. The geometric law is an attacker who goes on after every token with probability 1 - p.
+
+    Examples
+    --------
+    An attacker who goes on after every forced token with probability 0.8, against a model aligned over ten positions:
+
+    >>> law = ms.depth.AttackLaw.geometric(0.2)
+    >>> print(law, law.survival([0, 5, 10]).round(3))
+    AttackLaw(geometric(0.2), mean 4) [1.    0.328 0.107]
+    >>> print(law.average(lambda k: ms.toy.prefilled_harm(10, k)))
+    mean over the attack = 0.194552   proven [0.194552, 0.194552]   because: truncation ...e-1...; sampling, judge,
+        lumping, model, rounding not assessed
     """
 
     pmf: Any

@@ -48,6 +48,17 @@ class Checkpoint:
     -----
     Refusal at a designated output position is how arXiv 2502.00669 words safety depth; the model and its formulas are
     our own reconstruction. As a chain: `markovsafety.toy.checkpoint`.
+
+    Examples
+    --------
+    Unattacked, a later checkpoint is worse; against prefills of unknown length there is a best place:
+
+    >>> model = ms.depth.Checkpoint(a=0.08, r=0.02, success=0.95)
+    >>> model.harm([1, 5, 20]).value.round(3)
+    array([0.116, 0.351, 0.708])
+    >>> best = model.optimal_depth(ms.depth.AttackLaw.geometric(0.2))
+    >>> print(f"token {best.depth}: harm {best.harm:.3f}")
+    token 6: harm 0.432
     """
 
     a: float

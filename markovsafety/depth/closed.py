@@ -56,6 +56,19 @@ class Profile:
     The setting is the "first few tokens" alignment of arXiv 2406.05946 in the Markov view of arXiv 2502.00669; the
     closed form is our own. Harm rises in a0 and a1 and falls in r0 and r1 at every depth, so the interval of h is
     attained at two corners of the box of hazards.
+
+    Examples
+    --------
+    Twenty aligned positions against five forced tokens; a budget below the floor cannot be met by depth:
+
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> print(profile.harm(20, prefill=5))
+    P(harm) = 0.0351954   proven [0.0351954, 0.0351954]   because: sampling, judge, lumping, model, truncation, rounding
+        not assessed
+    >>> profile.needed_depth(0.05, prefill=5)
+    (16, '')
+    >>> profile.needed_depth(0.03)
+    (None, 'impossible: even at unlimited depth harm stays above the floor 0.0323, the budget is 0.03')
     """
 
     a0: float

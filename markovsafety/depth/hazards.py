@@ -55,6 +55,18 @@ class Hazards:
     -----
     Our own; the setting is that of arXiv 2502.00669 (output positions) with one state per position. As a function of
     the forced tokens only the positions behind them count, so h(k) may rise and fall.
+
+    Examples
+    --------
+    A gate at the first token, two positions that refuse a little, and nothing behind them:
+
+    >>> hazards = ms.depth.Hazards(harm=[0, 0.1, 0.1], refusal=[0.9, 0.2, 0.1], tail=0.8)
+    >>> hazards
+    Hazards(3 positions, P(harm) = 0.0618, tail 0.8)
+    >>> hazards.harm().value.round(3)
+    array([0.062, 0.618, 0.74 , 0.8  ])
+    >>> print(hazards.operational_depth(0.7))
+    depth within harm 0.7: 1
     """
 
     a: Any
@@ -210,6 +222,17 @@ class ChainDepth:
         Label of the worst state at each k.
     reachable : tuple of int
         Number of states at each k.
+
+    Examples
+    --------
+    >>> found = ms.depth.chain_depth(ms.toy.ladder(6, 0.3), eps=0.2, depths=range(4))
+    >>> print(type(found).__name__, found.worst)
+    ChainDepth depth within harm 0.2: 1
+    >>> for k, state, h in zip(found.depths, found.states, found.harm_worst): print(k, state, round(h.value, 3))
+    0 level 3 0.073
+    1 level 4 0.179
+    2 level 5 0.425
+    3 level 4 0.179
     """
 
     worst: Depth
@@ -248,6 +271,13 @@ def chain_depth(chain: Chain, eps: float, *, depths: Any = None, side: str = "up
     ``D = max {k : max over s in S_k of h_k(s) <= eps}``, or with the mean in place of the maximum. Our own. The mean of
     an estimated chain is that of `sweep`, whose upper ends are held up to what the prompts support; of single states
     nothing is known by prompt, and their intervals are those of `hitting_probability`.
+
+    Examples
+    --------
+    The mean stays within the budget; the worst state after two forced tokens does not.
+
+    >>> print(ms.depth.chain_depth(ms.toy.ladder(6, 0.3), eps=0.2, depths=range(4)))
+    worst state: depth within harm 0.2: 1; mean: depth within harm 0.2: at least 3
     """
     from .start import depths_of, laws_at
     from .sweep import sweep

@@ -61,6 +61,19 @@ class LeakyRefusal:
     Our own. What it answers: arXiv 2502.00669 brings the refusal state "arbitrarily close to absorbing"; published
     leaks are the base models of Table 1 of arXiv 2406.05946 (1 to 16 % after a forced refusal) and the insertions of
     arXiv 2606.04168. As a chain: `markovsafety.toy.leak`.
+
+    Examples
+    --------
+    Counts of tokens give the rates; the interval holds for all of them together. A leak without an end is fatal:
+
+    >>> seen = dict(trajectory=2600, harm=130, refused=780, refusal=6000, leaked=120, ended=600)
+    >>> refusal = ms.depth.LeakyRefusal.fit(seen)
+    >>> print(refusal.harm())
+    P(harm) = 0.167   95 % [0.122, 0.223]   because: sampling 0.05; judge, lumping, model, truncation, rounding not
+        assessed
+    >>> print(ms.depth.LeakyRefusal(a=0.05, r=0.3, leak=0.02, end=0).harm())
+    P(harm) = 1   proven [1, 1] (vacuous: refusals leak and never end, so in the long run they protect from nothing)
+        because: sampling, judge, lumping, model, truncation, rounding not assessed
     """
 
     a: float
