@@ -39,7 +39,14 @@ MOST = 1 << 62  # no search looks beyond this many steps
 
 @dataclass(frozen=True)
 class ConstantSteps:
-    """``alpha_t = alpha``."""
+    """``alpha_t = alpha``.
+
+    Examples
+    --------
+    >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1))
+    >>> print(ms.depth.verdict_of(bias, 0.2))
+    absorbing: limit 1, the rest falls by 0.9091 a step; the steps have an infinite sum and push towards refusal alone
+    """
 
     alpha: float
 
@@ -49,7 +56,14 @@ class ConstantSteps:
 
 @dataclass(frozen=True)
 class GeometricSteps:
-    """``alpha_t = alpha gamma^t`` with 0 <= gamma < 1: summable, to ``alpha / (1 - gamma)``."""
+    """``alpha_t = alpha gamma^t`` with 0 <= gamma < 1: summable, to ``alpha / (1 - gamma)``.
+
+    Examples
+    --------
+    >>> bias = ms.depth.AdditiveBias(ms.depth.GeometricSteps(0.1, 0.9))
+    >>> print(ms.depth.verdict_of(bias, 0.2))
+    not absorbing: limit 0.6982; the step sizes sum to 1 only: it stops short, for ever
+    """
 
     alpha: float
     gamma: float
@@ -66,7 +80,14 @@ class GeometricSteps:
 
 @dataclass(frozen=True)
 class HarmonicSteps:
-    """``alpha_t = alpha / (t + 1)``: shrinking, but with an infinite sum."""
+    """``alpha_t = alpha / (t + 1)``: shrinking, but with an infinite sum.
+
+    Examples
+    --------
+    >>> bias = ms.depth.AdditiveBias(ms.depth.HarmonicSteps(0.5))
+    >>> print(ms.depth.verdict_of(bias, 0.2))
+    absorbing: limit 1, the rest falls like t^-0.5; the steps have an infinite sum and push towards refusal alone
+    """
 
     alpha: float
 
@@ -82,6 +103,12 @@ class GivenSteps:
     ----------
     alphas : sequence of float
         Not negative.
+
+    Examples
+    --------
+    >>> mix = ms.depth.ConvexMix(ms.depth.GivenSteps((0.5, 0.2, 0.1)))
+    >>> ms.depth.residual_after(mix, 0.2, [0, 1, 2, 3, 4]).round(3)
+    array([0.8  , 0.4  , 0.32 , 0.288, 0.288])
     """
 
     alphas: tuple[float, ...]

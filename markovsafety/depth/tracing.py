@@ -69,6 +69,15 @@ def updated(
     Notes
     -----
     Our reconstruction of Algorithm 1 of 2502.00669; see `updates`.
+
+    Examples
+    --------
+    The row behind three aligned positions (it, harm, refusal) after five updates:
+
+    >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1))
+    >>> chain = ms.depth.updated(ms.toy.shallow(3), bias, 5, rows=["tail"])
+    >>> chain.P[[3]].toarray()[0, 3:].round(3)
+    array([0.559, 0.05 , 0.391])
     """
     T = float(counted(steps))
     if not isinstance(source, Chain):
@@ -218,6 +227,13 @@ class Trace:
         Rows that the update moves.
     absorption : Absorption or None
         What all of it tends to; None for a cross-entropy flow.
+
+    Examples
+    --------
+    >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1))
+    >>> found = ms.depth.trace(ms.toy.leak(), bias, [0, 10, 50], rows=["trajectory"])
+    >>> print(type(found).__name__, found.residual[:, 0].round(3), found.at_start.value.round(4), found.first(0.1))
+    Trace [0.7   0.27  0.006] [0.1667 0.0307 0.0005] 50
     """
 
     steps: tuple[int, ...]
@@ -251,6 +267,15 @@ class Absorption:
     empty : bool
         Whether the row of refusal itself comes arbitrarily close to absorbing while the probability that a refusal
         ends in harm all the same stays above zero.
+
+    Examples
+    --------
+    >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1))
+    >>> found = ms.depth.absorbing_when(ms.toy.leak(), bias, rows=["trajectory"])
+    >>> print(type(found).__name__, "-", found)
+    Absorption - 1 of 4 rows tend to certain refusal
+      the steps have an infinite sum and push towards refusal alone: trajectory
+      a row without bias never moves: refusal
     """
 
     limit: NDArray
@@ -299,6 +324,15 @@ def absorbing_when(
     Harm's limit is not the harm of the limit chain: a row biased on itself alone leaves ever more rarely, but where it
     goes when it leaves never changes, and a chain without a token limit has the time. So `harm_limit` is computed with
     rows that still leave with 1e-200 of what they did; what is below 1e-20 then is called 0.
+
+    Examples
+    --------
+    In the row of refusal itself bias changes nothing of harm:
+
+    >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1))
+    >>> found = ms.depth.absorbing_when(ms.toy.leak(), bias, rows=["refusal"])
+    >>> found.harm_before[:2].round(3), found.harm_limit[:2].round(3)
+    (array([0.167, 0.028]), array([0.167, 0.028]))
     """
     check_chain(chain)
     aim = chain.mask(to)
@@ -372,6 +406,16 @@ def trace(
     ------
     InputError
         As `updated`.
+
+    Examples
+    --------
+    Harm from the start after 0, 10 and 100 updates, of the trajectory and of the refusal itself:
+
+    >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1))
+    >>> for row in ("trajectory", "refusal"):
+    ...     print(row, ms.depth.trace(ms.toy.leak(), bias, [0, 10, 100], rows=[row]).at_start.value.round(3))
+    trajectory [0.167 0.031 0.   ]
+    refusal [0.167 0.167 0.167]
     """
     check_chain(chain)
     counts = counted(range(int(counted(steps)) + 1) if np.ndim(steps) == 0 and not isinstance(steps, range) else steps)

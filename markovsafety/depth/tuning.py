@@ -42,6 +42,17 @@ class AttackCurve:
     sensitivity : tuple of (ceiling, slope, intercept, error)
         The same for other ceilings.
     info : dict
+
+    Examples
+    --------
+    Harm of Llama-2-7B-Chat after gradient steps on harmful answers (arXiv 2406.05946):
+
+    >>> rates = ms.depth.PUBLISHED["fine-tuning"]
+    >>> curve = ms.depth.fit_attack_curve(rates.at, rates.rate, ceiling=0.889)
+    >>> print(type(curve).__name__, curve.harm([1, 3, 10]).round(3), f"0.5 after {curve.steps_to(0.5)[0]:.2f} steps")
+    AttackCurve [0.063 0.507 0.889] 0.5 after 2.98 steps
+    >>> curve.steps_to(0.9)
+    (None, 'impossible: the curve runs between 0 and its ceiling 0.889')
     """
 
     slope: Bound
@@ -125,6 +136,17 @@ def fit_attack_curve(
     -----
     Ordinary least squares on the log odds, as in the logit update of `updates` (our own reading). The data that this
     was made for: 1.5, 22.4, 76.4, 87.9 % after 0, 2, 4, 6 steps (arXiv 2406.05946, Llama-2-7B-Chat, ceiling 88.9 %).
+
+    Examples
+    --------
+    Four points of arXiv 2406.05946, 330 prompts each; what another ceiling would say stands below:
+
+    >>> rates = ms.depth.PUBLISHED["fine-tuning"]
+    >>> print(ms.depth.fit_attack_curve(rates.at, rates.rate, ceiling=0.889, n=330, ceilings=[0.95]))
+    harm after n steps = 0.889 / (1 + exp(-(1.426 n - 3.995)))
+      slope 1.426 [0.8648, 1.987], intercept -3.995 [-5.03, -2.96]
+      largest error 1.1 points
+      ceiling 0.95: slope 1.127, largest error 11 points
     """
     check_level(level)
     x, y = np.asarray(steps, dtype=np.float64), unit(rates, "rates")

@@ -62,6 +62,12 @@ class AdditiveBias:
     schedule : Schedule
     bias, elsewhere : float
         Bias on refusal, and on the rest of the row.
+
+    Examples
+    --------
+    >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1), bias=0.8, elsewhere=0.2)
+    >>> print(ms.depth.verdict_of(bias, 0.3))
+    not absorbing: limit 0.8, the rest falls by 0.9091 a step; only a share 0.8 of the bias is on refusal
     """
 
     schedule: Schedule
@@ -84,6 +90,13 @@ class BiasMatrix:
     schedule : Schedule
     matrix : array or sparse array
         Bias, of the shape of what is updated; entries are not negative.
+
+    Examples
+    --------
+    >>> bias = ms.depth.BiasMatrix(ms.depth.ConstantSteps(0.5), [[0, 1], [0, 0]])
+    >>> ms.depth.updated([[0.9, 0.1], [0.9, 0.1]], bias, steps=5).round(3)
+    array([[0.119, 0.881],
+           [0.9  , 0.1  ]])
     """
 
     schedule: Schedule
@@ -92,7 +105,13 @@ class BiasMatrix:
 
 @dataclass(frozen=True)
 class ConvexMix:
-    """``p <- (1 - eta_t) p + eta_t`` with shares eta_t in [0, 1]."""
+    """``p <- (1 - eta_t) p + eta_t`` with shares eta_t in [0, 1].
+
+    Examples
+    --------
+    >>> ms.depth.steps_to(ms.depth.ConvexMix(ms.depth.ConstantSteps(0.1)), 0.3, 1e-3)
+    (63, '')
+    """
 
     schedule: Schedule
 
@@ -106,7 +125,13 @@ class ConvexMix:
 
 @dataclass(frozen=True)
 class LogitSteps:
-    """``odds <- e^(eta_t) odds``: exponentiated gradient, or a constant step on the logit of refusal."""
+    """``odds <- e^(eta_t) odds``: exponentiated gradient, or a constant step on the logit of refusal.
+
+    Examples
+    --------
+    >>> ms.depth.steps_to(ms.depth.LogitSteps(ms.depth.ConstantSteps(0.1)), 0.3, 1e-3)
+    (78, '')
+    """
 
     schedule: Schedule
 
@@ -121,6 +146,11 @@ class CrossEntropyFlow:
         K; the tokens other than refusal are taken as equally likely. For any other row (`cross_entropy_path`) more of
         it is done by any time, and with ``classes=2`` less of it is left than from any row.
     rate : float
+
+    Examples
+    --------
+    >>> ms.depth.steps_to(ms.depth.CrossEntropyFlow(classes=100, rate=0.1), 0.3, 1e-3)
+    (9963, '')
     """
 
     classes: int
@@ -166,6 +196,15 @@ def residual_after(update: Update, p0: ArrayLike, steps: ArrayLike) -> Any:
     The flow: with u the difference of the logits, ``du/dt = K / (K - 1 + e^u)``, so ``o + log o - K t / (K - 1)`` stays
     what it was, and ``1 - p = 1 / (1 + omega(o_0 + log o_0 + K t / (K - 1)))`` with Wright's omega. All of these are
     our own.
+
+    Examples
+    --------
+    The flow slows down, logit steps do not:
+
+    >>> for update in (ms.depth.CrossEntropyFlow(2), ms.depth.LogitSteps(ms.depth.ConstantSteps(1))):
+    ...     print(*(f"{left:.1e}" for left in ms.depth.residual_after(update, 0.5, [1, 10, 100])))
+    3.1e-01 5.2e-02 5.1e-03
+    2.7e-01 4.5e-05 3.7e-44
     """
     p, T = np.broadcast_arrays(unit(p0, "p0"), counted(steps))
     _, left = sides_after(update, p, 1 - p, T)
@@ -228,6 +267,13 @@ def steps_to(update: Update, p0: float, eps: float) -> tuple[int | None, str]:
     -----
     Adding bias takes about ``log(1 / eps) / log(1 + alpha beta)`` steps, logit steps ``log(1 / eps) / eta``, the flow
     ``(K - 1) / (K eps)``: a rate that was proven for the first two is optimistic for fine-tuning by cross-entropy.
+
+    Examples
+    --------
+    >>> ms.depth.steps_to(ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1)), 0.2, 0.01)
+    (46, '')
+    >>> ms.depth.steps_to(ms.depth.AdditiveBias(ms.depth.GeometricSteps(0.1, 0.9)), 0.2, 0.01)
+    (None, 'impossible: the step sizes sum to 1 only: it stops short, for ever')
     """
     eps = budget(eps)
     start, limit = residual_after(update, p0, 0), residual_after(update, p0, math.inf)
@@ -258,6 +304,12 @@ class Verdict:
         How fast; empty where nothing moves.
     reason : str
         Why.
+
+    Examples
+    --------
+    >>> ms.depth.verdict_of(ms.depth.AdditiveBias(ms.depth.GeometricSteps(0.1, 0.9)), 0.2)
+    Verdict(absorbing=False, limit=0.698..., rate='',
+        reason='the step sizes sum to 1 only: it stops short, for ever')
     """
 
     absorbing: bool
@@ -291,6 +343,13 @@ def verdict_of(update: Update, p0: float) -> Verdict:
     "Refusal can be brought arbitrarily close to absorbing" (2502.00669, from its abstract) holds under two conditions
     that this names: the step sizes have an infinite sum, and all of the bias is on refusal. What it is worth for harm
     is another question, which `absorbing_when` answers for a chain.
+
+    Examples
+    --------
+    >>> for steps in (ms.depth.HarmonicSteps(0.5), ms.depth.GeometricSteps(0.5, 0.9)):
+    ...     print(ms.depth.verdict_of(ms.depth.LogitSteps(steps), 0.2))
+    absorbing: limit 1, the rest falls like t^-0.5; the steps have an infinite sum and push towards refusal alone
+    not absorbing: limit 0.973756; the step sizes sum to 5 only: it stops short, for ever
     """
     p0 = float(unit(p0, "p0"))
     residual = float(residual_after(update, p0, math.inf))
@@ -343,6 +402,13 @@ def cross_entropy_path(row: ArrayLike, refusal: int, times: ArrayLike) -> NDArra
     ``1 / (1 + omega(x + 2 t))`` and ``1 / (1 + omega(x + K t / (K - 1)))``, x its ``o + log o`` at time 0: between
     about 1 / (2 t) and 1 / t, and since the flow evens out q (slowly, like a small power of t) at last
     ``(K - 1) / (K t)``.
+
+    Examples
+    --------
+    >>> ms.depth.cross_entropy_path([0.1, 0.6, 0.3], refusal=0, times=[0, 1, 10]).round(3)
+    array([[0.1  , 0.6  , 0.3  ],
+           [0.281, 0.442, 0.277],
+           [0.914, 0.046, 0.04 ]])
     """
     from scipy.integrate import solve_ivp
     from scipy.special import softmax
