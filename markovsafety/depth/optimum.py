@@ -125,6 +125,16 @@ def optimum(chain: Chain, strength: float, *, target: Any = "harm") -> Chain:
     -----
     The start law is the prompts' and does not change. Time spent in a state does not either: self-loops keep their
     probability. On a layered chain the optimum is one more layered chain, the weights M_t being those of each depth.
+
+    Examples
+    --------
+    The log odds of harm fall by the strength in every state, whatever the chain:
+
+    >>> base = ms.toy.shallow(3)
+    >>> chains = base, ms.depth.optimum(base, strength=2.0)
+    >>> h, new = (ms.hitting_probability(chain, "harm").value[:4] for chain in chains)
+    >>> np.log(h / (1 - h) * (1 - new) / new).round(6)
+    array([2., 2., 2., 2.])
     """
     strength = check_strength(strength)
     hit = walk(chain, target).hit
@@ -172,6 +182,16 @@ def needed_strength(chain: Chain, harm: float, *, target: Any = "harm") -> tuple
     ------
     InputError
         No start law, or `harm` is no probability.
+
+    Examples
+    --------
+    >>> chain = ms.toy.shallow(3)
+    >>> strength, _ = ms.depth.needed_strength(chain, 0.01)
+    >>> harm = ms.hitting_probability(ms.depth.optimum(chain, strength), "harm").at_start
+    >>> print(f"strength {strength:.3f} leaves {harm.value:.4f}")
+    strength 3.673 leaves 0.0100
+    >>> ms.depth.needed_strength(ms.toy.leak(0.02, refuse=0.0, end=0), 0.1)
+    (None, 'impossible: harm is certain already with probability 1')
     """
     harm = budget(harm)
     if chain.start is None:

@@ -58,6 +58,13 @@ def recovery_law(base: ArrayLike, weight: float, discount: float, position: Arra
     -------
     float or array
         ``sigma(logit p_0 + mu gamma^(t - 1))``.
+
+    Examples
+    --------
+    A base model that recovers once in a hundred tokens:
+
+    >>> ms.depth.recovery_law(0.01, weight=6, discount=0.9, position=[1, 10, 20, 40]).round(3)
+    array([0.803, 0.094, 0.022, 0.011])
     """
     from scipy.special import expit, logit
 
@@ -92,6 +99,16 @@ def attack_length(base: float, weight: float, discount: float, recovery: float) 
         `recovery` is the next one. 1 where even the first is not above it; None where no prefix is long enough.
     reason : str
         Why there is none; empty otherwise.
+
+    Examples
+    --------
+    A prefix of four tokens is enough; of a base model that recovers by itself none is.
+
+    >>> length, _ = ms.depth.attack_length(0.01, weight=6, discount=0.9, recovery=0.5)
+    >>> print(f"{length:.2f}")
+    3.53
+    >>> ms.depth.attack_length(0.6, weight=6, discount=0.9, recovery=0.5)
+    (None, 'impossible: the base model itself recovers with 0.6')
     """
     from scipy.special import logit
 
@@ -137,6 +154,14 @@ def with_recovery(
     Notes
     -----
     A homogeneous chain ends after `depth` positions: what is open then is "truncated".
+
+    Examples
+    --------
+    Harm after 0, 5, 10 and 20 tokens of an answer that was never aligned before:
+
+    >>> trained = ms.depth.with_recovery(ms.toy.shallow(0), weight=6, discount=0.9, depth=40)
+    >>> ms.hitting_probability(trained, "harm").value[[0, 5, 10, 20], 0].round(3)
+    array([0.011, 0.181, 0.477, 0.643])
     """
     _check(weight, discount)
     if depth is None and not chain.is_layered:

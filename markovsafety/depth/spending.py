@@ -37,6 +37,13 @@ class KLProfile:
         Nats spent at positions 0 .. T - 1, on prefixes of the chain after.
     beyond : float
         At all later positions of a homogeneous chain.
+
+    Examples
+    --------
+    >>> before = ms.toy.shallow(5, aligned=(0.08, 0.02))  # as unaligned as its tail
+    >>> spent = ms.depth.kl_profile(before, ms.toy.shallow(5))
+    >>> print(type(spent).__name__, spent.steps[:7].round(3), f"{spent.total:.3f} nats")
+    KLProfile [0.608 0.42  0.29  0.2   0.138 0.    0.   ] 1.655 nats
     """
 
     steps: NDArray
@@ -65,6 +72,15 @@ class OddsShift:
     slope : float or None
         Of a straight line through the shift, per token: 0 at the optimum, negative for shallow alignment; None where
         the shift is infinite or seen at one depth only.
+
+    Examples
+    --------
+    Five aligned positions, and less and less of a shift along them:
+
+    >>> before = ms.toy.shallow(5, aligned=(0.08, 0.02))  # as unaligned as its tail
+    >>> shift = ms.depth.odds_shift(before, ms.toy.shallow(5), 8)
+    >>> print(type(shift).__name__, f"slope {shift.slope:.2f} a token, spread {shift.spread:.2f}, half at {shift.half}")
+    OddsShift slope -0.45 a token, spread 3.10, half at 4
     """
 
     depth: NDArray
@@ -99,6 +115,17 @@ class Inefficiency:
         spent / least, at least 1; 1 where nothing was spent, inf where nothing was bought.
     before, after : float
         Probability of harm at the start.
+
+    Examples
+    --------
+    The optimum spends the least that there is:
+
+    >>> before = ms.toy.shallow(5, aligned=(0.08, 0.02))
+    >>> found = ms.depth.alignment_inefficiency(before, ms.depth.optimum(before, 2.0))
+    >>> print(type(found).__name__, f"{found.ratio:.3f}: {found.spent:.3f} of {found.least:.3f} nats")
+    Inefficiency 1.000: 0.474 of 0.474 nats
+    >>> print(f"harm from {found.before:.3f} to {found.after:.3f}")
+    harm from 0.800 to 0.351
     """
 
     spent: float
@@ -176,6 +203,16 @@ def kl_profile(before: Chain, after: Chain, depth: int | None = None, *, target:
     the aligned chain's own, so that the sum is the KL of whole answers. To second order KL_t is
     ``strength^2 I_t / 2`` at the optimum, I_t the harm information (2603.04851 has the order); far from there it is
     not: late positions become unvisited.
+
+    Examples
+    --------
+    An aligned beginning spends all of it there, the optimum little at every position:
+
+    >>> before = ms.toy.shallow(5, aligned=(0.08, 0.02))  # as unaligned as its tail
+    >>> for after in (ms.toy.shallow(5), ms.depth.optimum(before, 3.0)):
+    ...     print(ms.depth.kl_profile(before, after, 7).steps.round(3))
+    [0.608 0.42  0.29  0.2   0.138 0.    0.   ]
+    [0.093 0.084 0.075 0.068 0.061 0.055 0.049]
     """
     before, after = _pair(before, after, target)
     T = after.n_layers if after.is_layered else int(whole(DEPTHS if depth is None else depth, "depth"))
@@ -220,6 +257,16 @@ def odds_shift(
     Notes
     -----
     Our own metric. At the optimum the shift is the strength at every prefix, so its slope is 0 whatever the chain.
+
+    Examples
+    --------
+    An aligned beginning has less and less of a shift, the optimum the same at every depth:
+
+    >>> before = ms.toy.shallow(5, aligned=(0.08, 0.02))  # as unaligned as its tail
+    >>> for after in (ms.toy.shallow(5), ms.depth.optimum(before, 3.0)):
+    ...     print(ms.depth.odds_shift(before, after, 4).shift.round(2))
+    [3.1  2.73 2.31 1.8  1.14]
+    [3. 3. 3. 3. 3.]
     """
     if prefixes not in ("before", "after"):
         raise InputError(f"prefixes is {prefixes!r}.", cause="Two chains answer.", next='Pass "before" or "after".')
@@ -268,6 +315,13 @@ def alignment_inefficiency(before: Chain, after: Chain, *, target: Any = "harm")
     Our own number. From a single start state the least is the KL of two coins, ``kl(h after || h before)``: no change
     of the answers' law moves the probability of an event for less (data processing). From a start law it is that of the
     optimum with the same mean.
+
+    Examples
+    --------
+    >>> before = ms.toy.shallow(5, aligned=(0.08, 0.02))  # as unaligned as its tail
+    >>> found = ms.depth.alignment_inefficiency(before, ms.toy.shallow(5))
+    >>> print(f"{found.spent:.2f} nats, where {found.least:.2f} would do: {found.ratio:.1f} times as much")
+    1.66 nats, where 0.97 would do: 1.7 times as much
     """
     spent = kl_profile(before, after, 0, target=target).total
     before, after = _pair(before, after, target)

@@ -66,6 +66,16 @@ class Twirl:
         Total variation between the rows of both chains: what pooling gets wrong where the truth is not symmetric.
     quotient : Chain or None
         The chain of orbits; it gives `harm`. None if layered.
+
+    Examples
+    --------
+    The mean rates decide, and here they are far safer than the mean of what the positions come to:
+
+    >>> found = ms.depth.twirl(ms.toy.shallow(3))
+    >>> print(type(found).__name__, {name: rate.round(4) for name, rate in found.rates.items()})
+    Twirl {'harm': array([0.0275]), 'refusal': array([0.23])}
+    >>> print(f"harm {found.harm.value[0]:.3f}, mean of h {found.mean_harm[0]:.3f}, rows off by {found.bias.max():.3f}")
+    harm 0.107, mean of h 0.511, rows off by 0.728
     """
 
     before: Chain
@@ -109,6 +119,14 @@ def twirl(chain: Chain, group: Any = None, target: Any = "harm") -> Twirl:
     Every rotated copy is the chain itself with other names, so the mean of its probabilities over the copies is the
     mean over the orbit. The averaged chain can be lumped to orbits, since a row and its rotations lead into an orbit
     equally often; with one orbit and nothing but ends beside it that gives ``a / (a + r)``.
+
+    Examples
+    --------
+    Three aligned positions and what is behind them, averaged:
+
+    >>> print(ms.depth.twirl(ms.toy.shallow(3)).harm[0])
+    P(harm) = 0.106796   proven [0.106796, 0.106796]   because: rounding ...; sampling, judge, lumping, model,
+        truncation not assessed
     """
     if chain.is_layered:
         return _twirled_layers(chain, group, target)
@@ -249,6 +267,13 @@ def participation_ratio(chain: Chain, group: Any = None) -> float:
     Our own, to first order in the errors of the rows, for a truth that is symmetric and rows seen equally often. With
     N_s visits and one variance v for every row the plain estimate has ``sum N_s^2 v``; a pooled row has ``v / n`` and
     all rows err together: ``(sum N_s)^2 v / n``.
+
+    Examples
+    --------
+    Four rows cut the variance of the rows to a quarter, that of harm to six tenths only:
+
+    >>> print(f"{ms.depth.participation_ratio(ms.toy.shallow(3)):.3f}")
+    0.595
     """
     orbits = [] if chain.is_layered else _orbits(chain, group)
     if len(orbits) != 1:
@@ -282,6 +307,11 @@ class HazardBudget:
         The same *chance to pass all of them*: ``(1 - rho)^((n - k) / n)``, exactly ``1 - rho`` at k = 0.
     extra_data : float or array
         The full hazard at every position, which takes n times the data: ``(1 - rho)^(n - k)``.
+
+    Examples
+    --------
+    >>> ms.depth.hazard_budget(0.5, 10)
+    HazardBudget(concentrated=0.5, fixed_sum=0.598..., fixed_product=..., extra_data=0.00097...)
     """
 
     concentrated: Any
@@ -317,6 +347,16 @@ def hazard_budget(rho: ArrayLike, positions: ArrayLike, forced: ArrayLike = 0) -
     Our own. Without an attack, spreading a fixed sum only loses (the means' inequality), from ``1 - rho`` towards
     ``exp(-rho)``, and a fixed product changes nothing: what rotations gain there they gain by the data that they add.
     Under an attack any spreading gains, since hazard that is all in one place is gone with it.
+
+    Examples
+    --------
+    After 0, 1 and 5 forced tokens, by three readings of the same budget:
+
+    >>> found = ms.depth.hazard_budget(0.9, 10, forced=[0, 1, 5])
+    >>> for leak in (found.concentrated, found.fixed_sum, found.fixed_product): print(leak.round(3))
+    [0.1 1.  1. ]
+    [0.389 0.428 0.624]
+    [0.1   0.126 0.316]
     """
     p, n, k = np.broadcast_arrays(unit(rho, "rho"), whole(positions, "positions"), whole(forced, "forced"))
     if (n < 1).any():
@@ -361,6 +401,15 @@ def twirl_direction(
     Notes
     -----
     Neither direction is a law: by this count (our own) averaging a chain is as good as a coin toss for harm.
+
+    Examples
+    --------
+    Nearly every second of 400 random chains:
+
+    >>> found = ms.depth.twirl_direction(trials=400)
+    >>> print(found)
+    share of chains worse when twirled = 0...   95 % [0.4..., 0.5...]   because: sampling 0.05; judge, lumping, model,
+        truncation, rounding not assessed
     """
     rng = np.random.default_rng(seed)
     n = int(states)

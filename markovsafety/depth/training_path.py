@@ -47,6 +47,16 @@ class TrainingPath:
     tail, beta, rate : float
     start : array, shape (L,)
         Law of the depth at which training answers begin.
+
+    Examples
+    --------
+    The first depth at which harm is 0.4 or more, after 100 and after 1000 steps:
+
+    >>> path = ms.depth.training_path(depths=10, at=[100, 1000])
+    >>> print(type(path).__name__, path.front(0.4))
+    TrainingPath [2, 6]
+    >>> print(f"{ms.hitting_probability(path.chain(1000), 'harm').at_start.value:.3f}, {path.harm[1, 0]:.3f}")
+    0.026, 0.026
     """
 
     steps: NDArray
@@ -96,6 +106,14 @@ def trajectory(hazards: ArrayLike, tail: float) -> Chain:
     ------
     InputError
         Rows that are no probabilities or do not sum to one.
+
+    Examples
+    --------
+    A gate, and a position behind it that lets most through:
+
+    >>> chain = ms.depth.trajectory([[0.1, 0.9, 0.0], [0.9, 0.02, 0.08]], tail=0.8)
+    >>> ms.hitting_probability(chain, "harm").value[:, 0].round(3)
+    array([0.08, 0.8 , 0.8 , 0.  ])
     """
     rows, tail = np.atleast_2d(unit(hazards, "hazards")), float(unit(tail, "tail"))
     if rows.ndim != 2 or rows.shape[1] != 3 or (np.abs(rows.sum(axis=1) - 1) > 1e-9).any():
@@ -129,6 +147,11 @@ def recovery_mix(share: float, reach: int, depths: int) -> NDArray[np.float64]:
     ------
     InputError
         A number outside its range.
+
+    Examples
+    --------
+    >>> ms.depth.recovery_mix(0.3, reach=3, depths=6).round(2)
+    array([0.7, 0.1, 0.1, 0.1, 0. , 0. ])
     """
     share, C, L = float(unit(share, "share")), int(whole(reach, "reach")), int(whole(depths, "depths"))
     if not (C < L and (C > 0 or share == 0)):
@@ -185,6 +208,16 @@ def training_path(
     -----
     On-policy: the gradient at position t carries the factor P(answers come to t) (`harm_gradient`). Some 10^5 steps of
     60 positions take a second.
+
+    Examples
+    --------
+    h(k) after a hundred and a thousand steps, and after a thousand with half of the answers forced up to five tokens:
+
+    >>> print(ms.depth.training_path(depths=10, at=[100, 1000]).harm[:, :8].round(2))
+    [[0.11 0.31 0.52 0.62 0.68 0.71 0.74 0.76]
+     [0.03 0.03 0.04 0.05 0.08 0.2  0.48 0.63]]
+    >>> print(ms.depth.training_path(depths=10, at=[1000], recovery=(0.5, 5)).harm[:, :8].round(2))
+    [[0.02 0.02 0.02 0.02 0.03 0.04 0.05 0.08]]
     """
     L = int(whole(depths, "depths"))
     rows = np.array(np.broadcast_to(unit(base, "base"), (L, 3)) if np.ndim(base) == 1 else unit(base, "base"))
