@@ -42,6 +42,19 @@ class Hyperbola:
     ----------
     C, d0 : float
         In tokens.
+
+    Examples
+    --------
+    The depth that one, two and four answers need, and where both together cost least:
+
+    >>> curve = ms.depth.hyperbola(f0=0.8, c=0.69, eps=1e-3)
+    >>> curve
+    Hyperbola(C=18.6..., d0=0.60...)
+    >>> curve.depth([1, 2, 4]).round(2)
+    array([18.01,  8.71,  4.05])
+    >>> width, depth = curve.optimum(depth_price=1, width_price=3)
+    >>> print(f"width {width:.2f}, depth {depth:.2f}")
+    width 2.49, depth 6.87
     """
 
     C: float
@@ -88,6 +101,14 @@ def hyperbola(f0: float, c: float, eps: float) -> Hyperbola:
     ------
     InputError
         A number outside its range; with eps = 0 no width and depth suffice.
+
+    Examples
+    --------
+    Harm is 0.8 without alignment and falls by a factor of 0.69 a position; a thousandth may be left.
+
+    >>> curve = ms.depth.hyperbola(f0=0.8, c=0.69, eps=1e-3)
+    >>> print(f"m (d + {curve.d0:.2f}) = {curve.C:.2f}")
+    m (d + 0.60) = 18.62
     """
     eps = budget(eps)
     if not (0 < f0 <= 1 and 0 < c < 1 and 0 < eps < 1):
@@ -132,6 +153,15 @@ def iso_widths(
     -------
     float array, shape of `depth`
         inf where no width suffices.
+
+    Examples
+    --------
+    Depth replaces width until the floor is near, and answers that are alike take many more:
+
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> for icc in (0, 0.3): print(ms.depth.iso_widths(profile, 1e-3, [5, 10, 20], icc))
+    [4. 3. 3.]
+    [22.  9.  7.]
     """
     check_side(side)
     q = np.asarray(getattr(profile.harm(np.atleast_1d(whole(depth, "depth")), prefill), side))
@@ -165,6 +195,13 @@ def worth_in_tokens(width: ArrayLike, c: float, icc: float) -> Any:
     With alpha = s q and beta = s (1 - q), ``E[p^m] / q`` falls to ``Gamma(s + 1) Gamma(m) / Gamma(s + m)`` as q -> 0:
     however deep the training, m answers multiply harm by no less than that, which so many more tokens do as well.
     Independent answers are worth (m - 1)(d + d0) tokens instead, ever more with depth. Our own.
+
+    Examples
+    --------
+    Ten answers that correlate by 0.3 are worth some twelve aligned positions, however deep the training:
+
+    >>> ms.depth.worth_in_tokens([1, 2, 10, 100], c=0.69, icc=0.3).round(1)
+    array([ 0. ,  3.2, 12.1, 26.2])
     """
     m = widths_of(width)
     if not (0 < c < 1 and 0 < icc <= 1):
@@ -194,6 +231,17 @@ class Cheapest:
         What is left of harm there.
     reason : str
         Why none suffice; empty otherwise.
+
+    Examples
+    --------
+    Answers that are all alike are worth one; what is left is the floor of depth.
+
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> ms.depth.cheapest(profile, 1e-3, depth_price=1, width_price=3)
+    Cheapest(width=3, depth=7, cost=16.0, harm=0.00071..., reason='')
+    >>> print(ms.depth.cheapest(profile, 1e-3, depth_price=1, width_price=3, icc=1))
+    even at unlimited depth (harm 0.0323 of one answer): impossible: even at unlimited width harm stays above the floor
+        0.0323, the budget is 0.001
     """
 
     width: int | None
@@ -241,6 +289,15 @@ def cheapest(
     -------
     Cheapest
         Of equal costs the one with fewer answers.
+
+    Examples
+    --------
+    An answer costs as much as three aligned positions. Answers that correlate take more of both:
+
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> for icc in (0, 0.1): print(ms.depth.cheapest(profile, 1e-3, depth_price=1, width_price=3, icc=icc))
+    width 3, depth 7: cost 16, harm 0.000715
+    width 4, depth 8: cost 20, harm 0.000862
     """
     a, b = _price(depth_price, "depth_price"), _price(width_price, "width_price")
     check_rule(rule)

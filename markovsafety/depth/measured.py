@@ -37,6 +37,13 @@ def unbiased_power(events: ArrayLike, totals: ArrayLike, m: int) -> NDArray:
     ------
     InputError
         If a trial number is below m (no unbiased estimate exists), or counts are not whole (weights).
+
+    Examples
+    --------
+    The chance that two more answers are both harmful, of prompts with 0, 1, 3 and 9 harmful answers in ten:
+
+    >>> ms.depth.unbiased_power([0, 1, 3, 9], 10, 2).round(3)
+    array([0.   , 0.   , 0.067, 0.8  ])
     """
     x, n = np.broadcast_arrays(whole(events, "events"), whole(totals, "totals"))
     m = int(widths_of(m))
@@ -74,6 +81,14 @@ def unbiased_failure(events: ArrayLike, totals: ArrayLike, m: int, rule: str = "
     ------
     InputError
         As `unbiased_power`, or the rule needs more refusals than m.
+
+    Examples
+    --------
+    The same for three answers, of which two harmful ones suffice under a majority:
+
+    >>> for rule in ("any-refusal", "majority"): print(ms.depth.unbiased_failure([0, 1, 3, 9], 10, 3, rule).round(3))
+    [0.    0.    0.008 0.7  ]
+    [0.    0.    0.183 1.   ]
     """
     everything = unbiased_power(events, totals, m)
     t = int(harmful_needed(rule, m))
@@ -118,6 +133,16 @@ def icc(events: ArrayLike, totals: ArrayLike, level: float = 0.95, seed: int = 0
     A resample without harm, or of harm only, shows no correlation and contradicts none: it counts as 0 at the lower end
     and as 1 at the upper end of the interval, so a few harmful prompts give a wide interval, not a narrow one. The
     estimator: M. S. Ridout, C. G. B. Demetrio, D. Firth, Biometrics 55 (1999) 137, section 2.1.
+
+    Examples
+    --------
+    Ten answers to each of six prompts: three never do harm, two nearly always do.
+
+    >>> print(ms.depth.icc([0, 0, 0, 2, 8, 9], [10] * 6))
+    ICC = 0.691   95 % [0.0338, 0.889]   because: sampling 0.43; judge, lumping, model, truncation, rounding not
+        assessed
+    >>> ms.depth.icc([0, 0, 0], [10] * 3).info["why"]
+    'no harm was seen'
     """
     x, n = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (events, totals))
     clustered(x, n, level)  # refuses what is not a count
@@ -216,6 +241,17 @@ def measured_width(
     number of refusals. Other rules than any-refusal go the same ways, with the share of subsets through which harm gets
     in place of C(x, m) / C(n, m) (`unbiased_failure`). What holds there without a model: if t harmful answers let harm
     through, it gets through with at most m / t times the rate (Markov's inequality), and at least the rate^m.
+
+    Examples
+    --------
+    Ten answers to each of thirty prompts. Four answers are counted without bias; twenty were never seen of any prompt.
+
+    >>> harm = ms.depth.measured_width([0, 0, 0, 2, 8, 9] * 5, [10] * 30, [4, 20])
+    >>> for how, h in zip(harm.info["estimate"], harm): print(f"{how}: {h}")
+    unbiased: P(harm) = 0.156   95 % [0.0499, 0.334]   because: sampling 0.14; judge, lumping, model, truncation,
+        rounding not assessed
+    beta-binomial, measured ICC: P(harm) = 0.104   95 % [...e-16, 0.116]   because: sampling 0.058; judge, lumping,
+        model, truncation, rounding not assessed
     """
     check_rule(rule)
     harmful_needed(rule, np.atleast_1d(widths_of(width)))

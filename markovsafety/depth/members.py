@@ -45,6 +45,13 @@ def poisson_binomial(p: ArrayLike) -> NDArray:
     ------
     InputError
         No members, or a number that is no probability.
+
+    Examples
+    --------
+    How many of three members do harm, none to all:
+
+    >>> ms.depth.poisson_binomial([0.1, 0.2, 0.5]).round(3)
+    array([0.36, 0.49, 0.14, 0.01])
     """
     p = unit(p, "a member's probability")
     if p.ndim == 0 or p.shape[-1] == 0:
@@ -78,6 +85,12 @@ def members_harm(q: ArrayLike, rule: str = "any-refusal") -> Any:
     ------
     InputError
         No members, a number that is no probability, or a rule that asks for more refusals than there are members.
+
+    Examples
+    --------
+    >>> for rule in ("any-refusal", "majority"): print(f"{ms.depth.members_harm([0.1, 0.2, 0.5], rule):.3f} by {rule}")
+    0.010 by any-refusal
+    0.150 by majority
     """
     q = unit(q, "q")
     if q.ndim == 0 or q.shape[-1] == 0:
@@ -103,6 +116,13 @@ def members_over_refusal(nu: ArrayLike, rule: str = "any-refusal") -> Any:
     ------
     InputError
         No members, a number that is no probability, or a rule that asks for more refusals than there are members.
+
+    Examples
+    --------
+    >>> rules = ("any-refusal", "majority")
+    >>> for rule in rules: print(f"{ms.depth.members_over_refusal([0.02, 0.05, 0.1], rule):.3f} by {rule}")
+    0.162 by any-refusal
+    0.008 by majority
     """
     nu = unit(nu, "nu")
     if nu.ndim == 0 or nu.shape[-1] == 0:
@@ -150,6 +170,11 @@ def unassumed_harm(q: ArrayLike, rule: str = "any-refusal") -> Bound:
     smallest q over t - j, because among t events at least t - j are not one of the j likeliest, and Markov's inequality
     holds for their number; the lower end is the upper one of the complements. A linear programme over all joint laws
     gives the same numbers.
+
+    Examples
+    --------
+    >>> print(ms.depth.unassumed_harm([0.1, 0.2, 0.5], "majority"))
+    P(harm) = 0.15   proven [0, 0.3]   because: model 0.15; sampling, judge, lumping, truncation, rounding not assessed
     """
     q = unit(q, "q")
     value = np.asarray(members_harm(q, rule))
@@ -188,6 +213,11 @@ def least_correlation(q: ArrayLike, width: ArrayLike) -> Any:
         harmful answers is always one of the two whole numbers around m q. At least -1 / (m - 1). Where width is 1 or q
         is 0 or 1 there is no pair to correlate, and it is 0. Answers that are independent given their prompt never
         correlate negatively: it takes answers that know of each other.
+
+    Examples
+    --------
+    >>> ms.depth.least_correlation(0.3, [2, 5, 10]).round(3)
+    array([-0.429, -0.19 , -0.111])
     """
     q, m = np.broadcast_arrays(unit(q, "q"), widths_of(width))
     live = (m > 1) & (q > 0) & (q < 1)
@@ -209,6 +239,12 @@ def pair_limits(q1: float, q2: float) -> tuple[float, float]:
     -------
     (float, float)
         0, 0 if one of them is certain or impossible.
+
+    Examples
+    --------
+    >>> low, high = ms.depth.pair_limits(0.1, 0.3)
+    >>> print(f"{low:.3f} to {high:.3f}")
+    -0.218 to 0.509
     """
     a, b = float(unit(q1, "q1")), float(unit(q2, "q2"))
     scale = np.sqrt(a * (1 - a) * b * (1 - b))
@@ -240,6 +276,16 @@ def paired_range(q: float, width: int, icc: float, rule: str = "any-refusal") ->
     ------
     InputError
         The correlation is impossible for m answers with that q.
+
+    Examples
+    --------
+    Four answers of which two correlate by 0.3; the beta-binomial is one of the laws in between:
+
+    >>> print(ms.depth.paired_range(0.1, 4, 0.3))
+    P(harm) = 0.0185   proven [..., 0.037]   because: model 0.018; sampling, judge, lumping, truncation, rounding not
+        assessed
+    >>> print(f"{ms.depth.ensemble_harm(0.1, 4, 0.3):.4f}")
+    0.0116
     """
     from scipy.optimize import linprog
 
@@ -298,6 +344,15 @@ def token_average(a: ArrayLike, r: ArrayLike) -> Any:
     This is neither any-refusal (the product of a / (a + r)) nor the mean of the members' harm: it is their mean
     weighted by a + r, so a member that decides quickly counts for more. One member that refuses at once in every token
     bounds harm by ``sum(a) / r``, one that never decides has no say. Our own.
+
+    Examples
+    --------
+    A member that does harm in four answers of five and one that refuses quickly, merged by token and asked in turn:
+
+    >>> print(f"{ms.depth.token_average([0.08, 0.01], [0.02, 0.3]):.3f}")
+    0.220
+    >>> print(f"{ms.depth.members_harm([0.08 / 0.1, 0.01 / 0.31]):.3f}")
+    0.026
     """
     a, r = np.broadcast_arrays(unit(a, "a"), unit(r, "r"))
     if a.ndim == 0 or a.shape[-1] == 0:

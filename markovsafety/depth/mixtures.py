@@ -290,6 +290,13 @@ def latent_correlation(p: ArrayLike, rho: ArrayLike) -> Any:
     ------
     InputError
         If a number lies outside [0, 1]; a copula with one factor has no negative correlations.
+
+    Examples
+    --------
+    The rarer the harm, the more the normal variables have to correlate for answers to correlate by 0.3:
+
+    >>> ms.depth.latent_correlation([0.5, 0.1, 0.01], 0.3).round(3)
+    array([0.454, 0.571, 0.741])
     """
     from scipy.special import ndtri, owens_t
 

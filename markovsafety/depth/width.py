@@ -87,6 +87,14 @@ def ensemble_harm(
     q = 0.1, icc = 0.3 and ten answers the beta-binomial leaves 0.0021, a Gaussian copula 0.0031, a common shock 0.030
     (`paired_range` gives the ends over all laws). Harm rises with q under every rule and model, so ends of q stay ends.
     The default model takes less than a microsecond per cell; the copula, an integral per cell, some ten.
+
+    Examples
+    --------
+    >>> for model in ("beta-binomial", "copula", "common-shock"):
+    ...     print(f"{ms.depth.ensemble_harm(0.1, 10, icc=0.3, model=model):.4f} {model}")
+    0.0021 beta-binomial
+    0.0031 copula
+    0.0300 common-shock
     """
     check_model(model)
     q, m = unit(q, "q"), widths_of(width)
@@ -121,6 +129,12 @@ def over_refusal(
     -------
     float or array
         any-refusal and independent: ``1 - (1 - nu)^m``.
+
+    Examples
+    --------
+    >>> for rule in ("any-refusal", "majority"): print(ms.depth.over_refusal(0.02, [1, 3, 9], rule).round(4))
+    [0.02   0.0588 0.1663]
+    [0.02   0.0012 0.    ]
     """
     check_model(model)
     nu, m = unit(nu, "nu"), widths_of(width)
@@ -157,6 +171,13 @@ def ensemble_floor(q: ArrayLike, icc: ArrayLike = 0.0, rule: str = "any-refusal"
         A fixed number of refusals: 0, unless all answers can be alike (icc 1: q; common shock: icc q). Majority: the
         probability of a prompt whose own harm exceeds one half; with the beta-binomial 1 - I_1/2(alpha, beta). A
         majority of few answers, an even number above all, can leave less than that.
+
+    Examples
+    --------
+    A majority of correlated answers leaves something however many are asked:
+
+    >>> ms.depth.ensemble_floor([0.1, 0.3, 0.6], 0.3, "majority").round(3)
+    array([0.045, 0.227, 0.643])
     """
     check_model(model)
     check_rule(rule)
@@ -185,6 +206,11 @@ def chernoff(q: ArrayLike, width: ArrayLike, rule: str = "majority") -> Any:
     -------
     float or array
         1 where q >= x. Loose: q = 0.2 and a majority of 11 leave 0.0117, this says 0.0859.
+
+    Examples
+    --------
+    >>> print(f"{ms.depth.ensemble_harm(0.2, 11, rule='majority'):.4f} <= {ms.depth.chernoff(0.2, 11):.4f}")
+    0.0117 <= 0.0859
     """
     q, x, m = _shares(q, width, rule)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -219,6 +245,13 @@ def hoeffding(q: ArrayLike, width: ArrayLike, rule: str = "majority") -> Any:
     Notes
     -----
     W. Hoeffding, J. Amer. Statist. Assoc. 58 (1963), theorem 1.
+
+    Examples
+    --------
+    Looser still than `chernoff`:
+
+    >>> print(f"{ms.depth.chernoff(0.2, 11):.4f} <= {ms.depth.hoeffding(0.2, 11):.4f}")
+    0.0859 <= 0.1381
     """
     q, x, m = _shares(q, width, rule)
     result = np.where(q >= x, 1.0, np.exp(-2 * m * (x - q) ** 2))
@@ -269,6 +302,13 @@ def needed_width(
     sign of alpha - beta, so odd numbers help if and only if q < 1/2, at every size. From 2 n to 2 n + 2 it changes with
     the sign of n (alpha - beta + 2) + alpha + 1: even numbers first make it worse, and help only beyond
     n = (alpha + 1) / (beta - alpha - 2), or never. (Copula: one by one up to 256, then taken to fall.) Our own.
+
+    Examples
+    --------
+    >>> for rule in ("any-refusal", "majority"):
+    ...     print([ms.depth.needed_width(0.1, 1e-3, icc, rule) for icc in (0, 0.1, 0.3)])
+    [3, 5, 15]
+    [8, None, None]
     """
     check_rule(rule)
     check_model(model)
@@ -379,6 +419,12 @@ def why_no_width(
     -------
     str
         Names the floor of unlimited width (`ensemble_floor`), or how slowly harm falls.
+
+    Examples
+    --------
+    >>> print(ms.depth.why_no_width(0.1, 1e-3, 0.3, "majority"))
+    impossible: even at unlimited width harm stays above the floor 0.0454, the budget is 0.001; one answer leaves 0.1,
+        two leave 0.037
     """
     if needed_width(q, eps, icc, rule, model) is not None:
         return ""
