@@ -60,6 +60,17 @@ class Perturbation:
         Whether the interval at the start (without one, at every state) says nothing that was not known before.
     reason : str
         Why it is vacuous, or how much it leaves.
+
+    Examples
+    --------
+    Where only distances are known: an error of 1 % in every row leaves something to know, one of 20 % does not.
+
+    >>> small, large = (ms.depth.perturbation_bound(ms.toy.shallow(3), tv) for tv in (0.01, 0.2))
+    >>> print(type(small).__name__, small.harm.at_start)
+    Perturbation P(harm) after the change = 0.284   proven [0.23, 0.339]   because: model 0.055; sampling, judge,
+        lumping, truncation, rounding not assessed
+    >>> print(large)
+    |change of P(harm)| <= 1 at the start (vacuous: rows that are off by up to 0.2 per token may move harm by 1)
     """
 
     harm: Bound
@@ -93,6 +104,12 @@ def row_distance(before: Chain, after: Chain) -> NDArray[np.float64]:
     ------
     InputError
         If the chains differ in states or layers.
+
+    Examples
+    --------
+    >>> before, after = ms.toy.shallow(3), ms.toy.shallow(3, aligned=(0.03, 0.28))
+    >>> ms.depth.row_distance(before, after).round(3)
+    array([0.02, 0.02, 0.02, 0.  , 0.  , 0.  ])
     """
     same_states(before, after)
     found = [np.asarray(abs(P - Q).sum(axis=1)).ravel() / 2 for P, Q in zip(before.layers, after.layers)]
@@ -127,6 +144,17 @@ def perturbation_bound(before: Chain, after: Chain | ArrayLike, target: Any = "h
 
     With both chains known the certificate is of use as an explanation (which rows matter), not as a bound: `attribute`
     splits the change exactly.
+
+    Examples
+    --------
+    Aligned positions do harm where they refused. Then the certificate is sharp: it is the true change of harm.
+
+    >>> before, after = ms.toy.shallow(3), ms.toy.shallow(3, aligned=(0.03, 0.28))
+    >>> print(ms.depth.perturbation_bound(before, after))
+    |change of P(harm)| <= 0.0433 at the start (leaves an interval of width 0.0866)
+    >>> harm = [ms.hitting_probability(chain, "harm").at_start.value for chain in (before, after)]
+    >>> print(f"{harm[0]:.4f} to {harm[1]:.4f}, by {harm[1] - harm[0]:.4f}")
+    0.2845 to 0.3278, by 0.0433
     """
     hit = before.mask(target)
     other = after if isinstance(after, Chain) else None
@@ -332,6 +360,13 @@ def row_concentration(n: ArrayLike, k: int, rows: int = 1, delta: float = 0.05) 
     T. Weissman, E. Ordentlich, G. Seroussi, S. Verdu and M. J. Weinberger, Inequalities for the L1 deviation of the
     empirical distribution, HP Labs HPL-2003-97R1 (2003). It takes every number of samples as fixed before sampling:
     rows that are visited by a walk need a union over the numbers of visits as well.
+
+    Examples
+    --------
+    Ten rows of ten entries each, all within this distance at 95 %, by the number of samples of a row:
+
+    >>> ms.depth.row_concentration([100, 1000, 10_000], k=10, rows=10).round(3)
+    array([0.247, 0.078, 0.025])
     """
     size = np.asarray(n, dtype=np.float64)
     if not (np.all(size >= 1) and k >= 1 and k == int(k) and rows >= 1 and 0 < delta < 1):

@@ -49,6 +49,16 @@ class Deviation:
         The same as a mean L1 distance by row, twice that: the eps that N tokens are enough for (proposition 4.1).
     ours : float
         ``||Gamma|| sqrt(ln(2 / delta) / (2 N))``.
+
+    Examples
+    --------
+    That total variation is at most 1 says more than the theorem does, by a factor of thousands:
+
+    >>> bounds = ms.depth.deviation(*ms.depth.PRETRAINED["Llama 7B"])
+    >>> bounds
+    Deviation(constant=4047..., published=0.00777..., row=0.0155..., ours=1.35...e-06)
+    >>> print(f"{bounds.ratio:,.0f}")
+    5,724
     """
 
     constant: float
@@ -95,6 +105,14 @@ def deviation(
     ------
     InputError
         If a number is out of range.
+
+    Examples
+    --------
+    The mean L1 distance of a row after 10^12 training tokens, at two vocabularies and a width of 4096:
+
+    >>> for T in (32_000, 1000): print(T, f"{ms.depth.deviation(1e12, T, 4096).row:.2e}")
+    32000 1.55e-02
+    1000 2.75e-03
     """
     fine = tokens >= 1 and vocabulary >= 1 and width >= 1 and temperature > 0 and gamma >= 1 and 0 < delta < 1
     if not fine or (floor is not None and not 0 < floor <= 1):

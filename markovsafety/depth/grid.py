@@ -52,6 +52,17 @@ class Needed:
         Axes of the grid.
     capacity : object array, shape of the axes other than capacity, optional
         First swept capacity that suffices; None if none does. None altogether without that axis.
+
+    Examples
+    --------
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> needed = ms.sweep(profile, depth=range(33), width=[1, 2, 4]).needed(harm=1e-3)
+    >>> needed
+    <Needed harm within 0.001 (by the upper end): width 1 is impossible here, width 2 is impossible here, width 4 needs
+        trained depth 5; none: harm in the grid exceeds 0.001 there; no depth suffices where the floor is 0.00104 or
+        more>
+    >>> needed.depth
+    array([None, None, 5], dtype=object)
     """
 
     eps: float
@@ -130,6 +141,22 @@ class Grid:
         icc: correlation of two answers by depth where the source has one; floor (trained only): harm at unlimited
         depth, a Bound over the other axes; rule; model, unless it is the beta-binomial; absent: which cells are nan
         and why; note: what the intervals leave out. With capacities, what belongs to each is by its name.
+
+    Examples
+    --------
+    Two answers correlate by 0 or by 0.3, which is an axis of the grid beside depth and width:
+
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> grid = ms.sweep(profile, depth=[0, 10, 20], width=[1, 4], correlation=[0, 0.3])
+    >>> grid
+    <Grid P(harm) by depth 3, width 2, correlation 2: 1.15e-06 to 0.8, proven>
+    >>> print(grid.at(correlation=0.3))
+    P(harm) by depth and width   proven   the prompt, nothing forced
+      depth  width 1  width 4
+          0      0.8     0.56
+         10    0.051   0.0049
+         20   0.0327  0.00292
+    rule: any-refusal
     """
 
     harm: Bound

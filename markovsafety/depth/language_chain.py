@@ -58,6 +58,15 @@ def n_strings(vocabulary: int, context: int) -> int:
     Returns
     -------
     int
+
+    Examples
+    --------
+    Two tokens and a context of three; 32000 tokens and a context of four:
+
+    >>> ms.depth.n_strings(2, 3)
+    14
+    >>> print(f"{ms.depth.n_strings(32_000, 4):.3e}")
+    1.049e+18
     """
     T, K = _sizes(vocabulary, context)
     return K if T == 1 else T * (T**K - 1) // (T - 1)
@@ -96,6 +105,17 @@ class LanguageChain:
     states : tuple of tuples of int
         Strings by length, then in the order of their tokens.
     P : csr array, shape (n, n)
+
+    Examples
+    --------
+    Which comes first after a 1, three ones or three zeros?
+
+    >>> made = ms.depth.parity_model()
+    >>> made
+    <LanguageChain 2 tokens, context 3, 14 strings>
+    >>> chain = made.chain({"harm": [(1, 1, 1)], "refusal": [(0, 0, 0)]}, start=(1,))
+    >>> print(f"{ms.hitting_probability(chain, 'harm').at_start.value:.4f}")
+    0.5118
     """
 
     vocabulary: int
@@ -197,6 +217,14 @@ def language_chain(law: Law, vocabulary: int, context: int) -> LanguageChain:
     ------
     InputError
         If there are too many strings, or a law is no law.
+
+    Examples
+    --------
+    >>> made = ms.depth.language_chain(lambda s: [0.9, 0.1] if s[-1] == 0 else [0.1, 0.9], vocabulary=2, context=2)
+    >>> made
+    <LanguageChain 2 tokens, context 2, 6 strings>
+    >>> dict(zip(made.states, made.stationary().round(3).tolist()))
+    {(0,): 0.0, (1,): 0.0, (0, 0): 0.45, (0, 1): 0.05, (1, 0): 0.05, (1, 1): 0.45}
     """
     T, K = _sizes(vocabulary, context)
     if (n := n_strings(T, K)) > LARGEST:
@@ -241,6 +269,14 @@ def parity_model(temperature: float = 1.0, logit: float = 1.5) -> LanguageChain:
     ------
     InputError
         A temperature that is not positive, or a logit that is not finite.
+
+    Examples
+    --------
+    Tokens until the start is forgotten up to 1 %, at two temperatures:
+
+    >>> for t in (1, 0.5): print(t, ms.depth.mixing(ms.depth.parity_model(temperature=t)).tokens(0.01))
+    1 88
+    0.5 1743
     """
     if not temperature > 0 or not np.isfinite(logit):
         raise InputError(
@@ -273,6 +309,14 @@ class Mixing:
         Number |R| of full strings.
     context : int
     P : array, shape (n, n)
+
+    Examples
+    --------
+    Distance from the stationary law after n tokens, our bound of it, and the published one:
+
+    >>> found = ms.depth.mixing(ms.depth.parity_model())
+    >>> print(type(found).__name__, f"{found.distance(30):.3f} <= {found.ours(30):.3f} <= {found.published(30):.3f}")
+    Mixing 0.175 <= 0.888 <= 0.998
     """
 
     epsilon: float
@@ -353,6 +397,14 @@ def mixing(chain: LanguageChain) -> Mixing:
     -----
     Since eps <= T^-K, the published base is at least ``1 - 2 T^-K``: for a real vocabulary and context the bound never
     leaves 1. The coefficient delta satisfies ``delta <= 1 - |R| eps``, so ours is below it as soon as |R| > 2.
+
+    Examples
+    --------
+    Tokens until the start is forgotten up to 1 %: in truth, by our bound, by the published one.
+
+    >>> found = ms.depth.mixing(ms.depth.parity_model())
+    >>> print(found.tokens(0.01), *(f"{found.tokens_by(bound, 0.01):.0f}" for bound in ("ours", "published")))
+    88 1053 64754
     """
     if len(chain.full) > DENSE:
         raise InputError(

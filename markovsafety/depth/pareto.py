@@ -36,6 +36,16 @@ class Front:
         Value and interval.
     over_refusal : array, shape (n,), optional
         Probability that a harmless prompt is refused.
+
+    Examples
+    --------
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> grid = ms.sweep(profile, depth=range(33), width=[1, 2, 4, 8])
+    >>> front = ms.depth.pareto(grid, cost={"depth": 1, "width": 3}).front
+    >>> front
+    <Front of 54 cells: cost 3 to 56, harm 0.8 to 1.174e-12>
+    >>> print(front.at["width"][:32:8], front.at["depth"][:32:8], front.cost[:32:8])
+    [1 2 4 4] [0 5 7 15] [ 3. 11. 19. 27.]
     """
 
     at: dict[str, NDArray]
@@ -86,6 +96,19 @@ class Pareto:
         Price per unit of each axis; None for a function.
     dims, coords
         Circumstances: correlation, attack, and for forced tokens the depth.
+
+    Examples
+    --------
+    A correlation is nothing that can be bought, so each has a front of its own:
+
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> grid = ms.sweep(profile, depth=range(33), width=[1, 2, 4], correlation=[0, 0.3])
+    >>> found = ms.depth.pareto(grid, cost={"depth": 1, "width": 3}, harm=1e-3)
+    >>> found
+    <Pareto correlation 0.0: cheapest depth 5, width 4: cost 17, harm 0.000539; and 1 more>
+    >>> print(found)
+    correlation 0.0: cheapest depth 5, width 4: cost 17, harm 0.000539
+    correlation 0.3: impossible: the smallest harm (upper end) is 0.00287, the budget 0.001
     """
 
     fronts: NDArray
@@ -193,6 +216,17 @@ def pareto(
     -----
     Our own. Where harm is f c^d and answers are independent, budgets are the hyperbola ``m (d + d0) = C`` in width and
     depth, and the cheapest point of it solves ``d + d0 = sqrt(C price_m / price_d)``; the grid finds the whole numbers.
+
+    Examples
+    --------
+    With one answer in a hundred refusing a harmless prompt, at most two in a hundred may be lost to width:
+
+    >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
+    >>> grid, price = ms.sweep(profile, depth=range(33), width=[1, 2, 4, 8]), {"depth": 1, "width": 3}
+    >>> ms.depth.pareto(grid, cost=price, harm=1e-3)
+    <Pareto cheapest depth 5, width 4: cost 17, harm 0.000539>
+    >>> ms.depth.pareto(grid, cost=price, harm=1e-3, benign=0.01, over=0.02)
+    <Pareto impossible: harm within its budget costs an over-refusal of 0.0394 or more, its budget is 0.02>
     """
     check_side(side)
     chosen = [n for n in CHOSEN if n in grid.dims and not (n == "depth" and grid.info.get("kind") != "trained")]

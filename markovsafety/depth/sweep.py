@@ -87,6 +87,20 @@ def sweep(
     -----
     Our own. Closed forms are evaluated for all cells at once. Means over an attack add the ends of intervals that hold
     together by Bonferroni's inequality, for the same prompts are behind all of them.
+
+    Examples
+    --------
+    Eight answers, all of which have to be harmful, keep harm within 5 % after one forced token:
+
+    >>> grid = ms.sweep(ms.toy.shallow(3), depth=[0, 1, 3], width=[1, 2, 8])
+    >>> grid
+    <Grid P(harm) by depth 3, width 3: 4.29e-05 to 0.8, proven>
+    >>> print(grid.needed(harm=0.05))
+    harm within 0.05 (by the upper end):
+      width 1: withstands nothing, not even the smallest depth
+      width 2: withstands nothing, not even the smallest depth
+      width 8: withstands 1 forced token
+      none: harm at 0 forced tokens exceeds 0.05 there
     """
     check_rule(rule)
     check_level(level)
