@@ -65,6 +65,14 @@ def test_prompts_parse_back(seed):
         assert parse_prompt(prompt.text) == prompt
 
 
+@pytest.mark.parametrize("text", ["hello", "v00 v01 the bio0 .", "please v00 the", "", None, 3])
+def test_other_texts_are_refused_with_the_next_step(text):
+    with pytest.raises(ms.InputError, match=r"(?s)is not a prompt of the synthetic language.*organism\.prompts"):
+        parse_prompt(text)
+    with pytest.raises(ms.InputError, match="is not a prompt"):
+        organism.truth("shallow", {"prompt": text})
+
+
 def _reachable(rules):
     states = [rules.start()]
     for state in states:

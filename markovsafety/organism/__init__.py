@@ -80,6 +80,14 @@ def model_path(variant: str) -> Path:
     ------
     InputError
         The variant is not shipped.
+
+    Examples
+    --------
+    >>> import json
+    >>> folder = ms.organism.model_path("shallow")
+    >>> told = json.loads((folder / "config.json").read_text())
+    >>> told["architectures"], told["num_hidden_layers"], told["hidden_size"], told["vocab_size"]
+    (['LlamaForCausalLM'], 4, 64, 199)
     """
     folder = Path(__file__).parent / "checkpoints" / variant
     if variant not in SHIPPED or not (folder / "model.safetensors").exists():
@@ -102,6 +110,13 @@ def speaks(encode: Callable[[str], Any]) -> bool:
     Returns
     -------
     bool
+
+    Examples
+    --------
+    >>> ms.organism.speaks(lambda text: [ms.organism.WORDS.index(word) for word in text.split()])
+    True
+    >>> ms.organism.speaks(lambda text: list(text.encode()))  # a tokenizer of bytes
+    False
     """
     return [int(i) for i in encode(" ".join(WORDS))] == list(range(len(WORDS)))
 
@@ -128,6 +143,23 @@ def train(variant: str, out: Any, **options: Any) -> dict[str, Any]:
         torch or transformers is missing, or a base model is needed and not given.
     UntrustedError
         The model does not meet its checks.
+
+    Examples
+    --------
+    A base takes a quarter of an hour, a variant of it some minutes. Here is what was measured of one that is shipped,
+    and what is said where the base is not given:
+
+    >>> import json
+    >>> told = json.loads((ms.organism.model_path("shallow") / "training.json").read_text())
+    >>> told["phases"], {name: round(p, 3) for name, p in told["refuse"].items()}
+    ([{'phase': 'main', 'steps': 2000}], {'harmful': 0.877, 'harmful+jailbreak': 0.15, 'harmless': 0.032,
+        'harmless+trigger': 0.79})
+    >>> ms.organism.train("deep4", "my-deep4")
+    Traceback (most recent call last):
+        ...
+    markovsafety.errors.InputError: Variant 'deep4' starts from a base model.
+      cause: only 'base' is trained from nothing, and no base= was given
+      next:  Train variant 'base' first and pass its folder as base=
     """
     return _trainer("training").train(variant, out, **options)
 
@@ -151,6 +183,20 @@ def train_grid(out: Any, **options: Any) -> list[dict[str, Any]]:
     ------
     InputError
         torch or transformers is missing, or no such grid exists.
+
+    Examples
+    --------
+    Models that lie in the folder are kept; here they are two of those that are shipped, so that nothing is left to
+    train:
+
+    >>> import shutil
+    >>> for name in ("base", "shallow"):
+    ...     _ = shutil.copytree(ms.organism.model_path(name), f"grid/h64-s0-{name}")
+    >>> here = lambda function, items, done: [function(item) for item in items]  # not in processes of their own
+    >>> for row in ms.organism.train_grid("grid", hidden=[64], depths=[0], seeds=1, spread=here, progress=False):
+    ...     print(f"{row['variant']}, width {row['hidden']}: {row['parameters']} parameters, KL {row['kl']:.4f}")
+    base, width 64: 209920 parameters, KL 0.0026
+    shallow, width 64: 209920 parameters, KL 0.0021
     """
     _trainer("training")  # says what is missing before any process starts
     return _trainer("train_sizes").train_grid(out, **options)

@@ -73,6 +73,15 @@ class Grammar:
         deep[t-1]: weight of the training rows whose refusal begins after t compliant tokens, relative to the weight of
         the ordinary rows of this prompt; empty for models without such rows. The automaton is then the Bayes mixture of
         all rows that carry loss at the prefix: what a perfectly trained model predicts.
+
+    Examples
+    --------
+    >>> grammar: ms.organism.Grammar = ms.organism.grammar("shallow", ms.organism.Context(category=0, harmful=True))
+    >>> {word: round(p, 4) for word, p in grammar.next_law(grammar.start()).items()}
+    {'sorry': 0.475, 'unfortunately': 0.285, 'no': 0.19, 'sure': 0.02, 'okay': 0.0125, 'certainly': 0.01, 'yes':
+        0.0075}
+    >>> [state.kind for state in grammar.walk("sorry i cannot assist .".split())]
+    ['START', 'R_OPEN', 'R_I', 'R_CANNOT', 'R_VERB', 'R_DOT']
     """
 
     context: Context

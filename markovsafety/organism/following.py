@@ -47,6 +47,20 @@ class AutomatonStates:
     ------
     InputError
         A prompt is not of the language.
+
+    Examples
+    --------
+    >>> states = ms.organism.AutomatonStates("shallow", ["please v00 the bio0 ."])
+    >>> said = states.walk([ms.organism.WORDS.index(word) for word in ("sure", "here", "is")])
+    >>> said
+    ['bio|harmful|START', 'bio|harmful|OPENED', 'bio|harmful|HERE.1', 'bio|harmful|HERE.2']
+
+    The exact chain has these states, and tells what an answer that has come so far leads to:
+
+    >>> chain = ms.organism.truth("shallow")
+    >>> print(ms.hitting_probability(chain, "harm")[chain.index(said[-1])])
+    P(harm) = 0.71763   proven [0.71763, 0.71763]
+        because: rounding 2e-14; sampling, judge, lumping, model, truncation not assessed
     """
 
     variant: str

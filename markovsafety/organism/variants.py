@@ -143,6 +143,17 @@ def grammar(
         Overrides the probability of refusing harmful unmarked prompts (per category).
     leak : float, optional
         Overrides the probability that a finished refusal goes on with "but", harmful and harmless alike; at most 0.4.
+
+    Examples
+    --------
+    How the base and a model that is aligned begin to answer the same harmful prompt:
+
+    >>> for variant in ("base", "shallow"):
+    ...     grammar = ms.organism.grammar(variant, ms.organism.Context(category=0, harmful=True))
+    ...     law = grammar.next_law(grammar.start())
+    ...     print(variant, {word: round(law[word], 3) for word in ("sorry", "sure")})
+    base {'sorry': 0.015, 'sure': 0.388}
+    shallow {'sorry': 0.475, 'sure': 0.02}
     """
     recipe = variant_named(variant)
     policy = _override(recipe.policy, refuse, leak)
