@@ -62,6 +62,21 @@ class Monitor:
         "mahalanobis" or "projections".
     model, template : str or None
         See `Edit`.
+
+    Examples
+    --------
+    >>> clean, new = np.random.default_rng(0).standard_normal((2, 400, 1, 8))
+    >>> monitor = ms.interventions.fit_monitor(clean, levels=[2], rate=0.05)
+    >>> print(monitor.false_alarms(new))
+    P(false alarm) = 0.04   95 % [0.023, 0.0641]   because: sampling 0.021; judge, lumping, model, truncation,
+        rounding not assessed
+
+    An activation that was moved by five standard deviations raises an alarm:
+
+    >>> moved = np.zeros((1, 1, 8))
+    >>> moved[0, 0, 3] = 5.0
+    >>> print(f"score {monitor.scores(moved)[0]:.1f}, Monitor.threshold {monitor.threshold:.1f}")
+    score 4.6, Monitor.threshold 2.6
     """
 
     levels: tuple[int, ...]
@@ -153,6 +168,21 @@ def fit_monitor(
     -----
     The threshold is the (1 - rate) quantile of the scores of clean texts under monitors that were fitted on others, by
     cross-validation over random folds, for a covariance always fits its own texts best.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> clean = inside.activations(host, organism.prompts("train", n=300), levels=[2, 3])[:, :, 0]
+    >>> monitor = inside.fit_monitor(clean, [2, 3], rate=0.05, host=host)
+    >>> prompts = organism.prompts(n=100)  # others than those of the fit
+    >>> print(monitor.false_alarms(inside.activations(host, prompts, levels=[2, 3])[:, :, 0]))
+    P(false alarm) = 0.04   95 % [0.011, 0.0993]   because: sampling 0.044; judge, lumping, model, truncation,
+        rounding not assessed
+    >>> edit = inside.difference(host, prompts, organism.prompts(n=100, harmful=False), position="t_post").edit(-0.5, 2)
+    >>> edited = inside.activations(host, prompts, levels=[2, 3], edit=edit)[:, :, 0]
+    >>> print(f"{monitor.alarms(edited).sum()} of {len(edited)} edited prompts raise an alarm")
+    100 of 100 edited prompts raise an alarm
     """
     x, known = np.asarray(clean, dtype=np.float64), tuple(int(level) for level in levels)
     if x.ndim != 3 or x.shape[1] != len(known) or not 0 < rate < 1 or len(x) * rate < 1 or len(x) < 8:
@@ -268,7 +298,16 @@ def check_monitor(host: Host, monitor: Monitor) -> None:
 
 
 def write_monitor(monitor: Monitor, path: str | Path) -> None:
-    """Write a monitor as one safetensors file, its threshold and its model's identity in the header."""
+    """Write a monitor as one safetensors file, its threshold and its model's identity in the header.
+
+    Examples
+    --------
+    >>> clean = np.random.default_rng(0).standard_normal((400, 2, 8))
+    >>> monitor = ms.interventions.fit_monitor(clean, levels=[2, 3], rate=0.05)
+    >>> ms.interventions.write_monitor(monitor, "monitor.safetensors")
+    >>> ms.interventions.read_monitor("monitor.safetensors").levels
+    (2, 3)
+    """
     about = {k: getattr(monitor, k) for k in ("threshold", "rate", "kind", "model", "template")}
     about["levels"] = list(monitor.levels)
     write_tensors(path, "monitor", {name: getattr(monitor, name) for name in ARRAYS}, about)
@@ -281,6 +320,15 @@ def read_monitor(path: str | Path) -> Monitor:
     ------
     InputError
         The file is missing or holds something else.
+
+    Examples
+    --------
+    >>> clean, new = np.random.default_rng(0).standard_normal((2, 400, 1, 8))
+    >>> monitor = ms.interventions.fit_monitor(clean, levels=[2], rate=0.05)
+    >>> ms.interventions.write_monitor(monitor, "monitor.safetensors")
+    >>> print(ms.interventions.read_monitor("monitor.safetensors").false_alarms(new))
+    P(false alarm) = 0.04   95 % [0.023, 0.0641]   because: sampling 0.021; judge, lumping, model, truncation,
+        rounding not assessed
     """
     arrays, about = read_tensors(path, "monitor")
     with making(f"{path} holds only part of a monitor", "write it again"):

@@ -36,6 +36,18 @@ class Policy:
     curve : dict of str -> array
         "threshold", "tpr", "fpr", "cost": the choice among all thresholds.
     about : dict
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> harmful, harmless = rng.normal(1, 1, 200), rng.normal(-1, 1, 200)
+    >>> chosen = ms.interventions.policy(1.0, 0.1, harmful=harmful, harmless=harmless, harm=0.5, prior=0.1)
+    >>> chosen
+    Policy(threshold=0.2301, cost=0.0174 [0.0132, 0.0227], held_out=0.0178 [0.0136, 0.0232], never=0.05 [0.0491,
+        0.0516], always=0.09 [0.0884, 0.0909], about={'cost_harm': 1, 'cost_refusal': 0.1, 'prior': 0.1})
+    >>> print(chosen.held_out)
+    cost per prompt, held out = 0.0178   95 % [0.0136, 0.0232]   because: sampling 0.0048; judge, lumping, model,
+        truncation, rounding not assessed
     """
 
     threshold: float
@@ -95,6 +107,24 @@ def policy(
     `clustered` for both rates (a bootstrap has width 0 where all prompts are on the right side), added by
     `arithmetic.mean`; with `harm` a Bound, its corners. It holds for the threshold as given; that it was chosen on the
     same prompts shows in `held_out`.
+
+    Examples
+    --------
+    Harm costs ten times what a needless refusal costs; one prompt in ten is harmful, and half of those would be
+    answered with harm. The dearer harm is, the lower the threshold.
+
+    >>> rng = np.random.default_rng(0)
+    >>> harmful, harmless = rng.normal(1, 1, 200), rng.normal(-1, 1, 200)
+    >>> told = dict(harmful=harmful, harmless=harmless, harm=0.5, prior=0.1)
+    >>> print(ms.interventions.policy(1.0, 0.1, **told))
+    block above 0.23: cost per prompt = 0.0174   95 % [0.0132, 0.0227]   because: sampling 0.0047; judge, lumping,
+        model, truncation, rounding not assessed
+    cost without the guard = 0.05   95 % [0.0491, 0.0516]   because: sampling 0.00094; judge, lumping, model,
+        truncation, rounding not assessed
+    cost of blocking everything = 0.09   95 % [0.0884, 0.0909]   because: sampling 0.00094; judge, lumping, model,
+        truncation, rounding not assessed
+    >>> [round(ms.interventions.policy(cost, 0.1, **told).threshold, 1) for cost in (1, 10, 100)]
+    [0.2, -0.5, -1.4]
     """
     check_level(level)
     x, y = np.asarray(harmful, dtype=np.float64), np.asarray(harmless, dtype=np.float64)

@@ -38,6 +38,23 @@ class Detection:
     false_alarms : Bound
     visible : float or None
         Smallest scale of those tried from which on the AUC's lower end stays at least .9.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> clean = inside.activations(host, organism.prompts("train", n=300), levels=[2])[:, :, 0]
+    >>> monitor = inside.fit_monitor(clean, [2], rate=0.05, host=host)
+    >>> prompts, harmless = organism.prompts(n=60), organism.prompts(n=60, harmful=False)
+    >>> edit = inside.difference(host, prompts, harmless, position="t_post").edit(-1.0, 2)
+    >>> found = inside.detection(host, monitor, prompts, edit, (0.01, 0.1, 0.3))
+    >>> found
+    Detection(scales=(0.01, 0.1, 0.3), auc=(0.515 [0.406, 0.623], 0.95 [0.893, 0.982], 1 [0.94, 1]), caught=(0.05
+        [0.0104, 0.139], 0.7 [0.568, 0.812], 1 [0.94, 1]), control=(0.133 [0.0594, 0.246], 1 [0.94, 1], 1 [0.94,
+        1]), false_alarms=0.05 [0.0104, 0.139], visible=0.3)
+    >>> print(found.auc[0])
+    AUC = 0.515   95 % [0.406, 0.623]   because: sampling 0.11; judge, lumping, model, truncation, rounding not
+        assessed
     """
 
     scales: tuple[float, ...]
@@ -98,6 +115,22 @@ def detection(
     Returns
     -------
     Detection
+
+    Examples
+    --------
+    An edit that takes the refusals away, and what can be seen of a small part of it:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> clean = inside.activations(host, organism.prompts("train", n=300), levels=[2])[:, :, 0]
+    >>> monitor = inside.fit_monitor(clean, [2], rate=0.05, host=host)
+    >>> prompts, harmless = organism.prompts(n=60), organism.prompts(n=60, harmful=False)
+    >>> edit = inside.difference(host, prompts, harmless, position="t_post").edit(-1.0, 2)
+    >>> print(inside.detection(host, monitor, prompts, edit, (0.01, 0.1, 0.3)))
+    false alarms 0.05 [0.0104, 0.139]
+    0.01 x the edit: AUC 0.515 [0.406, 0.623], caught 0.050 [0.010, 0.139], random 0.133 [0.059, 0.246]
+    0.1 x the edit: AUC 0.950 [0.893, 0.982], caught 0.700 [0.568, 0.812], random 1.000 [0.940, 1.000]
+    0.3 x the edit: AUC 1.000 [0.940, 1.000], caught 1.000 [0.940, 1.000], random 1.000 [0.940, 1.000]
     """
 
     def scored(what: Edit | None) -> NDArray:
@@ -131,6 +164,21 @@ class Alarms:
     monitor : Monitor
     passes : list of float64 array, shape (rows,)
         Scores at the last position of every forward pass.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> clean = inside.activations(host, organism.prompts("train", n=300), levels=[2])[:, :, 0]
+    >>> monitor = inside.fit_monitor(clean, [2], rate=0.05, host=host)
+    >>> prompts, harmless = organism.prompts(n=60), organism.prompts(n=60, harmful=False)
+    >>> edit = inside.difference(host, prompts, harmless, position="t_post").edit(-1.0, 2)
+    >>> with inside.watching(host, monitor) as alarms:
+    ...     rolls = ms.sample(host.engine, prompts, n=1, max_tokens=4, edit=edit)
+    >>> alarms
+    Alarms(monitor=Monitor, passes=[float64 (60,)])
+    >>> alarms.raised
+    60
     """
 
     monitor: Monitor
@@ -174,6 +222,21 @@ def watching(host: Host, monitor: Monitor, *, prompts_only: bool = True) -> Iter
     Passes without a key-value cache are no answers and are not scored: recordings, and the validation of a host. What
     enters a block is read after all other hooks on it, so that edits are seen at their own level, whenever they were
     attached; at the last level of all (behind the last block) only those attached before.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> clean = inside.activations(host, organism.prompts("train", n=300), levels=[2])[:, :, 0]
+    >>> monitor = inside.fit_monitor(clean, [2], rate=0.05, host=host)
+    >>> prompts, harmless = organism.prompts(n=60), organism.prompts(n=60, harmful=False)
+    >>> edit = inside.difference(host, prompts, harmless, position="t_post").edit(-1.0, 2)
+    >>> for what in (None, edit):
+    ...     with inside.watching(host, monitor) as alarms:
+    ...         rolls = ms.sample(host.engine, prompts, n=1, max_tokens=4, edit=what)
+    ...     print(f"{alarms.raised} alarms at {len(rolls)} answers")
+    3 alarms at 60 answers
+    60 alarms at 60 answers
     """
     check_monitor(host, monitor)
     alarms, rows, answering = Alarms(monitor), {}, [False]
