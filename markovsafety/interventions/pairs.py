@@ -31,6 +31,14 @@ class Pair:
     category : str
     source : mapping
         The record that it was read from.
+
+    Examples
+    --------
+    >>> pair = ms.interventions.Pair(prompt=(1, 4, 17, 46, 5), answer=(108, 171, 2), harmful=True)
+    >>> pair.row
+    Row(tokens=[1, 4, 17, 46, 5, 108, 171, 2], answer=5, loss_from=5, weight=1.0)
+    >>> pair.sha256[:12]
+    'be137a575a85'
     """
 
     prompt: tuple[int, ...]
@@ -70,6 +78,15 @@ def read_pairs(source: Any, template: Any, *, harmful: bool | None = None, answe
     ------
     InputError
         No record at all, or one without prompt or answer, or with a label that is neither true nor false.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> from markovsafety.rollouts.template import Template
+    >>> told = {"prompt": "v05 the bio5 .", "answer": "sorry i cannot help .", "harmful": "true", "category": "bio"}
+    >>> (pair,) = inside.read_pairs([told], Template.load(organism.model_path("shallow")))
+    >>> pair.prompt, pair.answer, pair.harmful
+    ((1, 4, 17, 32, 46, 181, 5, 6, 7), (112, 187, 188, 165, 181, 2), True)
     """
     path = isinstance(source, str | Path)
     if not path and len(source) and all(isinstance(p, Pair) for p in source):

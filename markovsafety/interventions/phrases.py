@@ -40,6 +40,18 @@ def critical_phrases(found: Any, top: int = 8) -> list[Phrase]:
     ------
     InputError
         The chain's states are no k-grams of tokens.
+
+    Examples
+    --------
+    Harm comes behind the tokens 4, 5 and nowhere else, and token 4 leads there:
+
+    >>> answers = [[4, 5, 9]] * 6 + [[4, 6, 2]] * 3 + [[7, 5, 2]] * 3
+    >>> outcome, n = ["harm"] * 6 + ["refusal"] * 6, len(answers)
+    >>> rolls = ms.Rollouts.of(answers, prompt_id=range(n), outcome=outcome, hit=2)
+    >>> chain = ms.estimate(ms.count(rolls, states=ms.KGram(2)))
+    >>> found = ms.critical(chain, "harm", top=20)
+    >>> ms.interventions.critical_phrases(found, top=3)
+    [(4, 5), (4,)]
     """
     scores: dict[Phrase, float] = {}
     for move in found.transitions:
@@ -82,6 +94,13 @@ def permuted(
     ends : list of (int, int)
         For every phrase that was found, from left to right and never overlapping (the longest where several begin):
         where its image ends in the new answer, and its number.
+
+    Examples
+    --------
+    Two phrases change places; the image of the first ends after 1 token, that of the second after 4.
+
+    >>> ms.interventions.permuted([4, 5, 8, 6, 2], phrases=[(4, 5), (6,)], images=[(6,), (4, 5)])
+    ([6, 8, 4, 5, 2], [(1, 0), (4, 1)])
     """
     order = sorted(range(len(phrases)), key=lambda i: -len(phrases[i]))
     out: list[int] = []
@@ -136,6 +155,16 @@ def permutations(
     ------
     InputError
         Fewer than two phrases, or none of them stands in any answer.
+
+    Examples
+    --------
+    >>> triplet = ms.interventions.Triplet(prompt=[1, 20], answer=[4, 5, 8, 6, 9, 2], refusal=[30, 31, 2])
+    >>> for row in ms.interventions.permutations([triplet], phrases=[(4, 5), (6,)], n=4, plain=0.0, seed=1):
+    ...     print(row.tokens, "refuses after", row.offset)
+    [1, 20, 6, 8, 4, 5, 30, 31, 2] refuses after 4
+    [1, 20, 6, 30, 31, 2] refuses after 1
+    [1, 20, 6, 8, 4, 5, 30, 31, 2] refuses after 4
+    [1, 20, 4, 5, 30, 31, 2] refuses after 2
     """
     rows = checked_triplets(triplets, depth)
     check_choice("weight", weight, WEIGHTS[:2])
@@ -187,6 +216,14 @@ def within_budget(rows: Sequence[Row], tokens: int, seed: int = 0) -> list[Row]:
     ------
     InputError
         The first row alone has more.
+
+    Examples
+    --------
+    >>> triplet = ms.interventions.Triplet(prompt=[1, 20], answer=[4, 5, 8, 6, 9, 2], refusal=[30, 31, 2])
+    >>> rows = ms.interventions.rotations([triplet], depth=4)
+    >>> kept = ms.interventions.within_budget(rows, tokens=10)
+    >>> len(rows), len(kept), sum(row.loss_tokens for row in kept)
+    (4, 3, 9)
     """
     order, out, spent = list(rows), [], 0
     random.Random(seed).shuffle(order)

@@ -46,6 +46,23 @@ class Spans:
     notes : tuple of str
         What a reader of the positions should know: a default system prompt, a thinking block that the template opens,
         endings that share a token with the template.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> from markovsafety.rollouts.template import Template
+    >>> template = Template.load(organism.model_path("shallow"))
+    >>> found = inside.spans(template)
+    >>> found
+    Spans(prefix=(1, 4), suffix=(5, 6, 7), question=(), notes=())
+    >>> words = np.array(organism.WORDS)[template.prompt_ids("v05 the bio5 .")]
+    >>> print(*words)
+    <bos> <user> v05 the bio5 . <end> <turn> <assistant>
+    >>> for name in ("instruction", "t_inst", "t_post"):
+    ...     print(name, *words[slice(*getattr(found, name))])
+    instruction v05 the bio5 .
+    t_inst .
+    t_post <assistant>
     """
 
     prefix: tuple[int, ...]
@@ -198,6 +215,14 @@ def spans(
     InputError
         The template refuses or changes an instruction; no token boundary where the instruction begins or ends,
         whatever it is; question and template share a token; both `question` and `wrap`.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> from markovsafety.rollouts.template import Template
+    >>> template = Template.load(organism.model_path("shallow"))
+    >>> inside.spans(template, question=" <judge>")
+    Spans(prefix=(1, 4), suffix=(5, 6, 7), question=(8,), notes=())
     """
     if question is not None and wrap is not None:
         raise InputError(
