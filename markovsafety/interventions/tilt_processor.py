@@ -31,6 +31,19 @@ class TiltProcessor(transformers.LogitsProcessor):
     several positions are scored at once.
 
     ``markovsafety.sample(..., edit=table.edit())`` does the same and counts positions itself.
+
+    Examples
+    --------
+    Two rows: -5 nats for token 3 at the first answer token, nothing from the second on.
+
+    >>> import torch
+    >>> tilt = np.array([[0, 0, 0, -5.0], [0, 0, 0, 0]])
+    >>> processor = ms.interventions.TiltProcessor(tilt, prompt_length=2)
+    >>> scores = torch.zeros(1, 4)
+    >>> processor(torch.tensor([[1, 2]]), scores).softmax(-1).numpy().round(3)
+    array([[0.333, 0.333, 0.333, 0.002]], dtype=float32)
+    >>> processor(torch.tensor([[1, 2, 3]]), scores).softmax(-1).numpy().round(3)
+    array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
     """
 
     def __init__(self, tilt: NDArray, prompt_length: int):

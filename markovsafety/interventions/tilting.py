@@ -46,6 +46,20 @@ def tilted_chain(chain: Chain, tilt: ArrayLike, tokens: Sequence[int] | NDArray)
     ------
     InputError
         The chain is not layered (see `tilted_hitting`), or tokens do not fit it.
+
+    Examples
+    --------
+    >>> P = np.array([[0, 0.5, 0.4, 0.1], [0, 0.2, 0.7, 0.1], [0, 0, 0, 0], [0, 0, 0, 0]])
+    >>> chain = ms.Chain.layered([P] * 3, outcomes={"harm": 2, "refusal": 3}, start=0)
+    >>> tilt = np.log([[1, 1, 1, 10]])  # the odds of token 3 grow tenfold in the first step
+    >>> tilted = ms.interventions.tilted_chain(chain, tilt, tokens=[-1, 1, 2, 3])
+    >>> tilted.layers[0].toarray()[0].round(3), tilted.layers[1].toarray()[1].round(3)
+    (array([0.   , 0.263, 0.211, 0.526]), array([0. , 0.2, 0.7, 0.1]))
+    >>> print(ms.hitting_probability(chain, "harm").at_start)
+    P(harm) = 0.82   proven [0.82, 0.82]   because: rounding ...; sampling, judge, lumping, model, truncation not assessed
+    >>> print(ms.hitting_probability(tilted, "harm").at_start)
+    P(harm) = 0.431579   proven [0.431579, 0.431579]   because: rounding ...; sampling, judge, lumping, model,
+        truncation not assessed
     """
     if not chain.is_layered:
         raise InputError(
@@ -76,6 +90,18 @@ def tilted_hitting(chain: Chain, target: Any, tilt: ArrayLike, tokens: Sequence[
     -----
     With h the plain hitting probabilities, v_L = h and v_i = P'_i v_{i+1} with v = 1 on the target: nothing is solved
     anew, and no rollout is needed.
+
+    Examples
+    --------
+    The states are what was said last: nothing, a word, harm, a refusal. The odds of a refusal grow tenfold in the first
+    step, and the steps behind it are as they were.
+
+    >>> P = [[0, 0.5, 0.4, 0.1], [0, 0.2, 0.7, 0.1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    >>> chain = ms.Chain(P, outcomes={"harm": 2, "refusal": 3}, start=0)
+    >>> ms.hitting_probability(chain, "harm").value.round(4)
+    array([0.8375, 0.875 , 1.    , 0.    ])
+    >>> ms.interventions.tilted_hitting(chain, "harm", tilt=np.log([[1, 1, 1, 10]]), tokens=[-1, 1, 2, 3]).round(4)
+    array([0.4408, 0.4605, 1.    , 0.    ])
     """
     if chain.is_layered:
         return np.asarray(hitting_probability(tilted_chain(chain, tilt, tokens), target, certify=False).value)[0]

@@ -28,6 +28,13 @@ class Triplets:
     ----------
     items : tuple of Triplet
     category : tuple of str, of the same length
+
+    Examples
+    --------
+    >>> Triplet, Triplets = ms.interventions.Triplet, ms.interventions.Triplets
+    >>> some = Triplets((Triplet([1, 20], [4, 5, 2], [30, 2]), Triplet([1, 21], [6, 2], [31, 2])), ("bio", "chem"))
+    >>> len(some), some.only(["bio"]).items, some.without(["bio"]).category
+    (2, (Triplet(prompt=[1, 20], answer=[4, 5, 2], refusal=[30, 2]),), ('chem',))
     """
 
     items: tuple[Triplet, ...]
@@ -71,6 +78,17 @@ def read_triplets(path: str | Path, template: Any, *, system: str | None = None)
     ------
     InputError
         The file cannot be read, or a line lacks a part; the message names the line.
+
+    Examples
+    --------
+    >>> import json
+    >>> from pathlib import Path
+    >>> from markovsafety.rollouts.template import Template
+    >>> line = {"prompt": "v05 the bio5 .", "answer": "sure here is the plan", "refusal": "sorry i cannot"}
+    >>> written = Path("triplets.jsonl").write_text(json.dumps(line))
+    >>> found = ms.interventions.read_triplets("triplets.jsonl", Template.load(ms.organism.model_path("shallow")))
+    >>> found.items[0].answer, found.items[0].refusal, found.category
+    ([108, 166, 167, 32, 168, 2], [112, 187, 188, 2], ('all',))
     """
     items, categories = [], []
     for number, record in _lines(Path(path)):
@@ -134,6 +152,15 @@ def triplets_of(rolls: Rollouts, *, per_prompt: int = 4, seed: int = 0) -> Tripl
     ------
     InputError
         Rollouts that are not judged or do not know their prompts' tokens, no compliant answer, or no refusal.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of(
+    ...     [[4, 5, 9, 2], [30, 31, 2]], prompt_id=[0, 0], category="bio", outcome=["harm", "refusal"], hit=[2, 2],
+    ...     columns={"prompt_tokens": [[1, 20], [1, 20]]},
+    ... )
+    >>> ms.interventions.triplets_of(rolls).items
+    (Triplet(prompt=[1, 20], answer=[4, 5, 9, 2], refusal=[30, 31, 2]),)
     """
     if "prompt_tokens" not in rolls.columns or (rolls.outcome == NOT_JUDGED).any():
         raise InputError(
