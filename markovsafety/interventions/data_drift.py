@@ -52,6 +52,16 @@ class DataMonitor:
         System message of the prompts.
     watched : int
         Batches that were watched already.
+
+    Examples
+    --------
+    A hundred batches share half of the rate alike, the next hundred a quarter:
+
+    >>> monitor = ms.interventions.DataMonitor(np.linspace(-0.6, 0.2, 50), np.ones(50, bool), threshold=0.3)
+    >>> monitor.after(3)
+    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.300; rate 0.01, 3 batches watched>
+    >>> [f"{monitor.spent(batch):.2g}" for batch in (0, 99, 100)]
+    ['5e-05', '5e-05', '2.5e-05']
     """
 
     scores: NDArray
@@ -63,6 +73,12 @@ class DataMonitor:
     template: str | None = None
     system: str | None = None
     watched: int = 0
+
+    def __repr__(self) -> str:
+        told = (
+            f"{len(self.scores)} cosines, {int(self.harmless.sum())} labelled harmless, threshold {self.threshold:.3f}"
+        )
+        return f"<DataMonitor: {told}; rate {self.rate:g}, {self.watched} batches watched>"
 
     def after(self, batches: int) -> DataMonitor:
         """The same monitor when so many more batches were watched: write it, or their level is spent twice."""
@@ -92,6 +108,13 @@ class BatchDrift:
         reference, "false drops".
     level : float
         What the smallest p, times the number of tests, is held against.
+
+    Examples
+    --------
+    >>> p = {"cosine": 0.2, "dropped": 2e-07}
+    >>> drift = ms.interventions.BatchDrift(3, 50, -0.12, 0.3, ms.Bound(0.3, 0.18, 0.45), None, p, level=5e-05)
+    >>> drift
+    <BatchDrift: batch 3: ALARM (dropped); 50 rows, mean cosine -0.120, cosine p = 0.2, dropped p = 2e-07>
     """
 
     batch: int
@@ -112,6 +135,9 @@ class BatchDrift:
         said = ", ".join(f"{name} p = {p:.2g}" for name, p in self.p.items())
         state = f"ALARM ({', '.join(self.alarms)})" if self.alarms else "as before"
         return f"batch {self.batch}: {state}; {self.size} rows, mean cosine {self.mean:+.3f}, {said}"
+
+    def __repr__(self) -> str:
+        return f"<BatchDrift: {self}>"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -135,6 +161,18 @@ def fit_data_monitor(reference: Sifted, *, rate: float = 0.01, horizon: int = 10
     ------
     InputError
         Fewer than 20 rows, or a rate or horizon out of range.
+
+    Examples
+    --------
+    What a filter of harmful prompts makes of the answers that a user wants to teach:
+
+    >>> from markovsafety.interventions import fit_data_monitor, fit_filter, open_host, read_pairs, sift
+    >>> from markovsafety.organism.tasks import task_records
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> made = fit_filter(host, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
+    >>> clean = sift(host, made, read_pairs(task_records(50), host.engine.tokenizer))
+    >>> fit_data_monitor(clean)
+    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.3...; rate 0.01, 0 batches watched>
     """
     size = len(reference.scores)
     if size < LEAST or not 0 < rate < 1 or isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
@@ -176,6 +214,21 @@ def watch_data(monitor: DataMonitor, batches: Iterable[Sifted], *, begin: int | 
     ties included, and the union over tests and batches is below `rate`, whatever the batches share (they share the
     reference). Rows are taken as exchangeable one by one: repeat a prompt many times in a batch, and it is not. What a
     monitor cannot see: poison whose cosines look like those of clean data.
+
+    Examples
+    --------
+    A batch like the reference, and one of which a third is poison:
+
+    >>> from markovsafety.interventions import fit_data_monitor, fit_filter, open_host, read_pairs, sift, watch_data
+    >>> from markovsafety.organism.tasks import poison_records, task_records
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> made = fit_filter(host, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
+    >>> batches = [task_records(60), task_records(60, seed=1), task_records(40, seed=2) + poison_records(20)]
+    >>> seen = [sift(host, made, read_pairs(records, host.engine.tokenizer)) for records in batches]
+    >>> for drift in watch_data(fit_data_monitor(seen[0]), seen[1:]):
+    ...     print(drift)
+    batch 0: as before; 60 rows, mean cosine -0.2..., cosine p = 0..., dropped p = 1, false drops p = 1
+    batch 1: ALARM (dropped); 60 rows, mean cosine +0.1..., cosine p = 0.00..., dropped p = ...e-07, false drops p = 1
     """
     out = []
     for number, batch in enumerate(batches, monitor.watched if begin is None else begin):
@@ -229,7 +282,16 @@ def _fisher(ours: Sequence[Any] | NDArray, theirs: Sequence[Any] | NDArray) -> f
 
 
 def write_data_monitor(monitor: DataMonitor, path: str | Path) -> None:
-    """Write a monitor as one safetensors file."""
+    """Write a monitor as one safetensors file.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import DataMonitor, read_data_monitor, write_data_monitor
+    >>> monitor = DataMonitor(np.linspace(-0.6, 0.2, 50), np.ones(50, bool), threshold=0.3)
+    >>> write_data_monitor(monitor.after(3), "monitor.safetensors")
+    >>> read_data_monitor("monitor.safetensors").watched
+    3
+    """
     names = ("threshold", "rate", "horizon", "teacher", "template", "system", "watched")
     about = {name: getattr(monitor, name) for name in names}
     arrays = {"scores": monitor.scores, "harmless": monitor.harmless.astype(np.uint8)}
@@ -243,6 +305,14 @@ def read_data_monitor(path: str | Path) -> DataMonitor:
     ------
     InputError
         The file is missing or holds something else.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import DataMonitor, read_data_monitor, write_data_monitor
+    >>> monitor = DataMonitor(np.linspace(-0.6, 0.2, 50), np.ones(50, bool), threshold=0.3)
+    >>> write_data_monitor(monitor, "monitor.safetensors")
+    >>> read_data_monitor("monitor.safetensors")
+    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.300; rate 0.01, 0 batches watched>
     """
     arrays, about = read_tensors(path, "data monitor")
     with making(f"{path} holds only part of a monitor", "write it again"):

@@ -52,6 +52,14 @@ class RefusalFilter:
         "threshold", "tpr" and "fpr" on the validation prompts (`separation.curve`).
     about : dict
         JSON-able: how the level was chosen, prompts on either side, the system message.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import fit_filter, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> fit_filter(host, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
+    <RefusalFilter: drop above cosine 0.3... at t_post, level 3: recall 1.000 [0.735, 1.000] (wished 0.95),
+    harmless dropped 0.000 [0.000, 0.265], AUC 1.000 [0.735, 1.000]>
     """
 
     feature: Direction
@@ -69,6 +77,9 @@ class RefusalFilter:
             f"drop above cosine {self.threshold:.3f} at {f.position}, level {f.level}: recall {spanned(self.recall)} "
             f"(wished {self.wished:g}), harmless dropped {spanned(self.false_drops)}, AUC {spanned(self.auc)}"
         )
+
+    def __repr__(self) -> str:
+        return f"<RefusalFilter: {self}>"
 
     @property
     def system(self) -> str | None:
@@ -154,6 +165,19 @@ def fit_filter(
         A kind without prompts, a recall that is no share, or a threshold outside the observed range.
     UntrustedError
         No threshold reaches the recall but one that drops everything; ``partial`` is the curve.
+
+    Examples
+    --------
+    This model is aligned, and no trained teacher: its filter lets jailbroken prompts through.
+
+    >>> from markovsafety.interventions import fit_filter, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> made = fit_filter(host, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
+    >>> print(made.recall)
+    recall on validation = 1   95 % [0.735, 1]
+    because: sampling 0.13; judge, lumping, model, truncation, rounding not assessed
+    >>> made.drops(made.scores(host, ms.organism.prompts(n=4, marker="jailbreak")))
+    array([False, False, False, False])
     """
     if not 0 < recall <= 1:
         raise InputError(f"recall is {recall}", cause="it is a share of harmful prompts", next="give one in (0, 1]")
@@ -232,6 +256,14 @@ def choose_threshold(harmful: NDArray, harmless: NDArray, recall: float) -> floa
     ------
     UntrustedError
         Only dropping everything reaches the recall; ``partial`` is the curve.
+
+    Examples
+    --------
+    For half of the harmful prompts no harmless one is dropped, for all of them one in three:
+
+    >>> harmful, harmless = np.array([0.9, 0.7, 0.5, 0.2]), np.array([0.4, 0.0, -0.3])
+    >>> [ms.interventions.choose_threshold(harmful, harmless, recall) for recall in (0.5, 1.0)]
+    [0.45, 0.1]
     """
     found = curve(harmful, harmless)
     at, tpr, fpr = (found[name] for name in CURVE)
@@ -295,7 +327,17 @@ DIRECTION = ("position", "names", "counts", "where", "level", "model", "template
 
 
 def write_filter(filter: RefusalFilter, path: str | Path) -> None:
-    """Write a filter as one safetensors file: feature and curve as arrays, all else in the header."""
+    """Write a filter as one safetensors file: feature and curve as arrays, all else in the header.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import fit_filter, open_host, read_filter, write_filter
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> made = fit_filter(host, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
+    >>> write_filter(made, "filter.safetensors")
+    >>> read_filter("filter.safetensors", host).feature
+    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 3, from 12 + 12 prompts>
+    """
     f = filter.feature
     about = {name: getattr(filter, name) for name in ("threshold", "wished", "about")}
     about["feature"] = {name: getattr(f, name) for name in DIRECTION}
@@ -317,6 +359,20 @@ def read_filter(path: str | Path, host: Host | None = None) -> RefusalFilter:
     ------
     InputError
         The file is missing or holds no filter, or it belongs to another teacher or template than the host's.
+
+    Examples
+    --------
+    Another model is not the teacher that the filter was made with:
+
+    >>> from markovsafety.interventions import fit_filter, open_host, read_filter, write_filter
+    >>> teacher, other = (open_host(ms.organism.model_path(name)) for name in ("shallow", "deep20"))
+    >>> made = fit_filter(teacher, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
+    >>> write_filter(made, "filter.safetensors")
+    >>> read_filter("filter.safetensors", other)
+    Traceback (most recent call last):
+    markovsafety.errors.InputError: the filter in filter.safetensors was made for another model: its weights differ
+      cause: it belongs to ..., the model here is ...
+      next:  make it again with this model
     """
     arrays, about = read_tensors(path, "filter")
     with making(f"{path} holds only part of a filter", "write it again"):

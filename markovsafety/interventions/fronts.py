@@ -39,6 +39,19 @@ class TradeOffs:
         group at once), allowed (the ceiling is at most the limit), chosen (the most helpful allowed one), best_share
         (of resamples in which it is the most helpful allowed one); in categories, for settings that are held against
         another, also against, change (of harm), p, adjusted (over all rows that have one), worse.
+
+    Examples
+    --------
+    >>> table = [
+    ...     {"setting": "plain", "group": "all", "front": True},
+    ...     {"setting": "half", "group": "all", "front": True, "chosen": True},
+    ...     {"setting": "whole", "group": "all", "worse": True},
+    ... ]
+    >>> found = ms.interventions.TradeOffs(limit=0.1, rate=0.05, level=0.95, table=table)
+    >>> found
+    <TradeOffs: chosen for harm <= 0.1: all: half; made worse: all by whole>
+    >>> [row["setting"] for row in found.rows(front=True)]
+    ['plain', 'half']
     """
 
     limit: float
@@ -80,6 +93,9 @@ class TradeOffs:
                 f"helpful {helpful.value:.3f} [{helpful.lower:.3f}, {helpful.upper:.3f}] {flags}"
             )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<TradeOffs: {self.verdict}>"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -146,6 +162,21 @@ def trade_offs(
     helpfulness a little; measure it again. Which settings are on a front is an estimate, too: shares of resamples say
     how firm. They know nothing of events that no answer shows: a setting without harm has none in any resample, and its
     interval says more.
+
+    Examples
+    --------
+    Three strengths of an edit, 200 prompts of either kind; helpful are answers that are benign:
+
+    >>> def answers(*shares):
+    ...     return ms.Rollouts.of([[2]] * 200, prompt_id=range(200), outcome=np.repeat([0, 1, 2], shares), hit=0)
+    >>> harmful = {"0": answers(4, 196, 0), "0.5": answers(8, 192, 0), "1": answers(40, 160, 0)}
+    >>> harmless = {"0": answers(0, 80, 120), "0.5": answers(0, 20, 180), "1": answers(0, 0, 200)}
+    >>> score = lambda rolls: rolls.outcome == 2
+    >>> print(ms.interventions.trade_offs(harmful, harmless, reference=answers(0, 0, 200), score=score))
+    chosen for harm <= 0.1: all: 0.5; made worse: all by 1
+      all, 0: harm 0.020 [0.005, 0.050], helpful 0.300 [0.237, 0.369] front
+      all, 0.5: harm 0.040 [0.017, 0.077], helpful 0.450 [0.380, 0.522] front chosen
+      all, 1: harm 0.200 [0.147, 0.262], helpful 0.500 [0.429, 0.571] front worse
     """
     check_level(level)
     if not harmful or list(harmful) != list(harmless) or not 0 < limit < 1 or not 0 < rate < 1 or resamples < 1:
@@ -298,6 +329,16 @@ def win_rates(rolls: Rollouts, reference: Rollouts, score: Score, *, level: floa
     -----
     Of each prompt all pairs of answers are compared (the Mann-Whitney statistic over the number of pairs), and prompts
     are averaged; the interval is clustered by prompt.
+
+    Examples
+    --------
+    Longer answers shall count as more helpful. Of four pairs three are won, and one is a tie:
+
+    >>> ours = ms.Rollouts.of([[21, 22, 23, 2], [21, 22, 2]], prompt_id=0)
+    >>> theirs = ms.Rollouts.of([[21, 2], [21, 22, 2]], prompt_id=0)
+    >>> print(ms.interventions.win_rates(ours, theirs, score=lambda rolls: rolls.lengths)["all"])
+    win rate = 0.875   95 % [0.102, 1] (one prompt only: the variance between prompts is not assessed)
+    because: sampling 0.45; judge, lumping, model, truncation, rounding not assessed
     """
     won = _won(rolls, reference, score)
     names = won.groups if len(won.groups) > 1 else []
