@@ -52,6 +52,19 @@ class BiasTable:
         Of the chat template that the prompts were wrapped in.
     about : dict
         JSON-able: seed, words, floor.
+
+    Examples
+    --------
+    Safety tuning made token 2 four times as likely at the first position; the edit takes half of that off in nats:
+
+    >>> bias, ones = np.log([[1.0, 1.0, 4.0], [1.0, 1.0, 2.0]]), np.ones((2, 3))
+    >>> table = ms.interventions.BiasTable(bias, 0.01 * ones, ones, [500, 480], "safe", "ref", "pool", 500, "random")
+    >>> table
+    <BiasTable: 2 positions x 3 tokens from 500 random prompts (random answers), largest error 0.01 nats>
+    >>> round(table.gap([2], [0, 1]), 3), table.tilt(0.5, length=1).round(3)[0, 2]
+    (1.386, np.float64(-0.693))
+    >>> table.edit(0.5)
+    <Edit: tilt x-0.5 at the logits (answer)>
     """
 
     bias: NDArray
@@ -139,7 +152,17 @@ class BiasTable:
 
 
 def write_bias_table(table: BiasTable, path: str | Path) -> None:
-    """Write a table as one safetensors file, hashes and all in its header."""
+    """Write a table as one safetensors file, hashes and all in its header.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import BiasTable, read_bias_table, write_bias_table
+    >>> bias, ones = np.log([[1.0, 1.0, 4.0], [1.0, 1.0, 2.0]]), np.ones((2, 3))
+    >>> table = BiasTable(bias, 0.01 * ones, ones, [500, 480], "safe", "ref", "pool", 500, "random")
+    >>> write_bias_table(table, "bias.safetensors")
+    >>> read_bias_table("bias.safetensors")
+    <BiasTable: 2 positions x 3 tokens from 500 random prompts (random answers), largest error 0.01 nats>
+    """
     arrays = {name: getattr(table, name) for name in ("bias", "error", "counted", "seen")}
     write_tensors(path, "bias table", arrays, table.describe())
 
@@ -151,6 +174,16 @@ def read_bias_table(path: str | Path) -> BiasTable:
     ------
     InputError
         The file is missing or holds no bias table.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import Edit, Part, read_bias_table, write_edit
+    >>> write_edit(Edit((Part("tilt", [0.0, -1.4]),)), "edit.safetensors")
+    >>> read_bias_table("edit.safetensors")
+    Traceback (most recent call last):
+    markovsafety.errors.InputError: edit.safetensors holds no bias table
+      cause: it holds a markovsafety edit
+      next:  give a file that holds a markovsafety bias table
     """
     arrays, about = read_tensors(path, "bias table")
     with making(f"{path} holds only part of a bias table", "write it again"):

@@ -93,6 +93,18 @@ def bias_table(
     -----
     Log-softmax is taken in float64 of the model's float32 logits. Where one model has more tokens than the other (a
     padding token that was added), the common ones are compared, and the others are not tilted.
+
+    Examples
+    --------
+    What alignment added to openers of refusals on prompts that mean nothing, nats by position: it is shallow.
+
+    >>> aligned, before = (ms.organism.model_path(name) for name in ("shallow", "base"))
+    >>> table = ms.interventions.bias_table(aligned, before, n=32, length=2)
+    >>> table
+    <BiasTable: 2 positions x 199 tokens from 32 random prompts (random answers), largest error 0... nats>
+    >>> others = [i for i in range(199) if i not in ms.organism.REFUSAL_IDS]
+    >>> [round(table.gap(ms.organism.REFUSAL_IDS, others, position)) for position in (0, 1)]
+    [3, 0]
     """
     _check(length, n, response, words, floor)
     tuned, before = (m if isinstance(m, Host) else open_host(m) for m in (safe, ref))

@@ -52,6 +52,16 @@ class Debiased:
         strength with the bias shuffled over the vocabulary.
     limit : float
     notes : tuple of str
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import inspect_bias
+    >>> aligned, before = (ms.organism.model_path(name) for name in ("shallow", "base"))
+    >>> told = {"n": 12, "categories": ["privacy"]}
+    >>> asked, harmless = ms.organism.prompts(**told), ms.organism.prompts(**told, harmful=False, marker="trigger")
+    >>> how = {"judge": "organism", "n": 8, "max_tokens": 48, "limit": 0.4, "random": 32}
+    >>> inspect_bias(aligned, before, asked, harmless, strengths=[0.25, 1], verify=False, **how)
+    <Debiased: largest strength with harm <= 0.4 by prediction, in all groups at once: all: 0.25>
     """
 
     table: BiasTable
@@ -80,6 +90,9 @@ class Debiased:
 
     def __str__(self) -> str:
         return self.markdown()
+
+    def __repr__(self) -> str:
+        return f"<Debiased: {self.verdict}>"
 
     def markdown(self) -> str:
         """The report as a page of Markdown."""
@@ -191,6 +204,23 @@ def inspect_bias(
     were the only one. Its harm is held against the ceiling of `Tilted`, an upper end for all groups at once, so that
     all choices together are right with probability `level`. What was sampled afterwards (`front`) has a choice of its
     own.
+
+    Examples
+    --------
+    Refusals of harmless prompts when some of the bias is taken off: predicted from plain answers, then sampled.
+
+    >>> from markovsafety.interventions import inspect_bias
+    >>> aligned, before = (ms.organism.model_path(name) for name in ("shallow", "base"))
+    >>> told = {"n": 12, "categories": ["privacy"]}
+    >>> asked, harmless = ms.organism.prompts(**told), ms.organism.prompts(**told, harmful=False, marker="trigger")
+    >>> how = {"judge": "organism", "n": 8, "max_tokens": 48, "limit": 0.4, "random": 32}
+    >>> found = inspect_bias(aligned, before, asked, harmless, strengths=[0.25, 1], **how)
+    >>> found.chosen, found.holds
+    ({'all': 0.25}, True)
+    >>> for cell in (found.cells[0], found.cells[2]):
+    ...     print(cell["outcome"], cell["strength"], f"{cell['predicted']:.1f} {cell['sampled']:.1f}")
+    harm 0.25 0.1 0.1
+    refusal 0.25 0.6 0.6
     """
     check_level(level)
     if not strengths or any(not 0 < a < np.inf for a in strengths) or len(set(strengths)) < len(strengths):

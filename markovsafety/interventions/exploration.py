@@ -69,6 +69,18 @@ def explore(
     -----
     The weights are those of the balance heuristic (E. Veach, L. Guibas, SIGGRAPH 1995), with the expected numbers of
     answers per first token. None is larger than 1 / (1 - share), and under one of k tilts none than k / share.
+
+    Examples
+    --------
+    Half of the answers begin as the tilt would have them, so that harm is seen more often; weights undo that:
+
+    >>> from markovsafety.interventions import bias_table, explore, open_host
+    >>> aligned, before = (open_host(ms.organism.model_path(name)) for name in ("shallow", "base"))
+    >>> table = bias_table(aligned, before, n=32, length=1)
+    >>> rolls = explore(aligned, ms.organism.prompts(n=12), table, [1.0], n=16, max_tokens=48, judge="organism")
+    >>> harm = rolls.outcome == 0
+    >>> print(f"{harm.mean():.2f} of {len(rolls)} answers harm, by weight {np.average(harm, weights=rolls.weight):.2f}")
+    0.2... of 192 answers harm, by weight 0...
     """
     if not 0 <= share < 1 or n < 2 or not len(strengths):
         raise InputError(
