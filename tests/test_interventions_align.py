@@ -134,6 +134,9 @@ def test_every_method_spends_the_same_tokens(method):
     rows = safety_rows(items, method, 6, phrases=[(10, 11), (12,)], budget=400)
     assert 400 - 4 < sum(r.loss_tokens for r in rows) <= 400
     assert max(r.offset for r in rows) <= 6
+    assert safety_rows([tuple(t) for t in items], method, 6, phrases=[(10, 11), (12,)], budget=400) == rows
+    with pytest.raises(InputError, match="Triplet 0 has an empty refusal"):
+        safety_rows([([5], [10, 11, 12], [])], method, 6, phrases=[(10, 11), (12,)])
     with pytest.raises(InputError, match="needs phrases"):
         safety_rows(items, "permutation", 6)
     with pytest.raises(InputError, match="method"):

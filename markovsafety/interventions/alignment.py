@@ -21,7 +21,7 @@ from ..bound import Bound, encode
 from ..errors import InputError
 from ..rollouts import sample
 from ..rollouts.engines.transformers import TransformersEngine, open_engine
-from .augment import Row, Triplet, check_choice, mixed, recover, recovery, rotations, token_share
+from .augment import Row, Triplet, check_choice, checked_triplets, mixed, recover, recovery, rotations, token_share
 from .objectives import as_tensors, log_probs, logits_of
 from .phrases import permutations, within_budget
 from .triplets import Triplets
@@ -61,6 +61,16 @@ class Alignment:
     record : dict
         Of `fine_tune`.
     notes : list of str
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import align, triplets_of
+    >>> model, told = ms.organism.model_path("shallow"), {"n": 50, "categories": ["bio"]}
+    >>> asked, harmless = ms.organism.prompts("train", **told), ms.organism.prompts("train", **told, harmful=False)
+    >>> rolls = ms.sample(model, asked, n=2, max_tokens=32, prefill=[0, 5], judge="organism")
+    >>> how = {"depth": 5, "answers": 1, "max_tokens": 32, "steps": 10, "progress": False}
+    >>> align(model, triplets_of(rolls), "deeper", benign=harmless, **how)
+    <Alignment: recovery, depth 5: KL on harmless answers 0.00... nats per token; loss of refusals: bio 1... -> 1...>
     """
 
     method: str
@@ -71,6 +81,9 @@ class Alignment:
     refusals: dict[str, dict[str, Any]]
     record: dict[str, Any]
     notes: list[str]
+
+    def __repr__(self) -> str:
+        return f"<Alignment: {self.verdict}>"
 
     @property
     def verdict(self) -> str:
@@ -160,6 +173,20 @@ def align(
         Unknown method or categories, or rows that cannot be made.
     UntrustedError
         Training stopped; see `fine_tune`.
+
+    Examples
+    --------
+    Ten updates on the model's own answers after forced tokens, with its own refusals behind them:
+
+    >>> from markovsafety.interventions import align, triplets_of
+    >>> model = ms.organism.model_path("shallow")
+    >>> asked = ms.organism.prompts("train", n=50, categories=["bio"])
+    >>> rolls = ms.sample(model, asked, n=2, max_tokens=32, prefill=[0, 5], judge="organism")
+    >>> made = align(model, triplets_of(rolls), "deeper", depth=5, steps=10, progress=False)
+    >>> for when in ("before", "after"):
+    ...     print(when, made.refusals["bio"][when])
+    before loss per token of refusals = 1.7...   95 % [...]   because: sampling 0...; judge, ... not assessed
+    after loss per token of refusals = 1.3...   95 % [...]   because: sampling 0...; judge, ... not assessed
     """
     check_choice("method", method, METHODS)
     given = _labelled(triplets, hold_out)
@@ -205,7 +232,7 @@ def _here(loading: dict[str, Any]) -> dict[str, Any]:
 
 
 def safety_rows(
-    triplets: Triplets | Sequence[Triplet],
+    triplets: Triplets | Sequence[Any],
     method: str,
     depth: int,
     *,
@@ -218,7 +245,8 @@ def safety_rows(
 
     Parameters
     ----------
-    triplets : sequence of Triplet
+    triplets : sequence of (prompt, answer, refusal)
+        Token ids, see `Triplet`.
     method, depth, phrases, plain, budget, seed : as in `align`
 
     Returns
@@ -231,6 +259,14 @@ def safety_rows(
     ------
     InputError
         The method needs phrases that are not given, or no row can be made.
+
+    Examples
+    --------
+    >>> triplet = ([4, 12, 5], [21, 22, 23, 24, 2], [31, 32, 2])
+    >>> sorted(row.offset for row in ms.interventions.safety_rows([triplet], "cyclic", depth=20))
+    [0, 1, 2, 3, 4]
+    >>> sum(row.loss_tokens for row in ms.interventions.safety_rows([triplet], "recovery", depth=20, budget=300))
+    300
     """
     check_choice("method", method, METHODS)
     if method == "permutation" and phrases is None:
@@ -239,9 +275,9 @@ def safety_rows(
             cause="They are the tokens that change places.",
             next="Pass phrases=critical_phrases(critical(chain)), of a chain of k-grams of logged answers.",
         )
-    items = list(triplets)
-    shortest = min((len(t.refusal) for t in items), default=1)
-    n = 4 * len(items) if budget is None else budget // max(shortest, 1) + 1
+    items = checked_triplets(triplets, depth)
+    shortest = min(len(t.refusal) for t in items)
+    n = 4 * len(items) if budget is None else budget // shortest + 1
     if method == "recovery":
         rows = recovery(items, depth, n=n, plain=plain, seed=seed)
     elif method == "permutation":

@@ -64,6 +64,16 @@ class Audit:
     sweep : HeadSweep
     measure : str
         "sampled" or "predicted".
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import audit_heads, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> asked, harmless = ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False)
+    >>> held = ms.organism.prompts(n=24, harmful=False, seed=1)
+    >>> how = {"judge": "organism", "outcome": "refusal", "move": 0.3, "examples": [4, 48], "n": 2, "max_tokens": 16}
+    >>> audit_heads(host, asked, harmless, held, ms.organism.REFUSAL_IDS, **how)
+    <Audit: P(refusal) by 0.3: reached at alpha = 1... [0, ...] with heads [...], ... times their outputs>
     """
 
     alpha: Bound | None
@@ -78,6 +88,9 @@ class Audit:
     examples: list[dict[str, Any]]
     sweep: HeadSweep
     measure: str
+
+    def __repr__(self) -> str:
+        return f"<Audit: {self.verdict}>"
 
     @property
     def verdict(self) -> str:
@@ -171,6 +184,21 @@ def audit_heads(
     ------
     InputError
         Limits or numbers that make no sense; "predicted" for an outcome other than harm or for edits of the answer.
+
+    Examples
+    --------
+    How little an edit of four heads makes a third of the harmless prompts refused, and a random one of its size?
+
+    >>> from markovsafety.interventions import audit_heads, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> asked, harmless = ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False)
+    >>> held = ms.organism.prompts(n=24, harmful=False, seed=1)
+    >>> how = {"judge": "organism", "outcome": "refusal", "move": 0.3, "examples": [4, 48], "n": 2, "max_tokens": 16}
+    >>> found = audit_heads(host, asked, harmless, held, ms.organism.REFUSAL_IDS, **how)
+    >>> print(found.alpha)
+    alpha = 1...   95 % [0, ...]   because: sampling ...; judge, ... not assessed
+    >>> print(found.control)
+    change = 0.0...   95 % [-0.2..., 0.3...]   because: sampling 0.2...; judge, ... not assessed
     """
     goal = (outcome,) if isinstance(outcome, str) else tuple(outcome)
     desired, undesired, prompts = (listed(given) for given in (desired, undesired, prompts))
