@@ -116,6 +116,8 @@ def test_the_report_holds_every_arm_beside_its_control(whole, asked):
         assert np.mean([g.arms[arm].value for g in groups]) == pytest.approx(raw, abs=1e-12)
     assert overall.change.upper < -0.2
     assert overall.beyond.upper < -0.2
+    assert overall.beyond.info["name"] == "P(harm), after - control"
+    assert repr(overall).startswith("<Rate: P(harm) of all: before 0.")
     assert whole.over_refusal[0].arms["after"].value > 0.9
     assert whole.over_refusal[0].arms["control"].value < 0.3
     assert whole.chain.change == pytest.approx(overall.change.value, abs=1e-12)

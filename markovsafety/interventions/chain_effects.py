@@ -58,6 +58,17 @@ class ChainEffect:
         P(harm) after the edit from the start row, beside the sampled one; for edits of the prompt alone.
     notes : tuple of str
         What was left out, and why.
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import chain_effect, difference, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> harmful, benign = ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False)
+    >>> edit = difference(host, harmful, benign, position="t_post").edit(level=3)
+    >>> asked = ms.organism.prompts(n=24, marker="jailbreak", categories=["bio"])
+    >>> chain_effect(host, edit, asked, n=2, max_tokens=48, judge="organism", control=False)
+    <ChainEffect: The edit lowers harm: P(harm) 0.6... -> 0.0..., change -0...; no control was run;
+    the model still speaks (...); only the start moves (D_0 = 0.80, later at most 0.00).>
     """
 
     edit: Edit
@@ -105,6 +116,9 @@ class ChainEffect:
 
     def __str__(self) -> str:
         return self.markdown()
+
+    def __repr__(self) -> str:
+        return f"<ChainEffect: {self.verdict}>"
 
     def markdown(self) -> str:
         """The report as a page of Markdown."""
@@ -193,6 +207,21 @@ def chain_effect(
     MarkovsafetyError
         Sampling failed; ``partial`` is a ChainEffect with the arms that were finished. A part of the analysis that
         fails does not stop the others: it is None, and a note says why.
+
+    Examples
+    --------
+    What does a refusal direction do to jailbroken prompts, beyond its size, and what does it cost on harmless ones?
+
+    >>> from markovsafety.interventions import chain_effect, difference, open_host
+    >>> host = open_host(ms.organism.model_path("shallow"))
+    >>> harmful, benign = ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False)
+    >>> edit = difference(host, harmful, benign, position="t_post").edit(level=3)
+    >>> asked = ms.organism.prompts(n=24, marker="jailbreak", categories=["bio"])
+    >>> found = chain_effect(host, edit, asked, n=2, max_tokens=48, judge="organism", benign=benign)
+    >>> print(found.harm[0].beyond)
+    P(harm), after - control = -0.4...   95 % [-0.5..., -0.1...]   because: sampling 0.2...; judge, ... not assessed
+    >>> print(found.over_refusal[0].change)
+    change of P(refusal) = 0.8...   95 % [0.6..., 0.9...]   because: sampling 0.1...; judge, ... not assessed
     """
     check_level(level)
     host = model if isinstance(model, Host) else open_host(model)

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..evidence.paired import METHODS, benjamini_hochberg, change
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
+from .pages import spanned
 
 __all__ = ["Rate", "rates"]
 
@@ -40,6 +41,10 @@ class Rate:
     arms: dict[str, Bound]
     change: Bound
     beyond: Bound | None
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} {spanned(b)}" for name, b in {**self.arms, "change": self.change}.items())
+        return f"<Rate: P({self.outcome}) of {self.category or 'all'}: {told}>"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -87,8 +92,11 @@ def rates(arms: Mapping[str, Rollouts], outcome: str, *, level: float = 0.95) ->
         which = np.ones(len(prompts), bool) if name is None else category == name
         cells = {arm: (events[which], totals[which]) for arm, (_, _, events, totals) in tables.items()}
         shown = {arm: clustered(*cell, level, f"P({outcome})") for arm, cell in cells.items()}
-        beyond = _change(cells["control"], cells["after"], level, outcome) if "control" in cells else None
-        out.append(Rate(outcome, name, shown, _change(cells["before"], cells["after"], level, outcome), beyond))
+        moved = _change(cells["before"], cells["after"], level, f"change of P({outcome})")
+        beyond = None
+        if "control" in cells:
+            beyond = _change(cells["control"], cells["after"], level, f"P({outcome}), after - control")
+        out.append(Rate(outcome, name, shown, moved, beyond))
     tested = out[1:] or out
     for rate, q in zip(tested, benjamini_hochberg(np.array([r.change.info["p"] for r in tested]))):
         rate.change.info["adjusted"] = float(q)
@@ -110,9 +118,9 @@ def _by_prompt(rolls: Rollouts, outcome: str) -> tuple[NDArray, NDArray, NDArray
     return prompts, rolls.category[first].astype(str), np.minimum(events, totals), totals
 
 
-def _change(a: tuple[NDArray, NDArray], b: tuple[NDArray, NDArray], level: float, outcome: str) -> Bound:
+def _change(a: tuple[NDArray, NDArray], b: tuple[NDArray, NDArray], level: float, name: str) -> Bound:
     lower, upper, p, method = change(*a, *b, level, same=True)
     value = float(b[0].sum() / b[1].sum() - a[0].sum() / a[1].sum())
     lower, upper = min(float(lower), value), max(float(upper), value)
-    info = {"name": f"change of P({outcome})", "p": float(p), "method": METHODS[int(method)], "prompts": len(a[0])}
+    info = {"name": name, "p": float(p), "method": METHODS[int(method)], "prompts": len(a[0])}
     return Bound(value, lower, upper, level, {"sampling": (upper - lower) / 2}, None, info)
