@@ -319,6 +319,16 @@ def test_commands(joined, tmp_path):
     assert main(["count", judged, "--out", here]) == 0
     assert main(["count", judged, "--engine", "ray", "--workers", "1", "--out", away]) == 0
     assert read_counts(away).equals(read_counts(here))
+    # A folder in which one shard is empty and another weighs nothing and lacks a mass.
+    rolls = ms.read_rollouts(judged)
+    (tmp_path / "odd").mkdir()
+    mass = np.full(len(rolls.tokens), 0.25, np.float32)
+    odd = {0: {"mass_harm": mass, "weight": np.full(len(rolls), 2.0)}, 1: {"weight": np.zeros(len(rolls))}, 2: {}}
+    for i, columns in odd.items():
+        part = rolls.replace(columns=columns)
+        ms.write_rollouts(part[:0] if i == 2 else part, tmp_path / "odd" / f"part-{i:05d}.parquet")
+    assert main(["count", str(tmp_path / "odd"), "--engine", "ray", "--workers", "1", "--out", away]) == 0
+    assert read_counts(away).equals(ms.count(tmp_path / "odd"))
 
 
 def test_worker_and_node_killed(joined, cluster, one, tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from markovsafety import Bound, Chain, InputError, hitting_probability, plot
 from markovsafety.bound import clustered
-from markovsafety.plot.flow import flow
+from markovsafety.plot.folding import folded
 from markovsafety.plot.style import plain, short, spread, state_text
 
 MODEST = settings(derandomize=True, deadline=None, max_examples=25)
@@ -321,7 +321,7 @@ def random_chain(seed: int, n: int = 9, layered: bool = False, start: str = "one
 @given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from(["one", "spread"]))
 def test_folding_keeps_the_flows_and_the_outcomes(seed, top, start):
     chain = random_chain(seed, start=start)
-    graph = flow(chain, top=top)
+    graph = folded(chain, top=top)
     states = [n for n in graph if not isinstance(n, str)]
     assert len(states) <= top
     harm = hitting_probability(chain, "harm")
@@ -339,7 +339,7 @@ def test_folding_keeps_the_flows_and_the_outcomes(seed, top, start):
 
 def test_folding_a_layered_chain():
     chain = random_chain(3, layered=True)
-    graph = flow(chain, top=3)
+    graph = folded(chain, top=3)
     for outcome in ("harm", "truncated"):
         into = sum(at["flow"] for _, _, at in graph.in_edges(outcome, data=True))
         assert into == pytest.approx(hitting_probability(chain, outcome).at_start.value, abs=1e-9)
@@ -350,7 +350,7 @@ def test_folding_shows_one_state_of_a_corridor():
     P = np.zeros((6, 6))
     P[0, 1] = P[1, 2] = P[2, 3] = 1
     P[3, [4, 5]] = 0.5
-    graph = flow(Chain(P, {"harm": 4, "refusal": 5}, start=0))
+    graph = folded(Chain(P, {"harm": 4, "refusal": 5}, start=0))
     assert [n for n in graph if not isinstance(n, str)] == [0]
     assert graph.edges[0, "harm"] == {"flow": 0.5, "hidden": 1.0}
 

@@ -157,6 +157,7 @@ def test_equality_sees_every_column():
         ({"prompt_id": [0, 0]}, "column prompt_id has 2 rows, the answers are 3"),
         ({"prompt_id": [0, 0, 2**63]}, "column prompt_id does not fit int64"),
         ({"prefill": [0, 0.5, 0]}, "column prefill does not fit int32"),
+        ({"columns": {"weight": [1.0, [], 1.0]}}, "column weight does not hold one value per entry"),
         ({"columns": {"weight": [1, np.nan, 1]}}, "column weight, row 1: nan is no weight"),
         ({"columns": {"weight": [1, 1, -1]}}, "column weight, row 2: -1.0 is no weight"),
         ({"columns": {"logprob": [0, 0]}}, "column logprob has 2 numbers for 5 tokens"),

@@ -13,6 +13,7 @@ from .bars import attribution, categories, outcomes, strikes
 from .checks import check
 from .columns import data, write_csv
 from .curves import lines, pareto, traces
+from .flow import Flow, flow
 from .inside import beliefs, compared, detected, predicted, roc, separated
 from .plane import plane
 from .profiles import branch, depth, depth_signature, width
@@ -26,6 +27,7 @@ from .themes import theme
 
 __all__ = [
     "OUTCOME_COLOURS",
+    "Flow",
     "alphas",
     "attribution",
     "beliefs",
@@ -42,6 +44,7 @@ __all__ = [
     "depth_signature",
     "detected",
     "figure",
+    "flow",
     "head_map",
     "lines",
     "outcomes",

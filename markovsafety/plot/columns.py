@@ -71,7 +71,7 @@ def data(ax: Any) -> dict[str, list[Any]]:
 
     Parameters
     ----------
-    ax : Axes, array of Axes (of `panels`), or Figure
+    ax : Axes, array of Axes (of `panels`), Figure, or Flow
 
     Returns
     -------
@@ -95,6 +95,8 @@ def data(ax: Any) -> dict[str, list[Any]]:
     >>> ms.plot.data(ax)["upper (probability of harm)"]
     [None, 0.6, None]
     """
+    if hasattr(ax, "columns") and callable(ax.columns):
+        return ax.columns()
     several = _axes(ax)
     notes = [(one, one.patch.__dict__.get(NOTES, [])) for one in several]
     rows = [({"panel": _title(one)} if len(several) > 1 else {}) | row for one, found in notes for row in found]

@@ -22,12 +22,12 @@ from ..chains import Chain
 from ..errors import InputError
 from ..hitting import hitting_probability
 
-__all__ = ["flow"]
+__all__ = ["folded"]
 
 _HEIGHT = {"harm": 1.0, "truncated": 0.6, "benign": 0.35, "refusal": 0.0}
 
 
-def flow(chain: Chain, top: int = 12, target: str = "harm") -> nx.DiGraph:
+def folded(chain: Chain, top: int = 12, target: str = "harm") -> nx.DiGraph:
     """The chain as a small directed graph.
 
     Parameters

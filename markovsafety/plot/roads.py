@@ -8,11 +8,11 @@ import networkx as nx
 import numpy as np
 
 from .columns import remember
-from .flow import flow
+from .folding import folded
 from .style import HARM, OUTCOME_COLOURS, axes_or_new, plain, short, spread, state_text, styled
 from .themes import tone
 
-__all__ = ["chain"]
+__all__ = ["chain", "placed"]
 
 _POINTS = 16.0  # line width of a road that every answer takes
 _COLUMNS = 6  # of states, at most
@@ -44,8 +44,8 @@ def chain(chain: Any, ax: Any = None, top: int = 12, *, target: str = "harm", wo
     -------
     Axes
     """
-    graph = flow(chain, top, target)
-    columns = _columns(graph)
+    graph = folded(chain, top, target)
+    columns = placed(graph)
     crowd = max(len(nodes) for nodes in columns)
     tall = min(0.11, 0.85 / crowd)
     spot: dict[Any, tuple[int, float]] = {}
@@ -77,7 +77,7 @@ def _note(ax: Any, graph: nx.DiGraph, chain: Any, words: Any) -> None:
     remember(ax, "passages per answer", x, [at["flow"] for _, _, at in roads], kind="road")
 
 
-def _columns(graph: nx.DiGraph) -> list[list[Any]]:
+def placed(graph: nx.DiGraph) -> list[list[Any]]:
     """States by the longest way from the start, on roads that lead forward in time; outcomes last."""
     time = nx.get_node_attributes(graph, "time")
     states = sorted((n for n in graph if time[n] < np.inf), key=lambda n: (time[n], -graph.nodes[n]["height"]))
