@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..outcomes import NOT_JUDGED, OUTCOMES
+from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 
 if TYPE_CHECKING:
     from .rollouts import Rollouts
 
-__all__ = ["check_offsets", "check_rollouts", "reject"]
+__all__ = ["check_offsets", "check_rollouts", "codes_of", "reject"]
 
 _MASS_SLACK = 1e-4  # masses are float32 sums over a whole vocabulary
 
@@ -176,3 +176,19 @@ def _check_columns(r: Rollouts, row_of: np.ndarray, n: int) -> None:
             cause="it left the range of float32, or of the model's own numbers",
             next="record the activations in float32; give nan where one is not known",
         )
+
+
+def codes_of(outcome: Any) -> Any:
+    """Codes of outcomes that are given by name; numbers stay as they are."""
+    given = np.asarray(outcome)
+    if given.dtype.kind not in "UO":
+        return outcome
+    codes = [NOT_JUDGED if name is None else CODES.get(name, name) for name in given.ravel().tolist()]
+    reject(
+        "outcome",
+        np.array([isinstance(code, str) for code in codes], dtype=bool),
+        lambda row: f"unknown outcome {codes[row]!r}",
+        cause=f"known are {', '.join(OUTCOMES)}, and None for not judged",
+        next="rename the outcomes",
+    )
+    return np.array(codes).reshape(given.shape)

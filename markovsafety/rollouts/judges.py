@@ -44,6 +44,15 @@ class Verdict:
         Index within the answer of the token at which the outcome was first hit; -1 for truncated.
     raw : object array, shape (n,)
         The judge's own words for each answer, str or None, kept as they are.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 2]], prompt_id=[0, 1])
+    >>> verdict: ms.rollouts.Verdict = ms.rollouts.LexiconJudge(harm=[9], refusal=[7], eos_ids=[2]).judge(rolls)
+    >>> [ms.OUTCOMES[code] for code in verdict.outcome], verdict.hit
+    (['harm', 'benign'], array([1, 1], dtype=int32))
+    >>> verdict.raw[0]
+    '{"harm": [1, [9]], "refusal": null, "end": 2}'
     """
 
     outcome: np.ndarray
@@ -57,6 +66,22 @@ class Judge(Protocol):
 
     It may have ``bind(template)``, which gives it the tokenizer of the model that answered, and ``describe()``, whose
     JSON value goes into the provenance.
+
+    Examples
+    --------
+    A judge of your own, to whom a second "and" (6) is harm:
+
+    >>> class Second:
+    ...     name = "second and"
+    ...     def judge(self, rolls):
+    ...         at = [np.flatnonzero(ids == 6)[1:2].tolist() for ids in rolls.answers()]
+    ...         outcome = [ms.OUTCOMES.index("harm" if hit else "benign") for hit in at]
+    ...         hit = [hit[0] if hit else len(ids) - 1 for hit, ids in zip(at, rolls.answers())]
+    ...         return ms.rollouts.Verdict(np.array(outcome), np.array(hit), np.array([None] * len(rolls)))
+    >>> isinstance(Second(), ms.rollouts.Judge)
+    True
+    >>> ms.judge(ms.Rollouts.of([[5, 6, 7, 6, 2], [5, 2]], prompt_id=[0, 1]), Second())
+    Rollouts(2 of 2 prompts, prefill 0: 1 harm, 1 benign)
     """
 
     name: str
@@ -86,6 +111,17 @@ def judge(rolls: Rollouts, judge: str | Judge = "lexicon", **options: Any) -> Ro
     ------
     InputError
         No rollouts, unknown judge, options that do not fit, or a verdict that contradicts the rollouts.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of([[5, 9, 2], [7, 2], [5, 6, 2], [5, 6]], prompt_id=[0, 0, 1, 1])
+    >>> rolls
+    Rollouts(4 of 2 prompts, prefill 0: 4 not judged)
+    >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
+    >>> judged
+    Rollouts(4 of 2 prompts, prefill 0: 1 harm, 1 refusal, 1 benign, 1 truncated)
+    >>> judged.hit
+    array([ 1,  0,  2, -1], dtype=int32)
     """
     if not isinstance(rolls, Rollouts):
         raise InputError(

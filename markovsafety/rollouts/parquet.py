@@ -62,6 +62,14 @@ def write_rollouts(rolls: Rollouts, path: str | Path) -> Path:
     ------
     InputError
         These are no rollouts, the file cannot be written, the provenance is not JSON, or a text is not Unicode.
+
+    Examples
+    --------
+    >>> import pyarrow.parquet as pq
+    >>> rolls = ms.Rollouts.of([[5, 9], [7, 2]], prompt_id=[0, 1], outcome=["harm", "refusal"], hit=[1, 0])
+    >>> path = ms.write_rollouts(rolls, "run/shallow.parquet")
+    >>> pq.read_table(path).column_names
+    ['prompt_id', 'category', 'tokens', 'prefill', 'outcome', 'hit']
     """
     if not isinstance(rolls, Rollouts):
         raise InputError(
@@ -149,6 +157,20 @@ def read_rollouts(path: str | Path, *, template: Any = None, skip_corrupt: bool 
         Nothing there, not Parquet, columns missing or of the wrong type, or rows that contradict themselves; names the
         file, the column and the first bad row. Of a folder: shards that are damaged, lost, or of another run, tokenizer
         or chat template; ``partial`` holds the rollouts of the others.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of([[5, 9], [7, 2]], prompt_id=[0, 1], outcome=["harm", "refusal"], hit=[1, 0])
+    >>> ms.read_rollouts(ms.write_rollouts(rolls, "run.parquet"))
+    Rollouts(2 of 2 prompts, prefill 0: 1 harm, 1 refusal)
+
+    A log of another program:
+
+    >>> with open("log.jsonl", "w") as log:
+    ...     print('{"prompt_id": 0, "tokens": [5, 9, 2], "outcome": "harm", "hit": 1}', file=log)
+    ...     print('{"prompt_id": 1, "tokens": [5, 2], "outcome": "benign"}', file=log)
+    >>> ms.read_rollouts("log.jsonl")
+    Rollouts(2 of 2 prompts, prefill 0: 1 harm, 1 benign)
     """
     if not isinstance(path, str | Path):
         raise InputError(

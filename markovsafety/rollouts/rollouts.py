@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
+from ..outcomes import NOT_JUDGED, OUTCOMES
 from ..rich import few, short, shown
-from .checks import check_offsets, check_rollouts, reject
+from .checks import check_offsets, check_rollouts, codes_of
 
 __all__ = ["ACTIVATION", "ALIGNED", "MASS", "SCALARS", "Ragged", "Rollouts", "is_aligned"]
 
@@ -42,7 +42,12 @@ def is_aligned(name: str) -> bool:
 
 def _frozen(column: str, values: Any, dtype: Any) -> np.ndarray:
     """A read-only view of `values` as `dtype`; what does not fit is refused, never wrapped or cut."""
-    array = np.asarray(values, dtype=object if dtype is object else None)
+    try:
+        array = np.asarray(values, dtype=object if dtype is object else None)
+    except ValueError as error:  # a list among numbers
+        raise InputError(
+            f"column {column} does not hold one value per entry", cause=str(error), next="give one number per entry"
+        ) from error
     if array.ndim != 1:
         raise InputError(f"column {column} has shape {array.shape}", cause="every column is flat", next="use Ragged.of")
     if np.issubdtype(dtype, np.integer) and array.size:
@@ -87,6 +92,14 @@ class Ragged:
     ------
     InputError
         If the offsets do not start at 0, fall, or end elsewhere than at the end of `flat`.
+
+    Examples
+    --------
+    >>> rows = ms.rollouts.Ragged.of([[5, 9], [], [7]])
+    >>> rows.flat, rows.offsets
+    (array([5, 9, 7], dtype=int32), array([0, 2, 2, 3]))
+    >>> rows[0], len(rows)
+    (array([5, 9], dtype=int32), 3)
     """
 
     flat: np.ndarray
@@ -177,6 +190,18 @@ class Rollouts:
     Notes
     -----
     The arrays are read-only. ``==`` compares the data, not the provenance.
+
+    Examples
+    --------
+    >>> asked = {"prompt_id": [0, 0, 1], "category": ["bio", "bio", "fraud"], "prefill": [1, 0, 1]}
+    >>> said = [[5, 9, 2], [7, 2], [5, 6, 2]]
+    >>> rolls = ms.Rollouts.of(said, **asked, outcome=["harm", "refusal", "benign"], hit=[1, 0, 2])
+    >>> rolls
+    Rollouts(3 of 2 prompts, prefill 0, 1: 1 harm, 1 refusal, 1 benign)
+    >>> rolls[rolls.category == "bio"]
+    Rollouts(2 of 1 prompts, prefill 0, 1: 1 harm, 1 refusal)
+    >>> rolls.answer(0), rolls.lengths
+    (array([5, 9, 2], dtype=int32), array([3, 2, 3]))
     """
 
     tokens: np.ndarray
@@ -220,7 +245,7 @@ class Rollouts:
             return np.full(n, values[()], values.dtype) if values.ndim == 0 else values
 
         cells = [full(v, d) for v, d in ((prompt_id, np.int64), (category, object), (prefill, np.int32))]
-        judged = [full(_codes(outcome), np.int8), full(hit, np.int32)]
+        judged = [full(codes_of(outcome), np.int8), full(hit, np.int32)]
         fixed = dict(zip(PER_ROLLOUT, [*cells, *judged]))
         return cls(rows.flat, rows.offsets, **fixed, columns=columns or {}, provenance=provenance or {})
 
@@ -370,22 +395,6 @@ class Rollouts:
         rows = Ragged.concat([Ragged(part.tokens, part.offsets) for part in parts])
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in PER_ROLLOUT}
         return Rollouts(rows.flat, rows.offsets, **joined, columns=columns, provenance=provenance)
-
-
-def _codes(outcome: Any) -> Any:
-    """Codes of outcomes that are given by name; numbers stay as they are."""
-    given = np.asarray(outcome)
-    if given.dtype.kind not in "UO":
-        return outcome
-    codes = [NOT_JUDGED if name is None else CODES.get(name, name) for name in given.ravel().tolist()]
-    reject(
-        "outcome",
-        np.array([isinstance(code, str) for code in codes], dtype=bool),
-        lambda row: f"unknown outcome {codes[row]!r}",
-        cause=f"known are {', '.join(OUTCOMES)}, and None for not judged",
-        next="rename the outcomes",
-    )
-    return np.array(codes).reshape(given.shape)
 
 
 def _index(which: Any, n: int) -> np.ndarray:

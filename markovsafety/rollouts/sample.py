@@ -138,6 +138,17 @@ def sample(
     UntrustedError
         Logits became NaN, or a server left requests without an answer; ``partial`` holds the rollouts that were
         finished.
+
+    Examples
+    --------
+    Eight answers to each of two prompts, and eight more after the first five tokens of an answer that complies:
+
+    >>> model, asked = ms.organism.model_path("shallow"), ms.organism.prompts(n=2)
+    >>> rolls = ms.sample(model, asked, n=8, max_tokens=16, prefill=[0, 5], judge="organism")
+    >>> rolls
+    Rollouts(32 of 2 prompts, prefill 0, 5: ... harm, ... refusal, ... truncated)
+    >>> " ".join(ms.organism.WORDS[i] for i in rolls[rolls.prefill == 5].answer(0)[:5])
+    'yes happy to help let'
     """
     _check(n, max_tokens, temperature, top_p, seed, shard_size)
     if unknown := sorted(set(server) - set(OF_SERVERS)):

@@ -8,7 +8,7 @@ checked here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,8 +70,8 @@ class Stream:
     ----------
     shards : tuple of Path
         The files, in the order in which they are read.
-    rows : int
-        Rollouts in them.
+    sizes : tuple of int
+        Rollouts in each of them.
     columns : tuple of str
         Optional columns that every shard has, and ``weight`` if any has it (a missing one counts as 1).
     skipped : dict of str to str
@@ -83,11 +83,25 @@ class Stream:
     """
 
     shards: tuple[Path, ...]
-    rows: int
+    sizes: tuple[int, ...]
     columns: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     note: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rollouts in all shards."""
+        return sum(self.sizes)
+
+    def parts(self, most: int) -> list[Stream]:
+        """The same rollouts in at most so many streams, some shards each; what is read of a shard is that of the whole.
+
+        Paths become absolute, so that processes elsewhere find the files.
+        """
+        count = min(most, len(self.shards))
+        shards = [shard.absolute() for shard in self.shards]
+        return [replace(self, shards=tuple(shards[i::count]), sizes=self.sizes[i::count]) for i in range(count)]
 
     def batches(self, columns: Sequence[str] = (), tokens: int | None = None) -> Iterator[Batch]:
         """All rollouts in order.
@@ -168,10 +182,10 @@ def stream(path: str | Path, *, skip_corrupt: bool = False) -> Stream:
         raise folders.damaged(path, bad, Rollouts.concat([]), skip_corrupt)
     names = [facts.optional for facts in known.values()]
     common = set.intersection(*names) | ({"weight"} & set.union(*names))
-    rows = sum(facts.rows for facts in known.values())
-    note = f"unfinished run: {rows} rollouts, {len(missing)} of {len(expected)} shards missing" if missing else ""
+    sizes = tuple(facts.rows for facts in known.values())
+    note = f"unfinished run: {sum(sizes)} rollouts, {len(missing)} of {len(expected)} shards missing" if missing else ""
     warnings = dict.fromkeys(text for facts in known.values() for text in _warnings(facts.provenance))
-    return Stream(tuple(known), rows, tuple(sorted(common)), bad, note, tuple(warnings))
+    return Stream(tuple(known), sizes, tuple(sorted(common)), bad, note, tuple(warnings))
 
 
 def _warnings(provenance: dict[str, Any]) -> list[str]:

@@ -98,6 +98,16 @@ class Sums:
         As that of `Rollouts`.
     info : dict
         ``sampled_tokens``, ``fetched_bytes`` (what left the device), ``seconds``: of what was sampled by this call.
+
+    Examples
+    --------
+    >>> model, asked = ms.organism.model_path("shallow"), ms.organism.prompts(n=2)
+    >>> ask = dict(judge="organism", n=8, max_tokens=16, prefill=[0, 5])
+    >>> sums = ms.rollouts.tally(model, asked, ms.KGram(1), **ask)
+    >>> sums
+    <Sums of order 1: 32 rollouts (... harm + ... refusal + ... benign + ... truncated); ... states>
+    >>> sums.prompt_id, sums.prefill
+    (array([0, 0, 1, 1]), array([0, 5, 0, 5], dtype=int32))
     """
 
     order: int

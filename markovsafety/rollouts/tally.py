@@ -76,6 +76,18 @@ progress, system, shard_size, fine
         The model cannot be loaded.
     UntrustedError
         Logits became NaN; ``partial`` holds the sums of the shards finished before.
+
+    Examples
+    --------
+    The same counts as those of the answers themselves, which never left the device:
+
+    >>> model, asked = ms.organism.model_path("shallow"), ms.organism.prompts(n=2)
+    >>> ask = dict(judge="organism", n=8, max_tokens=16, prefill=[0, 5])
+    >>> sums = ms.rollouts.tally(model, asked, ms.KGram(1), **ask)
+    >>> rolls = ms.sample(model, asked, **ask)
+    >>> difference = ms.count(sums).matrix - ms.count(rolls, states=ms.KGram(1)).matrix
+    >>> len(sums), int(abs(difference).sum())
+    (32, 0)
     """
     _check(n, max_tokens, temperature, top_p, seed, shard_size)
     order = _order(states)

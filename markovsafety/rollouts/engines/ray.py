@@ -69,6 +69,17 @@ def spread(
         An item lost five workers one after the other.
     MarkovsafetyError
         From the function; without a partial answer of its own, ``partial`` is the list, with None for what is missing.
+
+    Examples
+    --------
+    Where a cluster answers this is [1, 2, 3]; where none does, it says how one is started:
+
+    >>> ms.rollouts.spread(abs, [-1, -2, -3], address="127.0.0.1:1")
+    Traceback (most recent call last):
+        ...
+    markovsafety.errors.InputError: cannot join a Ray cluster at 127.0.0.1:1
+      cause: ...
+      next:  ray start --head on one node, ray start --address=HOST:6379 on the others; or address='local'
     """
     todo = list(items)
     found: list[Any] = [None] * len(todo)
