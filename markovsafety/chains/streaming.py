@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,10 @@ __all__ = ["count_stream"]
 ENTRY = 192  # bytes that an entry of a table takes while tables are added
 ROOM = 1 << 22  # entries by which counts may grow before they are added up
 TOKENS = 1 << 22  # tokens of a batch
+PIECES = 64  # into which the shards are dealt out where they are counted by several processes
 
 
-def count_stream(source: Any, states: Any, memory: int | None, skip_corrupt: bool) -> Counts:
+def count_stream(source: Any, states: Any, memory: int | None, skip_corrupt: bool, spread: Any = None) -> Counts:
     """Counts of what lies on disk, as `count` makes them of rollouts in memory.
 
     Parameters
@@ -30,6 +32,8 @@ def count_stream(source: Any, states: Any, memory: int | None, skip_corrupt: boo
     memory : int or None
         Bytes that counts may take; None: no limit.
     skip_corrupt : bool
+    spread : callable, optional
+        ``spread(function, items)`` returns a list as ``map`` would, over several processes.
 
     Raises
     ------
@@ -37,9 +41,30 @@ def count_stream(source: Any, states: Any, memory: int | None, skip_corrupt: boo
         As `count`, with the shard and the row from which on its batch begins; if the counts outgrow the memory
         (``partial`` holds those of the batches before).
     """
+    stream = opened(source, skip_corrupt)
+    if spread is None:
+        found = [_counted(states, memory, stream)]
+    else:
+        found = spread(functools.partial(_counted, states, memory), stream.parts(PIECES))
+    parts = [part for part in found if part is not None]
+    if not parts:
+        raise _nothing(stream.rows)
+    whole = _joined(parts)
+    if len(found) > 1:
+        _check([whole], memory)
+    return whole
+
+
+def _nothing(rows: int) -> InputError:
+    if rows:
+        return InputError("All weights are zero.", cause="Nothing would be counted.", next="Correct the column weight.")
+    return InputError("There are no rollouts.", cause="The files are empty.", next="Sample some.")
+
+
+def _counted(states: Any, memory: int | None, stream: Any) -> Counts | None:
+    """Counts of a stream; None where there is nothing to count, as in shards of a folder whose others hold it all."""
     from .counting import count
 
-    stream = opened(source, skip_corrupt)
     blind = isinstance(states, KGram | Position | JudgedPrefix)  # reads no activations
     wanted = [
         name for name in stream.columns if name.startswith(("weight", "mass_", *(() if blind else ("activation_",))))
@@ -61,7 +86,7 @@ def count_stream(source: Any, states: Any, memory: int | None, skip_corrupt: boo
             least = 2 * _entries(parts) + room
             _check(parts, memory)
     if not parts:
-        raise InputError("There are no rollouts.", cause="The files are empty.", next="Sample some.")
+        return None
     parts = [_joined(parts)]
     _check(parts, memory)
     return parts[0]
