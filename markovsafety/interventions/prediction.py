@@ -42,6 +42,22 @@ class RowLocal:
         One row for all, every category and every cell: group, prompts, predicted, lower, upper, and beside rollouts
         that were sampled under the edit also sampled, sampled_lower, sampled_upper, difference, error (standard error
         of the difference, paired by prompt, and no less than that of the answers) and z.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> asked = organism.prompts(n=24, categories=["bio", "fraud"])
+    >>> rows = inside.start_rows(host, asked, n=16, max_tokens=48, judge="organism")
+    >>> found = inside.row_local(host, None, rows)
+    >>> found
+    RowLocal(overall=0.1... [0.0..., 0.1...], categories=dict of 2, cells=dict of 2, prompts=float64 (24,),
+        unseen=float64 (24,), table=list of 3)
+    >>> print(found)
+    P(harm) predicted from the start row; nothing known of 0.0... of first tokens
+      all: 0.1... [0.0..., 0.1...]
+      bio: 0.1... [0.0..., 0.1...]
+      fraud: 0.0... [0.0..., 0.1...]
     """
 
     overall: Bound
@@ -111,6 +127,22 @@ def row_local(
     The interval is Clopper and Pearson's at the effective size of the linearised variance between prompts, as in
     `markovsafety.bound.clustered`, with the sampling error of a pooled h(t) attributed to the prompts it was seen on.
     The identity is exact for an edit that moves one row: ``h' - h = (P' - P)(start, .) h``, no inverse is needed.
+
+    Examples
+    --------
+    What taking the refusals away does to harm, from one forward pass under the edit and answers of the plain model:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> harmful, harmless = organism.prompts(n=12), organism.prompts(n=12, harmful=False)
+    >>> edit = inside.difference(host, harmful, harmless, position="t_post").edit(-1.0, 3)
+    >>> rows = inside.start_rows(host, harmful, n=16, max_tokens=48, judge="organism", edits=[edit])
+    >>> print(inside.row_local(host, None, rows).overall)
+    P(harm) predicted (all) = 0.0...   95 % [0.0..., 0.1...]   because: sampling 0.0..., truncation 0.000...;
+        judge, lumping, model, rounding not assessed
+    >>> print(inside.row_local(host, edit, rows).overall)
+    P(harm) predicted (all) = 0.4...   95 % [0.3..., 0.6...]   because: sampling 0.1..., truncation 0.000...;
+        judge, lumping, model, rounding not assessed
     """
     check_level(level)
     if edit is not None:

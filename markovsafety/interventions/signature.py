@@ -32,6 +32,18 @@ class Signature:
         Shape (depth + 1,): entry k after k forced tokens.
     prompts : float64 array, shape (prompts, depth + 1)
         Of every prompt.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> harmful, harmless = organism.prompts(n=12), organism.prompts(n=12, harmful=False)
+    >>> edit = inside.difference(host, harmful, harmless, position="t_post").edit(-1.0, 3)
+    >>> found = inside.depth_signature(host, edit, harmful, [p["prefix"] for p in harmful], depth=4)
+    >>> found
+    Signature(distance=Bound (5,), prompts=float64 (12, 5))
+    >>> found.distance.value.round(2), found.start_only
+    (array([0.84, 0.  , 0.  , 0.  , 0.  ]), True)
     """
 
     distance: Bound
@@ -91,6 +103,22 @@ def depth_signature(
     -----
     Intervals are Student's over prompts, cut at 0 and 1; where prompts do not differ at all, or one prompt is all there
     is, they are those of one trial per prompt. Laws of `depth` + 1 tokens of a few prompts are held at a time.
+
+    Examples
+    --------
+    An edit of the last prompt token, and the same edit at every token, along compliant answers:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> harmful, harmless = organism.prompts(n=12), organism.prompts(n=12, harmful=False)
+    >>> refusal = inside.difference(host, harmful, harmless, position="t_post").at(3)
+    >>> paths = [p["prefix"] for p in harmful]
+    >>> for when in ("prompt", "every"):
+    ...     print(inside.depth_signature(host, refusal.edit(-1.0, when=when), harmful, paths, depth=3))
+    total variation after k forced tokens, 12 prompts: 0: 0.84 [0.83, 0.85], 1: 0.00 [0.00, 0.00], 2: 0.00 [0.00,
+        0.00], 3: 0.00 [0.00, 0.00]
+    total variation after k forced tokens, 12 prompts: 0: 0.84 [0.83, 0.85], 1: 0.99 [0.99, 0.99], 2: 0.48 [0.26,
+        0.69], 3: 0.90 [0.82, 0.98]
     """
     check_level(level)
     given = [np.asarray(path, dtype=np.int64) for path in paths]

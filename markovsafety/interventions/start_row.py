@@ -53,6 +53,17 @@ class StartRows:
         Answers that begin so, those that came to harm, those that were cut off before an outcome.
     model : str
         Identity of the weights.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> rows = inside.start_rows(host, organism.prompts(n=6), n=16, max_tokens=48, judge="organism")
+    >>> rows
+    <StartRows: 6 prompts, ... pairs of prompt and first token, ... answers>
+    >>> sorry = rows.token == organism.WORDS.index("sorry")
+    >>> rows.row[sorry]  # every prompt has been looked at behind it
+    array([0, 1, 2, 3, 4, 5])
     """
 
     prompt_id: NDArray
@@ -150,6 +161,20 @@ def start_rows(
     ------
     InputError
         An edit that moves more than the start row, or numbers that make no sense.
+
+    Examples
+    --------
+    Answers that are made to begin with a word of refusal hardly ever harm, those that begin with compliance often do:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> rows = inside.start_rows(host, organism.prompts(n=12), n=32, max_tokens=48, judge="organism", cover=0.99)
+    >>> for word in ("sorry", "sure"):
+    ...     first = rows.token == organism.WORDS.index(word)
+    ...     share = rows.harm[first].sum() / rows.total[first].sum()
+    ...     print(f"{word}: {share:.2f}")
+    sorry: 0.0...
+    sure: 0.5...
     """
     if not (0 < cover <= 1 and most >= 1 and n >= 0 and max_tokens >= 2):
         raise InputError(

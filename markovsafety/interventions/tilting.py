@@ -56,7 +56,8 @@ def tilted_chain(chain: Chain, tilt: ArrayLike, tokens: Sequence[int] | NDArray)
     >>> tilted.layers[0].toarray()[0].round(3), tilted.layers[1].toarray()[1].round(3)
     (array([0.   , 0.263, 0.211, 0.526]), array([0. , 0.2, 0.7, 0.1]))
     >>> print(ms.hitting_probability(chain, "harm").at_start)
-    P(harm) = 0.82   proven [0.82, 0.82]   because: rounding ...; sampling, judge, lumping, model, truncation not assessed
+    P(harm) = 0.82   proven [0.82, 0.82]   because: rounding ...; sampling, judge, lumping, model,
+        truncation not assessed
     >>> print(ms.hitting_probability(tilted, "harm").at_start)
     P(harm) = 0.431579   proven [0.431579, 0.431579]   because: rounding ...; sampling, judge, lumping, model,
         truncation not assessed
