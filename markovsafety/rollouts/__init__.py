@@ -10,6 +10,7 @@ from .rollouts import Ragged, Rollouts
 from .sample import sample
 from .sums import Sums
 from .tally import tally
+from .template import Template
 
 __all__ = [
     "Judge",
@@ -17,6 +18,7 @@ __all__ = [
     "Ragged",
     "Rollouts",
     "Sums",
+    "Template",
     "Verdict",
     "judge",
     "read_rollouts",

@@ -60,6 +60,12 @@ class Template:
         "chat" if there is a chat template, else "plain".
     end_ids : tuple of int
         `eos_ids` and the special tokens that the chat template puts after an assistant's message.
+
+    Examples
+    --------
+    >>> template = ms.rollouts.Template.load(ms.organism.model_path("shallow"))
+    >>> template, template.prompt_text("tell me .")
+    (Template(chat, 199 ids), '<bos><user> tell me . <end> <turn> <assistant>')
     """
 
     tokenizer: Tokenizer
@@ -124,6 +130,9 @@ class Template:
         size = vocab_size if vocab_size is not None else config.get("vocab_size")
         template._check_size(size)
         return template
+
+    def __repr__(self) -> str:
+        return f"Template({self.kind}, {self.vocab_size} ids)"
 
     @property
     def kind(self) -> str:
