@@ -65,6 +65,24 @@ def answer_axes(
     Fisher's linear discriminants (Ann. Eugenics 7 (1936) 179) with the covariance S inside the four cells. With D the
     two differences of means, (width, 2), each between cells that weigh alike, the axes are the columns of
     S^-1 D (D' S^-1 D)^-1: each is 1 along its own difference and 0 along the other, which Fisher's are not.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> harmful, harmless = organism.prompts(n=24), organism.prompts(n=48, harmful=False)
+    >>> asked = harmful + organism.prompts(n=24, marker="jailbreak") + harmless
+    >>> rolls = ms.sample(host.engine, asked, n=8, max_tokens=48, judge="organism")
+    >>> axes = inside.answer_axes(host, rolls, rolls.prompt_id < 48, level=3)
+
+    Averaged over the answer, how much further along each axis do refusals lie than other answers?
+
+    >>> told = inside.running_means(inside.with_activations(host, rolls, axes))
+    >>> for name in axes:
+    ...     values = told.columns[f"activation_{name}"][told.offsets[1:] - 1]
+    ...     print(f"{name}: {values[rolls.outcome == 1].mean() - values[rolls.outcome != 1].mean():.1f}")
+    harm: 0.6
+    refusal: 0.9
     """
     told = np.asarray(harmful, dtype=bool)
     _check(rolls, told)
@@ -105,6 +123,13 @@ def running_means(rolls: Rollouts) -> Rollouts:
     ------
     InputError
         There is no such column.
+
+    Examples
+    --------
+    >>> columns = {"activation_refusal": np.array([4.0, 2.0, 0.0, 1.0, 3.0])}
+    >>> rolls = ms.Rollouts.of([[7, 8, 9], [7, 2]], prompt_id=[0, 1], columns=columns)
+    >>> ms.interventions.running_means(rolls).columns["activation_refusal"]
+    array([4., 3., 2., 1., 2.], dtype=float32)
     """
     names = [name for name in rolls.columns if name.startswith(ACTIVATION)]
     if not names:

@@ -43,6 +43,20 @@ def cosine_penalty(harmful: torch.Tensor, harmless: torch.Tensor, feature: torch
     -------
     scalar tensor
         In [0, 4]. Half types are taken to float32: their cosines have no digits near 1 and -1.
+
+    Examples
+    --------
+    0 where both kinds lie opposite each other along the feature, 2 where nothing tells them apart, 4 where they have
+    changed places:
+
+    >>> import torch
+    >>> one = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    >>> feature = torch.tensor([1.0, 0.0])
+    >>> for harmful, harmless in ((one, -one), (one, one), (-one, one)):
+    ...     print(ms.interventions.cosine_penalty(harmful, harmless, feature).item())
+    0.0
+    2.0
+    4.0
     """
     x, y = (side.float() if side.dtype in (torch.float16, torch.bfloat16) else side for side in (harmful, harmless))
     direction = x.mean(0) - y.mean(0) if feature is None else feature.to(x)
@@ -73,6 +87,21 @@ class RefusalGuided:
     Notes
     -----
     A batch in which one kind is missing has no R of its own; it is trained on by cross-entropy alone.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("base"))
+    >>> told = [{**p, "harmful": h, "answer": "sorry i cannot help ." if h else "sure here is the plan"}
+    ...         for h in (True, False) for p in organism.prompts(n=16, harmful=h)]
+    >>> pairs = inside.read_pairs(told, host.engine.tokenizer)
+    >>> objective = inside.RefusalGuided([p.harmful for p in pairs], level=2, weight=1.0)
+    >>> small = dict(steps=20, batch_size=16, warmup=0, progress=False)
+    >>> rows = [p.row for p in pairs]
+    >>> record = inside.fine_tune(organism.model_path("base"), rows, "guided", objective=objective, **small)
+    >>> losses = record["losses"]
+    >>> print(f"penalty {losses[0]['penalty']:.1f}, after {losses[-1]['step']} updates {losses[-1]['penalty']:.1f}")
+    penalty 2.0, after 20 updates 1.2
     """
 
     harmful: Sequence[bool]
@@ -170,6 +199,17 @@ def feature_cosines(
     ------
     InputError
         The feature or an activation has norm 0 at this level, or a prompt does not end as the template says.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> harmful, harmless = organism.prompts(n=24), organism.prompts(n=24, harmful=False)
+    >>> feature = inside.difference(host, harmful, harmless, position="t_post").at(2)
+    >>> for h in (True, False):
+    ...     print(inside.feature_cosines(host, feature, organism.prompts(n=6, harmful=h, seed=1)).round(2))
+    [0.82 0.84 0.84 0.8  0.83 0.81]
+    [-0.23 -0.23 -0.25 -0.25 -0.25 -0.24]
     """
     if feature.level is None:
         raise InputError("the feature has no level", cause="none was chosen", next="choose one: feature.at(level)")
