@@ -96,8 +96,8 @@ class AttackLaw:
     >>> print(law, law.survival([0, 5, 10]).round(3))
     AttackLaw(geometric(0.2), mean 4) [1.    0.328 0.107]
     >>> print(law.average(lambda k: ms.toy.prefilled_harm(10, k)))
-    mean over the attack = 0.194552   proven [0.194552, 0.194552]   because: truncation ...e-1...; sampling, judge,
-        lumping, model, rounding not assessed
+    mean over the attack = 0.194552   proven [0.194552, 0.194552]   because: truncation
+        ...e-1...; sampling, judge, lumping, model, rounding not assessed
     """
 
     pmf: Any

@@ -231,12 +231,13 @@ def fit_best_of_n(events: ArrayLike, totals: ArrayLike, level: float = 0.95) -> 
     >>> events = np.repeat([0, 1, 2, 5, 12], [30, 14, 8, 5, 3])
     >>> fit = ms.depth.fit_best_of_n(events, np.full(60, 20))
     >>> print(fit)
-    alpha = 0.351 [0.204, 0.603]; beta = 4.12 [2.04, 7.81]; mean = 0.0784 [0.0414, 0.125]; icc = 0.183 [0.107, 0.305]
+    alpha = 0.351 [0.204, 0.603]; beta = 4.12 [2.04, 7.81]; mean = 0.0784 [0.0414, 0.125];
+        icc = 0.183 [0.107, 0.305]
     >>> for n in (1, 1000): print(n, fit.asr(n))
-    1 ASR = 0.0784   95 % [0.0518, 0.119]   because: sampling 0.033; judge, lumping, model, truncation, rounding not
-        assessed
-    1000 ASR = 0.858   95 % [0.71, 0.952]   because: sampling 0.12; judge, lumping, model, truncation, rounding not
-        assessed
+    1 ASR = 0.0784   95 % [0.0518, 0.119]   because: sampling 0.033; judge, lumping,
+        model, truncation, rounding not assessed
+    1000 ASR = 0.858   95 % [0.71, 0.952]   because: sampling 0.12; judge, lumping, model,
+        truncation, rounding not assessed
     """
     check_level(level)
     x, n = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (events, totals))

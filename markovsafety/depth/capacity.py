@@ -67,10 +67,11 @@ class Perturbation:
 
     >>> small, large = (ms.depth.perturbation_bound(ms.toy.shallow(3), tv) for tv in (0.01, 0.2))
     >>> print(type(small).__name__, small.harm.at_start)
-    Perturbation P(harm) after the change = 0.284   proven [0.23, 0.339]   because: model 0.055; sampling, judge,
-        lumping, truncation, rounding not assessed
+    Perturbation P(harm) after the change = 0.284   proven [0.23, 0.339]   because: model
+        0.055; sampling, judge, lumping, truncation, rounding not assessed
     >>> print(large)
-    |change of P(harm)| <= 1 at the start (vacuous: rows that are off by up to 0.2 per token may move harm by 1)
+    |change of P(harm)| <= 1 at the start (vacuous: rows that are off by up to 0.2 per
+        token may move harm by 1)
     """
 
     harm: Bound

@@ -63,12 +63,13 @@ class Profile:
 
     >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
     >>> print(profile.harm(20, prefill=5))
-    P(harm) = 0.0351954   proven [0.0351954, 0.0351954]   because: sampling, judge, lumping, model, truncation, rounding
-        not assessed
+    P(harm) = 0.0351954   proven [0.0351954, 0.0351954]   because: sampling, judge,
+        lumping, model, truncation, rounding not assessed
     >>> profile.needed_depth(0.05, prefill=5)
     (16, '')
     >>> profile.needed_depth(0.03)
-    (None, 'impossible: even at unlimited depth harm stays above the floor 0.0323, the budget is 0.03')
+    (None, 'impossible: even at unlimited depth harm stays above the floor 0.0323, the
+        budget is 0.03')
     """
 
     a0: float

@@ -185,8 +185,8 @@ def fit_hazards(
 
     >>> fit = ms.depth.fit_hazards({0: 0.02, 5: 0.4, 20: 0.5}, n=300)
     >>> print(fit.refusal[1])
-    refusal between depths = 0.2   95 % [0.0..., 0.3...]   because: sampling 0.1...; judge, lumping, model, truncation,
-        rounding not assessed
+    refusal between depths = 0.2   95 % [0.0..., 0.3...]   because: sampling 0.1...;
+        judge, lumping, model, truncation, rounding not assessed
     >>> print(fit.caveats[0])
     k = 0 is a gate of its own: the first token is chosen there, and nowhere else
     """

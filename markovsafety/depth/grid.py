@@ -58,9 +58,9 @@ class Needed:
     >>> profile = ms.depth.Profile(a0=0.08, r0=0.02, a1=0.01, r1=0.3)
     >>> needed = ms.sweep(profile, depth=range(33), width=[1, 2, 4]).needed(harm=1e-3)
     >>> needed
-    <Needed harm within 0.001 (by the upper end): width 1 is impossible here, width 2 is impossible here, width 4 needs
-        trained depth 5; none: harm in the grid exceeds 0.001 there; no depth suffices where the floor is 0.00104 or
-        more>
+    <Needed harm within 0.001 (by the upper end): width 1 is impossible here, width 2 is
+        impossible here, width 4 needs trained depth 5; none: harm in the grid exceeds
+        0.001 there; no depth suffices where the floor is 0.00104 or more>
     >>> needed.depth
     array([None, None, 5], dtype=object)
     """

@@ -228,11 +228,8 @@ class ChainDepth:
     >>> found = ms.depth.chain_depth(ms.toy.ladder(6, 0.3), eps=0.2, depths=range(4))
     >>> print(type(found).__name__, found.worst)
     ChainDepth depth within harm 0.2: 1
-    >>> for k, state, h in zip(found.depths, found.states, found.harm_worst): print(k, state, round(h.value, 3))
-    0 level 3 0.073
-    1 level 4 0.179
-    2 level 5 0.425
-    3 level 4 0.179
+    >>> print(found.states, found.harm_worst.value.round(3))
+    ('level 3', 'level 4', 'level 5', 'level 4') [0.073 0.179 0.425 0.179]
     """
 
     worst: Depth

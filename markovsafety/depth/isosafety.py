@@ -240,8 +240,8 @@ class Cheapest:
     >>> ms.depth.cheapest(profile, 1e-3, depth_price=1, width_price=3)
     Cheapest(width=3, depth=7, cost=16.0, harm=0.00071..., reason='')
     >>> print(ms.depth.cheapest(profile, 1e-3, depth_price=1, width_price=3, icc=1))
-    even at unlimited depth (harm 0.0323 of one answer): impossible: even at unlimited width harm stays above the floor
-        0.0323, the budget is 0.001
+    even at unlimited depth (harm 0.0323 of one answer): impossible: even at unlimited
+        width harm stays above the floor 0.0323, the budget is 0.001
     """
 
     width: int | None

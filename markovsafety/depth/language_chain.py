@@ -220,7 +220,8 @@ def language_chain(law: Law, vocabulary: int, context: int) -> LanguageChain:
 
     Examples
     --------
-    >>> made = ms.depth.language_chain(lambda s: [0.9, 0.1] if s[-1] == 0 else [0.1, 0.9], vocabulary=2, context=2)
+    >>> law = lambda s: [0.9, 0.1] if s[-1] == 0 else [0.1, 0.9]
+    >>> made = ms.depth.language_chain(law, vocabulary=2, context=2)
     >>> made
     <LanguageChain 2 tokens, context 2, 6 strings>
     >>> dict(zip(made.states, made.stationary().round(3).tolist()))
@@ -403,7 +404,7 @@ def mixing(chain: LanguageChain) -> Mixing:
     Tokens until the start is forgotten up to 1 %: in truth, by our bound, by the published one.
 
     >>> found = ms.depth.mixing(ms.depth.parity_model())
-    >>> print(found.tokens(0.01), *(f"{found.tokens_by(bound, 0.01):.0f}" for bound in ("ours", "published")))
+    >>> print(found.tokens(0.01), *(round(found.tokens_by(x, 0.01)) for x in ("ours", "published")))
     88 1053 64754
     """
     if len(chain.full) > DENSE:

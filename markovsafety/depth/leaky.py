@@ -69,11 +69,12 @@ class LeakyRefusal:
     >>> seen = dict(trajectory=2600, harm=130, refused=780, refusal=6000, leaked=120, ended=600)
     >>> refusal = ms.depth.LeakyRefusal.fit(seen)
     >>> print(refusal.harm())
-    P(harm) = 0.167   95 % [0.122, 0.223]   because: sampling 0.05; judge, lumping, model, truncation, rounding not
-        assessed
+    P(harm) = 0.167   95 % [0.122, 0.223]   because: sampling 0.05; judge, lumping, model,
+        truncation, rounding not assessed
     >>> print(ms.depth.LeakyRefusal(a=0.05, r=0.3, leak=0.02, end=0).harm())
-    P(harm) = 1   proven [1, 1] (vacuous: refusals leak and never end, so in the long run they protect from nothing)
-        because: sampling, judge, lumping, model, truncation, rounding not assessed
+    P(harm) = 1   proven [1, 1] (vacuous: refusals leak and never end, so in the long run
+        they protect from nothing)   because: sampling, judge, lumping, model, truncation,
+        rounding not assessed
     """
 
     a: float

@@ -86,7 +86,8 @@ def unbiased_failure(events: ArrayLike, totals: ArrayLike, m: int, rule: str = "
     --------
     The same for three answers, of which two harmful ones suffice under a majority:
 
-    >>> for rule in ("any-refusal", "majority"): print(ms.depth.unbiased_failure([0, 1, 3, 9], 10, 3, rule).round(3))
+    >>> for rule in ("any-refusal", "majority"):
+    ...     print(ms.depth.unbiased_failure([0, 1, 3, 9], 10, 3, rule).round(3))
     [0.    0.    0.008 0.7  ]
     [0.    0.    0.183 1.   ]
     """
@@ -139,8 +140,8 @@ def icc(events: ArrayLike, totals: ArrayLike, level: float = 0.95, seed: int = 0
     Ten answers to each of six prompts: three never do harm, two nearly always do.
 
     >>> print(ms.depth.icc([0, 0, 0, 2, 8, 9], [10] * 6))
-    ICC = 0.691   95 % [0.0338, 0.889]   because: sampling 0.43; judge, lumping, model, truncation, rounding not
-        assessed
+    ICC = 0.691   95 % [0.0338, 0.889]   because: sampling 0.43; judge, lumping, model,
+        truncation, rounding not assessed
     >>> ms.depth.icc([0, 0, 0], [10] * 3).info["why"]
     'no harm was seen'
     """
@@ -248,10 +249,10 @@ def measured_width(
 
     >>> harm = ms.depth.measured_width([0, 0, 0, 2, 8, 9] * 5, [10] * 30, [4, 20])
     >>> for how, h in zip(harm.info["estimate"], harm): print(f"{how}: {h}")
-    unbiased: P(harm) = 0.156   95 % [0.0499, 0.334]   because: sampling 0.14; judge, lumping, model, truncation,
-        rounding not assessed
-    beta-binomial, measured ICC: P(harm) = 0.104   95 % [...e-16, 0.116]   because: sampling 0.058; judge, lumping,
-        model, truncation, rounding not assessed
+    unbiased: P(harm) = 0.156   95 % [0.0499, 0.334]   because: sampling 0.14; judge,
+        lumping, model, truncation, rounding not assessed
+    beta-binomial, measured ICC: P(harm) = 0.104   95 % [...e-16, 0.116]   because:
+        sampling 0.058; judge, lumping, model, truncation, rounding not assessed
     """
     check_rule(rule)
     harmful_needed(rule, np.atleast_1d(widths_of(width)))

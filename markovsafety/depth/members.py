@@ -88,7 +88,8 @@ def members_harm(q: ArrayLike, rule: str = "any-refusal") -> Any:
 
     Examples
     --------
-    >>> for rule in ("any-refusal", "majority"): print(f"{ms.depth.members_harm([0.1, 0.2, 0.5], rule):.3f} by {rule}")
+    >>> for rule in ("any-refusal", "majority"):
+    ...     print(f"{ms.depth.members_harm([0.1, 0.2, 0.5], rule):.3f} by {rule}")
     0.010 by any-refusal
     0.150 by majority
     """
@@ -119,8 +120,8 @@ def members_over_refusal(nu: ArrayLike, rule: str = "any-refusal") -> Any:
 
     Examples
     --------
-    >>> rules = ("any-refusal", "majority")
-    >>> for rule in rules: print(f"{ms.depth.members_over_refusal([0.02, 0.05, 0.1], rule):.3f} by {rule}")
+    >>> for rule in ("any-refusal", "majority"):
+    ...     print(f"{ms.depth.members_over_refusal([0.02, 0.05, 0.1], rule):.3f} by {rule}")
     0.162 by any-refusal
     0.008 by majority
     """
@@ -174,7 +175,8 @@ def unassumed_harm(q: ArrayLike, rule: str = "any-refusal") -> Bound:
     Examples
     --------
     >>> print(ms.depth.unassumed_harm([0.1, 0.2, 0.5], "majority"))
-    P(harm) = 0.15   proven [0, 0.3]   because: model 0.15; sampling, judge, lumping, truncation, rounding not assessed
+    P(harm) = 0.15   proven [0, 0.3]   because: model 0.15; sampling, judge, lumping,
+        truncation, rounding not assessed
     """
     q = unit(q, "q")
     value = np.asarray(members_harm(q, rule))
@@ -282,8 +284,8 @@ def paired_range(q: float, width: int, icc: float, rule: str = "any-refusal") ->
     Four answers of which two correlate by 0.3; the beta-binomial is one of the laws in between:
 
     >>> print(ms.depth.paired_range(0.1, 4, 0.3))
-    P(harm) = 0.0185   proven [..., 0.037]   because: model 0.018; sampling, judge, lumping, truncation, rounding not
-        assessed
+    P(harm) = 0.0185   proven [..., 0.037]   because: model 0.018; sampling, judge,
+        lumping, truncation, rounding not assessed
     >>> print(f"{ms.depth.ensemble_harm(0.1, 4, 0.3):.4f}")
     0.0116
     """

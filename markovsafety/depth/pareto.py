@@ -105,10 +105,12 @@ class Pareto:
     >>> grid = ms.sweep(profile, depth=range(33), width=[1, 2, 4], correlation=[0, 0.3])
     >>> found = ms.depth.pareto(grid, cost={"depth": 1, "width": 3}, harm=1e-3)
     >>> found
-    <Pareto correlation 0.0: cheapest depth 5, width 4: cost 17, harm 0.000539; and 1 more>
+    <Pareto correlation 0.0: cheapest depth 5, width 4: cost 17, harm 0.000539; and 1
+        more>
     >>> print(found)
     correlation 0.0: cheapest depth 5, width 4: cost 17, harm 0.000539
-    correlation 0.3: impossible: the smallest harm (upper end) is 0.00287, the budget 0.001
+    correlation 0.3: impossible: the smallest harm (upper end) is 0.00287, the budget
+        0.001
     """
 
     fronts: NDArray
@@ -226,7 +228,8 @@ def pareto(
     >>> ms.depth.pareto(grid, cost=price, harm=1e-3)
     <Pareto cheapest depth 5, width 4: cost 17, harm 0.000539>
     >>> ms.depth.pareto(grid, cost=price, harm=1e-3, benign=0.01, over=0.02)
-    <Pareto impossible: harm within its budget costs an over-refusal of 0.0394 or more, its budget is 0.02>
+    <Pareto impossible: harm within its budget costs an over-refusal of 0.0394 or more,
+        its budget is 0.02>
     """
     check_side(side)
     chosen = [n for n in CHOSEN if n in grid.dims and not (n == "depth" and grid.info.get("kind") != "trained")]

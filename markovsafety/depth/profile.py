@@ -289,12 +289,12 @@ def profile(source: Any, by: str | None = None, level: float = 0.95) -> Bound:
     >>> rolls = ms.Rollouts.of(said, prompt_id=np.tile(np.arange(20), 6), prefill=k, outcome=outcome, hit=k)
     >>> harm = ms.profile(rolls)
     >>> for n, h in zip(harm.info["coords"]["depth"], harm): print(n, h)
-    0 P(harm) = 0.05   95 % [0.00127, 0.249]   because: sampling 0.12; judge, lumping, model, truncation, rounding not
-        assessed
-    5 P(harm) = 0.525   95 % [0.361, 0.685]   because: sampling 0.16; judge, lumping, model, truncation, rounding not
-        assessed
-    20 P(harm) = 0.6   95 % [0.433, 0.751]   because: sampling 0.16; judge, lumping, model, truncation, rounding not
-        assessed
+    0 P(harm) = 0.05   95 % [0.00127, 0.249]   because: sampling 0.12; judge, lumping,
+        model, truncation, rounding not assessed
+    5 P(harm) = 0.525   95 % [0.361, 0.685]   because: sampling 0.16; judge, lumping,
+        model, truncation, rounding not assessed
+    20 P(harm) = 0.6   95 % [0.433, 0.751]   because: sampling 0.16; judge, lumping,
+        model, truncation, rounding not assessed
     """
     if by not in (None, "category"):
         raise InputError(f"by is {by!r}.", cause="A profile is pooled or by category.", next='Pass by="category".')

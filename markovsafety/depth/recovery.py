@@ -62,7 +62,8 @@ class Recovery:
     >>> rolls = ms.Rollouts.of(said, prompt_id=ids, prefill=k, outcome=outcome, hit=k + spoken - 1)
     >>> model = ms.depth.fit_recovery(rolls)
     >>> model
-    Recovery(position and time since the prefix, refusals when finished, fitted at k = 0, 1, 2, 3, 4, 5, 6)
+    Recovery(position and time since the prefix, refusals when finished, fitted at k = 0,
+        1, 2, 3, 4, 5, 6)
     >>> model.hazards(position=3, since=[0, 1])["refusal"].round(2)
     array([0.5, 0. ])
     """

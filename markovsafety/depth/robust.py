@@ -70,8 +70,8 @@ def robust_harm(
     Every row is known up to 1 % in total variation:
 
     >>> print(ms.depth.robust_harm(ms.toy.shallow(3), 0.01).at_start)
-    P(harm) = 0.284   proven [0.23, 0.339]   because: model 0.055; sampling, judge, lumping, truncation, rounding not
-        assessed
+    P(harm) = 0.284   proven [0.23, 0.339]   because: model 0.055; sampling, judge,
+        lumping, truncation, rounding not assessed
     """
     if support not in ("any", "row"):
         raise InputError(

@@ -45,7 +45,8 @@ class ConstantSteps:
     --------
     >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1))
     >>> print(ms.depth.verdict_of(bias, 0.2))
-    absorbing: limit 1, the rest falls by 0.9091 a step; the steps have an infinite sum and push towards refusal alone
+    absorbing: limit 1, the rest falls by 0.9091 a step; the steps have an infinite sum
+        and push towards refusal alone
     """
 
     alpha: float
@@ -86,7 +87,8 @@ class HarmonicSteps:
     --------
     >>> bias = ms.depth.AdditiveBias(ms.depth.HarmonicSteps(0.5))
     >>> print(ms.depth.verdict_of(bias, 0.2))
-    absorbing: limit 1, the rest falls like t^-0.5; the steps have an infinite sum and push towards refusal alone
+    absorbing: limit 1, the rest falls like t^-0.5; the steps have an infinite sum and
+        push towards refusal alone
     """
 
     alpha: float

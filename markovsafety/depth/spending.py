@@ -79,8 +79,8 @@ class OddsShift:
 
     >>> before = ms.toy.shallow(5, aligned=(0.08, 0.02))  # as unaligned as its tail
     >>> shift = ms.depth.odds_shift(before, ms.toy.shallow(5), 8)
-    >>> print(type(shift).__name__, f"slope {shift.slope:.2f} a token, spread {shift.spread:.2f}, half at {shift.half}")
-    OddsShift slope -0.45 a token, spread 3.10, half at 4
+    >>> print(type(shift).__name__, shift.shift[:5].round(2), f"slope {shift.slope:.2f}")
+    OddsShift [3.1  2.73 2.31 1.8  1.14] slope -0.45
     """
 
     depth: NDArray

@@ -125,8 +125,8 @@ def twirl(chain: Chain, group: Any = None, target: Any = "harm") -> Twirl:
     Three aligned positions and what is behind them, averaged:
 
     >>> print(ms.depth.twirl(ms.toy.shallow(3)).harm[0])
-    P(harm) = 0.106796   proven [0.106796, 0.106796]   because: rounding ...; sampling, judge, lumping, model,
-        truncation not assessed
+    P(harm) = 0.106796   proven [0.106796, 0.106796]   because: rounding ...; sampling,
+        judge, lumping, model, truncation not assessed
     """
     if chain.is_layered:
         return _twirled_layers(chain, group, target)
@@ -311,7 +311,8 @@ class HazardBudget:
     Examples
     --------
     >>> ms.depth.hazard_budget(0.5, 10)
-    HazardBudget(concentrated=0.5, fixed_sum=0.598..., fixed_product=..., extra_data=0.00097...)
+    HazardBudget(concentrated=0.5, fixed_sum=0.598..., fixed_product=...,
+        extra_data=0.00097...)
     """
 
     concentrated: Any
@@ -408,8 +409,8 @@ def twirl_direction(
 
     >>> found = ms.depth.twirl_direction(trials=400)
     >>> print(found)
-    share of chains worse when twirled = 0...   95 % [0.4..., 0.5...]   because: sampling 0.05; judge, lumping, model,
-        truncation, rounding not assessed
+    share of chains worse when twirled = 0...   95 % [0.4..., 0.5...]   because: sampling
+        0.05; judge, lumping, model, truncation, rounding not assessed
     """
     rng = np.random.default_rng(seed)
     n = int(states)

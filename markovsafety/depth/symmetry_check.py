@@ -38,8 +38,8 @@ class TwirlCheck:
     Where positions differ, pooling gets less variance for more error:
 
     >>> found = ms.depth.twirl_experiment(ms.toy.shallow(3), per_row=100, repeats=200)
-    >>> print(type(found).__name__, f"bias {found.bias:.3f}, squared error {found.error_ratio:.0f} times as large")
-    TwirlCheck bias -0.178, squared error 1... times as large
+    >>> print(type(found).__name__, f"bias {found.bias:.3f}, squared error times {found.error_ratio:.0f}")
+    TwirlCheck bias -0.178, squared error times 1...
     """
 
     row_ratio: float

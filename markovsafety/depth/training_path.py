@@ -50,13 +50,13 @@ class TrainingPath:
 
     Examples
     --------
-    The first depth at which harm is 0.4 or more, after 100 and after 1000 steps:
+    The first depth at which harm is 0.4 or more, after 100 and after 1000 steps, and what could be had:
 
     >>> path = ms.depth.training_path(depths=10, at=[100, 1000])
     >>> print(type(path).__name__, path.front(0.4))
     TrainingPath [2, 6]
-    >>> print(f"{ms.hitting_probability(path.chain(1000), 'harm').at_start.value:.3f}, {path.harm[1, 0]:.3f}")
-    0.026, 0.026
+    >>> path.best[:3].round(4)
+    array([0.0008, 0.001 , 0.0011])
     """
 
     steps: NDArray

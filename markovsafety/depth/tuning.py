@@ -49,10 +49,10 @@ class AttackCurve:
 
     >>> rates = ms.depth.PUBLISHED["fine-tuning"]
     >>> curve = ms.depth.fit_attack_curve(rates.at, rates.rate, ceiling=0.889)
-    >>> print(type(curve).__name__, curve.harm([1, 3, 10]).round(3), f"0.5 after {curve.steps_to(0.5)[0]:.2f} steps")
-    AttackCurve [0.063 0.507 0.889] 0.5 after 2.98 steps
-    >>> curve.steps_to(0.9)
-    (None, 'impossible: the curve runs between 0 and its ceiling 0.889')
+    >>> print(type(curve).__name__, curve.harm([1, 3, 10]).round(3))
+    AttackCurve [0.063 0.507 0.889]
+    >>> print(f"{curve.steps_to(0.5)[0]:.2f}", curve.steps_to(0.9))
+    2.98 (None, 'impossible: the curve runs between 0 and its ceiling 0.889')
     """
 
     slope: Bound

@@ -67,7 +67,8 @@ class AdditiveBias:
     --------
     >>> bias = ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.1), bias=0.8, elsewhere=0.2)
     >>> print(ms.depth.verdict_of(bias, 0.3))
-    not absorbing: limit 0.8, the rest falls by 0.9091 a step; only a share 0.8 of the bias is on refusal
+    not absorbing: limit 0.8, the rest falls by 0.9091 a step; only a share 0.8 of the
+        bias is on refusal
     """
 
     schedule: Schedule
@@ -308,8 +309,8 @@ class Verdict:
     Examples
     --------
     >>> ms.depth.verdict_of(ms.depth.AdditiveBias(ms.depth.GeometricSteps(0.1, 0.9)), 0.2)
-    Verdict(absorbing=False, limit=0.698..., rate='',
-        reason='the step sizes sum to 1 only: it stops short, for ever')
+    Verdict(absorbing=False, limit=0.698..., rate='', reason='the step sizes sum to 1
+        only: it stops short, for ever')
     """
 
     absorbing: bool
@@ -348,7 +349,8 @@ def verdict_of(update: Update, p0: float) -> Verdict:
     --------
     >>> for steps in (ms.depth.HarmonicSteps(0.5), ms.depth.GeometricSteps(0.5, 0.9)):
     ...     print(ms.depth.verdict_of(ms.depth.LogitSteps(steps), 0.2))
-    absorbing: limit 1, the rest falls like t^-0.5; the steps have an infinite sum and push towards refusal alone
+    absorbing: limit 1, the rest falls like t^-0.5; the steps have an infinite sum and
+        push towards refusal alone
     not absorbing: limit 0.973756; the step sizes sum to 5 only: it stops short, for ever
     """
     p0 = float(unit(p0, "p0"))

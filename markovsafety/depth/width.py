@@ -132,7 +132,8 @@ def over_refusal(
 
     Examples
     --------
-    >>> for rule in ("any-refusal", "majority"): print(ms.depth.over_refusal(0.02, [1, 3, 9], rule).round(4))
+    >>> for rule in ("any-refusal", "majority"):
+    ...     print(ms.depth.over_refusal(0.02, [1, 3, 9], rule).round(4))
     [0.02   0.0588 0.1663]
     [0.02   0.0012 0.    ]
     """
@@ -423,8 +424,8 @@ def why_no_width(
     Examples
     --------
     >>> print(ms.depth.why_no_width(0.1, 1e-3, 0.3, "majority"))
-    impossible: even at unlimited width harm stays above the floor 0.0454, the budget is 0.001; one answer leaves 0.1,
-        two leave 0.037
+    impossible: even at unlimited width harm stays above the floor 0.0454, the budget is
+        0.001; one answer leaves 0.1, two leave 0.037
     """
     if needed_width(q, eps, icc, rule, model) is not None:
         return ""
