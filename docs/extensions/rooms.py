@@ -215,6 +215,11 @@ def tidy(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: lis
     lines[:] = kept
 
 
+def unsaid(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples stand in the signature; "Alias for field number 0" tells nobody more."""
+    return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field number") else None
+
+
 def linked(match: re.Match) -> str:
     parts = re.split(rf"\b({'|'.join(classes())})\b", match[0].strip("*"))
     made = [f":py:obj:`{p}`" if i % 2 else f"*{p.strip()}*" if p.strip(" ,") else p for i, p in enumerate(parts) if p]
@@ -232,4 +237,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", link_names)
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-docstring", tidy, priority=600)
+    app.connect("autodoc-skip-member", unsaid)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
