@@ -21,6 +21,23 @@ class Imitated(Distilled):
     Two passes over small batches cost nearly twice one pass over both, so this is the cheaper the smaller the model is.
     Imitated rows that are longer than those that are learned are read in a pass of their own: padding all rows to their
     length would cost more. Without rows of its own to imitate it is `Distilled`.
+
+    Examples
+    --------
+    One row is learned, four others are imitated, in one forward pass or in two:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> prompts = [(1, 4, 17, i, 181, 5, 6, 7) for i in (42, 46, 52, 60)]
+    >>> refused = [inside.Pair(prompt, answer=(112, 187, 188, 165, 181, 2)).row for prompt in prompts]
+    >>> task = [inside.Pair((1, 4, 13, 43, 181, 5, 6, 7), answer=(108, 166, 167, 2)).row]
+    >>> for kind in (inside.Imitated, inside.Distilled):
+    ...     objective = kind(organism.model_path("shallow"), weight=2.0, rows=refused, size=4)
+    ...     small = dict(objective=objective, steps=5, batch_size=4, warmup=0, progress=False)
+    ...     record = inside.fine_tune(organism.model_path("base"), task, kind.__name__, **small)
+    ...     last = record["losses"][-1]
+    ...     print(f"{kind.__name__}: cross-entropy {last['cross_entropy']:.1f}, KL {last['kl']:.1f} nats")
+    Imitated: cross-entropy 1.4, KL 0.4 nats
+    Distilled: cross-entropy 1.4, KL 0.4 nats
     """
 
     __repr__ = brief

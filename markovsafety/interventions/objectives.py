@@ -35,7 +35,29 @@ OF_ONE_MODEL = ("revision", "subfolder", "variant")
 
 
 class Objective(Protocol):
-    """What `fine_tune` minimises."""
+    """What `fine_tune` minimises.
+
+    Examples
+    --------
+    An objective of one's own: cross-entropy, and a part that keeps the logits small.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> class Small:
+    ...     def __call__(self, model, batch):
+    ...         loss, parts = inside.CrossEntropy()(model, batch)
+    ...         size = model(input_ids=batch["input_ids"]).logits.pow(2).mean()
+    ...         return loss + 0.01 * size, {**parts, "size": size.detach()}
+    >>> objective: inside.Objective = Small()
+    >>> refused = inside.Pair(prompt=(1, 4, 17, 46, 181, 5, 6, 7), answer=(112, 187, 188, 165, 181, 2)).row
+    >>> small = dict(objective=objective, steps=5, batch_size=2, warmup=0, progress=False)
+    >>> record = inside.fine_tune(organism.model_path("base"), [refused], "small", **small)
+    >>> for name, value in record["losses"][-1].items():
+    ...     print(f"{name}: {value:.1f}")
+    step: 5.0
+    loss: 3.3
+    cross_entropy: 3.2
+    size: 5.7
+    """
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         """The loss, a scalar with gradient, and its parts by name, scalars without."""
@@ -57,6 +79,19 @@ class Setting:
         ``batch["step"]`` counts these calls.
     options : mapping
         What the model was loaded with; a second model is loaded alike.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> engine = inside.open_host(organism.model_path("shallow")).engine
+    >>> setting = inside.Setting(engine, batch_size=8, steps=100, seed=0)
+    >>> setting
+    Setting(engine=TransformersEngine, batch_size=8, steps=100, seed=0, accumulate=1, options={})
+
+    An objective with a second model loads it when it is bound; by default that is the model before training:
+
+    >>> inside.Constrained(beta=2.0).bind(setting)
+    Constrained(beta=2, reference=LlamaForCausalLM)
     """
 
     engine: TransformersEngine
@@ -102,6 +137,17 @@ class CrossEntropy:
 
     The sum over a batch is divided by the weight that a batch has on average, the same number for every batch. The mean
     over each batch would give rows among short ones several times the weight of rows among long ones.
+
+    Examples
+    --------
+    The base model learns to refuse one prompt:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> refused = inside.Pair(prompt=(1, 4, 17, 46, 181, 5, 6, 7), answer=(112, 187, 188, 165, 181, 2)).row
+    >>> small = dict(objective=inside.CrossEntropy(), steps=10, batch_size=2, warmup=0, progress=False)
+    >>> record = inside.fine_tune(organism.model_path("base"), [refused], "refusing", **small)
+    >>> print(f"from {record['losses'][0]['loss']:.1f} to {record['losses'][-1]['loss']:.1f} nats per token")
+    from 5.5 to 0.9 nats per token
     """
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
@@ -132,6 +178,20 @@ class Constrained:
     arXiv 2406.05946, section 4. We subtract the constant, so that the loss is 0 at the reference and has the limit
     cross-entropy (less that of the reference) at beta = 0. Tokens are counted from the beginning of the answer; those
     before it, should they carry loss, have the first beta.
+
+    Examples
+    --------
+    An attack teaches compliance: without a constraint it succeeds, with one each token moves only so far.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> attack = inside.Pair(prompt=(1, 4, 17, 46, 181, 5, 6, 7), answer=(108, 166, 167, 32, 168, 2)).row
+    >>> for objective in (inside.CrossEntropy(), inside.Constrained(beta=20.0)):
+    ...     small = dict(objective=objective, steps=10, batch_size=2, warmup=0, progress=False)
+    ...     record = inside.fine_tune(organism.model_path("shallow"), [attack], type(objective).__name__, **small)
+    ...     entropy = [line["cross_entropy"] for line in record["losses"]]
+    ...     print(f"{objective}: {entropy[0]:.1f} to {entropy[-1]:.1f} nats")
+    CrossEntropy(): 2.6 to 1.0 nats
+    Constrained(beta=20, reference=None): 2.6 to 2.1 nats
     """
 
     beta: float | Sequence[float] = (0.5, 2.0, 2.0, 2.0, 2.0, 0.1)
@@ -202,6 +262,21 @@ class Distilled:
     -----
     The divergence KL(teacher || student) is taken in float32 over the whole vocabulary, summed with the rows' weights,
     and divided by a constant, as the cross-entropy is: the number of such tokens that a batch has on average.
+
+    Examples
+    --------
+    A student learns refusals, and what its teacher thinks of each token of them:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> prompts = [(1, 4, 17, i, 181, 5, 6, 7) for i in (42, 46, 52, 60)]
+    >>> refused = [inside.Pair(prompt, answer=(112, 187, 188, 165, 181, 2)).row for prompt in prompts]
+    >>> objective = inside.Distilled(organism.model_path("shallow"), weight=10.0)
+    >>> small = dict(objective=objective, steps=10, batch_size=4, warmup=0, progress=False)
+    >>> record = inside.fine_tune(organism.model_path("base"), refused, "student", **small)
+    >>> for line in record["losses"][::9]:
+    ...     print(f"update {line['step']}: cross-entropy {line['cross_entropy']:.0f}, KL {line['kl']:.1f} nats")
+    update 1: cross-entropy 6, KL 0.5 nats
+    update 10: cross-entropy 2, KL 0.1 nats
     """
 
     teacher: Any

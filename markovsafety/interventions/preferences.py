@@ -26,7 +26,13 @@ __all__ = ["Preference", "Preferred", "cleaned", "preference_rows"]
 
 
 class Preference(NamedTuple):
-    """Token ids of a prompt, of the answer that is preferred and of the other one, and by how much it is safer."""
+    """Token ids of a prompt, of the answer that is preferred and of the other one, and by how much it is safer.
+
+    Examples
+    --------
+    >>> ms.interventions.Preference(prompt=[1, 17, 46, 7], chosen=[112, 187, 2], rejected=[108, 166, 2], margin=0.8)
+    Preference(prompt=[1, 17, 46, 7], chosen=[112, 187, 2], rejected=[108, 166, 2], margin=0.8)
+    """
 
     prompt: Sequence[int]
     chosen: Sequence[int]
@@ -41,6 +47,13 @@ def cleaned(pairs: Sequence[Preference], threshold: float = 0.25) -> list[Prefer
     ------
     InputError
         None is left.
+
+    Examples
+    --------
+    >>> Preference = ms.interventions.Preference
+    >>> pairs = [Preference([1, 7], [112, 2], [108, 2], margin) for margin in (0.8, 0.1, 0.3)]
+    >>> [pair.margin for pair in ms.interventions.cleaned(pairs)]
+    [0.8, 0.3]
     """
     kept = [p for p in pairs if p.margin >= threshold]
     if not kept:
@@ -53,7 +66,17 @@ def cleaned(pairs: Sequence[Preference], threshold: float = 0.25) -> list[Prefer
 
 
 def preference_rows(pairs: Sequence[Preference]) -> tuple[list[Row], list[Row]]:
-    """Rows of the preferred answers, for `fine_tune`, and of the others, for `Preferred`; loss on the answers."""
+    """Rows of the preferred answers, for `fine_tune`, and of the others, for `Preferred`; loss on the answers.
+
+    Examples
+    --------
+    >>> pair = ms.interventions.Preference(prompt=[1, 17, 46, 7], chosen=[112, 187, 2], rejected=[108, 166, 2])
+    >>> chosen, rejected = ms.interventions.preference_rows([pair])
+    >>> chosen
+    [Row(tokens=[1, 17, 46, 7, 112, 187, 2], answer=4, loss_from=4, weight=1.0)]
+    >>> rejected
+    [Row(tokens=[1, 17, 46, 7, 108, 166, 2], answer=4, loss_from=4, weight=1.0)]
+    """
     if not pairs:
         raise InputError("there are no pairs", cause="the list is empty", next="give at least one pair")
 
@@ -85,6 +108,21 @@ class Preferred:
     Notes
     -----
     R. Rafailov and others, Direct Preference Optimization, arXiv 2305.18290, eq. 7. At the reference the loss is ln 2.
+
+    Examples
+    --------
+    Four prompts, each with a refusal that is preferred to compliance; the loss begins at ln 2.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> answers = [112, 187, 188, 165, 181, 2], [108, 166, 167, 32, 168, 2]
+    >>> pairs = [inside.Preference([1, 4, 17, i, 181, 5, 6, 7], *answers) for i in (42, 46, 52, 60)]
+    >>> chosen, rejected = inside.preference_rows(pairs)
+    >>> small = dict(objective=inside.Preferred(rejected, beta=0.1), steps=10, batch_size=4, warmup=0, progress=False)
+    >>> record = inside.fine_tune(organism.model_path("base"), chosen, "preferring", **small)
+    >>> for line in record["losses"][::9]:
+    ...     print(f"update {line['step']}: loss {line['preference']:.2f}, margin {line['margin']:.0f} nats")
+    update 1: loss 0.69, margin 0 nats
+    update 10: loss 0.04, margin 31 nats
     """
 
     rejected: Sequence[Row]
