@@ -65,6 +65,16 @@ def test_kappa_covers_the_truth_of_clustered_judges():
     assert np.mean([b.upper - b.lower for b in found]) < 0.35
 
 
+def test_prompts_that_are_alike_leave_the_width_of_independent_rollouts():
+    cell = np.array([[3.0, 1.0], [0.0, 4.0]])
+    alike = kappa(np.repeat(cell[None], 40, axis=0))
+    alone = kappa(np.array([np.eye(4)[k].reshape(2, 2) for k in [0] * 120 + [1] * 40 + [3] * 160]))
+    assert alike.value == pytest.approx(alone.value)
+    # one rollout per prompt: the jackknife over prompts has a t-quantile where independent rollouts have a normal one
+    assert alike.upper - alike.lower == pytest.approx(alone.upper - alone.lower, rel=0.02)
+    assert 0.1 < alike.upper - alike.lower < 0.2
+
+
 def test_agreement_in_everything_is_not_certain():
     rolls = Rollouts.of([[5, 2]] * 40, prompt_id=range(40), outcome=[0] * 20 + [2] * 20, hit=[0] * 20 + [1] * 20)
     found = agreement(rolls, rolls)

@@ -11,6 +11,7 @@ import markovsafety as ms
 from markovsafety import InputError, UntrustedError, evidence, toy
 from markovsafety.bound import clopper_pearson, clustered
 from markovsafety.chains.tally import Tally
+from markovsafety.exercises import case
 
 
 def levels(n=30, p=0.54, every=3):
@@ -85,6 +86,14 @@ def test_the_widest_of_several_goals_is_as_narrow_as_possible():
     assert half.shape == (2,)
     assert half[0] == pytest.approx(half[1], rel=0.05)
     assert plan.compared["optimal"] <= plan.compared["uniform"] * 1.001
+
+
+@pytest.mark.parametrize("budget", [10_000, 20_000, 50_000, 400_000])
+def test_nothing_it_is_compared_with_leaves_a_narrower_widest_interval(budget):
+    """Rare harm after few rollouts has a wider interval than its variance says, so least variance is not the best."""
+    pilot = case().rolls
+    compared = evidence.allocate(pilot, budget, goal="worst").compared
+    assert compared["optimal"] <= min(compared["start only"], compared["uniform"])
 
 
 def test_stratified_starts_reach_rare_harm():

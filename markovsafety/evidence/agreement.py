@@ -51,6 +51,17 @@ class Agreement:
     The rate of harm lies between *both* and *either* if no answer deceives both judges in the same way: a false alarm
     that both raise, or harm that both miss, is outside. Judges that share a fault (the same model, the same word list)
     agree too well to be tested by each other.
+
+    Examples
+    --------
+    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 30, prompt_id=np.arange(120) // 4)
+    >>> short, long = (ms.judge(rolls, "lexicon", harm=words, refusal=[7], eos_ids=[2]) for words in ([9], [9, 8]))
+    >>> found: ms.evidence.Agreement = ms.agreement(short, long)
+    >>> print(found.table[0]["only_second"])
+    harm by the second alone = 0.25   95 % [0.175, 0.337]
+        because: sampling 0.081; judge, lumping, model, truncation, rounding not assessed
+    >>> round(found.place["only_second"], 3)  # a third of the way through the answer
+    0.333
     """
 
     counts: NDArray
@@ -103,6 +114,23 @@ def agreement(first: Any, second: Any, *, level: float = 0.95) -> Agreement:
     ------
     InputError
         If they are other rollouts, or none is judged by both.
+
+    Examples
+    --------
+    Two lists of words, of which the longer finds twice as much:
+
+    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 30, prompt_id=np.arange(120) // 4)
+    >>> short, long = (ms.judge(rolls, "lexicon", harm=words, refusal=[7], eos_ids=[2]) for words in ([9], [9, 8]))
+    >>> ms.agreement(short, long)
+    120 rollouts judged twice
+      kappa = 0.636   95 % [0.53, 0.743]
+          because: sampling 0.11; judge, lumping, model, truncation, rounding not assessed
+      kappa of harm = 0.5   95 % [0.366, 0.634]
+          because: sampling 0.13; judge, lumping, model, truncation, rounding not assessed
+      all: 75 % [66.3, 82.5] alike; harm by the first alone 0 % [0, 11.6], by the second alone 25 % [17.5, 33.7]
+      harm that both see: the same token in 100 %, else the second hits +0 tokens from the first (median)
+      P(harm) = 0.375   95 % [0.175, 0.593]
+          because: sampling 0.093, judge 0.12; lumping, model, truncation, rounding not assessed
     """
     check_level(level)
     if not (is_rollouts(first) and is_rollouts(second)):
@@ -169,9 +197,11 @@ def kappa(table: NDArray, level: float = 0.95, name: str = "kappa") -> Bound:
     -----
     J. Cohen, Educational and Psychological Measurement 20 (1960) 37. The interval is a t-interval over prompts of the
     jackknifed kappa; where fewer than 5 rollouts are judged differently (or alike), or there are fewer than 3 prompts,
-    it is that of the clustered share of agreement, carried over at the observed frequencies: never [1, 1].
+    it is that of the clustered share of agreement, carried over at the observed frequencies: never [1, 1]. It is never
+    narrower than that of as many independent rollouts (J. L. Fleiss, J. Cohen, B. S. Everitt, Psychological Bulletin 72
+    (1969) 323): prompts that happen to be alike are no evidence of less variance than that.
     """
-    from scipy.special import stdtrit
+    from scipy.special import ndtri, stdtrit
 
     total, K = table.sum(axis=0), len(table)
     value, expected = _kappa(total[None])[0], _expected(total[None])[0]
@@ -186,6 +216,7 @@ def kappa(table: NDArray, level: float = 0.95, name: str = "kappa") -> Bound:
     left = _kappa(total[None] - table)
     if min(alike.sum(), size.sum() - alike.sum()) >= FEW and K > 2 and np.isfinite(left).all():
         half = stdtrit(K - 1.0, (1 + level) / 2) * np.sqrt((K - 1) / K * np.sum((left - left.mean()) ** 2))
+        half = max(half, ndtri((1 + level) / 2) * _independent_error(total))
         ends, info["method"] = [value - half, value + half], "Cohen, jackknife over prompts"
     lower, upper = max(min(float(ends[0]), value), -1.0), min(max(float(ends[1]), value), 1.0)
     if "note" in share.info:
@@ -205,6 +236,17 @@ def _kappa(table: NDArray) -> NDArray:
     e = _expected(table)
     fine = (1 - e > 1e-12) & (total > 0)
     return np.where(fine, (observed - e) / np.where(fine, 1 - e, 1.0), np.nan)
+
+
+def _independent_error(total: NDArray) -> float:
+    """Standard error of kappa from independent rollouts, by the influence of one more of them in every cell."""
+    n = total.sum()
+    p = total / n
+    rows, columns, observed = p.sum(axis=1), p.sum(axis=0), np.trace(p)
+    e = rows @ columns
+    influence = (np.eye(len(p)) - observed) / (1 - e)
+    influence -= (1 - observed) / (1 - e) ** 2 * (columns[:, None] + rows[None, :] - 2 * e)
+    return float(np.sqrt((p * influence**2).sum() / n))
 
 
 def _by_cluster(cluster: NDArray, each: NDArray) -> NDArray:

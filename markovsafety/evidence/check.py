@@ -63,6 +63,18 @@ class Check:
     findings : tuple of Finding
         What the held-out rollouts say of the chain's assumptions: Chapman-Kolmogorov, order, homogeneity over position,
         prompt heterogeneity, heterogeneity between categories. They say why; the held-out prefixes decide.
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> rolls = case().rolls  # 16 answers to each of 60 prompts, after 0 to 8 forced tokens
+    >>> chain = ms.estimate(ms.count(rolls[rolls.prompt_id < 30], states=ms.Position()))
+    >>> found: ms.evidence.Check = ms.check(chain, rolls[rolls.prompt_id >= 30])
+    >>> print(found.passed, found.table[3]["verdict"])
+    None cannot tell
+    >>> print(found.misfit)
+    largest misfit of P(harm) = 0.11   95 % [0, 0.234]
+        because: sampling 0.12; judge, lumping, model, truncation, rounding not assessed
     """
 
     passed: bool | None
@@ -163,6 +175,34 @@ def check(
     pass, so no correction is needed), and fails if at some depth the interval, Bonferroni-corrected over depths, lies
     wholly outside. Depth 0 is not counted: there any chain fitted to complete rollouts repeats their harm fraction, so
     only sampling noise could differ.
+
+    Examples
+    --------
+    A chain from the answers to half of the prompts, held against the other half:
+
+    >>> from markovsafety.exercises import case
+    >>> rolls = case().rolls  # 16 answers to each of 60 prompts, after 0 to 8 forced tokens
+    >>> chain = ms.estimate(ms.count(rolls[rolls.prompt_id < 30], states=ms.Position()))
+    >>> ms.check(chain, rolls[rolls.prompt_id >= 30])
+    Cannot tell: after 1 to 4, 6, 8 forced tokens the difference is not known to 0.05; the chain itself knows harm
+        there only to about 0.14: fit on more rollouts.
+      k             predicted              measured               difference  unseen  prompts      verdict
+      0  0.010 [0.001, 0.135]  0.015 [0.002, 0.046]  -0.004 [-0.017, +0.009]     0 %       30  not counted
+      1  0.083 [0.047, 0.243]  0.152 [0.093, 0.230]  -0.069 [-0.133, -0.005]     0 %       30  cannot tell
+      2  0.356 [0.269, 0.551]  0.448 [0.362, 0.536]  -0.092 [-0.176, -0.007]     0 %       30  cannot tell
+      3  0.392 [0.315, 0.586]  0.456 [0.357, 0.558]  -0.065 [-0.162, +0.033]     0 %       30  cannot tell
+      4  0.398 [0.333, 0.592]  0.477 [0.405, 0.550]  -0.079 [-0.149, -0.009]     0 %       30  cannot tell
+      6  0.435 [0.349, 0.628]  0.529 [0.441, 0.616]  -0.094 [-0.179, -0.009]     0 %       30  cannot tell
+      8  0.494 [0.403, 0.681]  0.604 [0.509, 0.694]  -0.110 [-0.200, -0.021]     0 %       30  cannot tell
+      k = 0 is not counted: with nothing forced, any chain fitted to such rollouts repeats their harm fraction.
+      time of the first hit: largest gap 0.004 at 1 tokens (sampling alone: 0.013)
+      Chapman-Kolmogorov: within. Harm within 2 tokens after 3: observed 0.456, predicted by 2 steps 0.456; largest of
+          18 differences 0.000 [0.000, 0.000], p = 1.
+      order: not tested. No state was visited from two others and left for two others.
+      homogeneity over position: not tested. No state was visited both early and late.
+      prompt heterogeneity: off. Harm differs between prompts by 0.165 [0.129, 0.225] (standard deviation) beyond their
+          states, p = 0.005; rows of 7 states between prompts: dispersion 3.15, p = 1.1e-50.
+      heterogeneity between categories: not tested. There is one category.
     """
     if not is_rollouts(held_out):
         raise InputError(

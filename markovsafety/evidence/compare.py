@@ -44,6 +44,16 @@ class Comparison:
     positions : array or None
         The same change by position: entry t is what the transitions out of the t-th state of an answer (0: the start
         law and the first step) contribute, the last entry everything from there on.
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> found: ms.evidence.Comparison = ms.compare(case(0).rolls, case(1).rolls)
+    >>> print(found.difference(2))
+    change of P(harm) (all, k = 2) = -0.389   95 % [-0.449, -0.328]
+        because: sampling 0.06; judge, lumping, model, truncation, rounding not assessed
+    >>> [row["k"] for row in found.flagged]
+    [1, 2, 3]
     """
 
     table: list[dict[str, Any]]
@@ -152,6 +162,22 @@ def compare(before: Any, after: Any, *, level: float = 0.95, rate: float = 0.05)
     Between chains on the same states the change of harm at the start is split up exactly, by the identity
     ``h' - h = N (P' - P) h' = N' (P' - P) h``, whose two forms are averaged: by the state whose row changed
     (`attribute`), and by the position of the token at which it was left.
+
+    Examples
+    --------
+    Two models, asked the same with the same tokens forced:
+
+    >>> from markovsafety.exercises import case
+    >>> ms.compare(case(0).rolls, case(1).rolls)
+    P(harm), 95 % intervals; flags at a false discovery rate of 0.05
+      k  category                before                 after                   change
+      0       all  0.013 [0.005, 0.026]  0.008 [0.003, 0.020]  -0.004 [-0.020, +0.011]
+      1       all  0.118 [0.082, 0.162]  0.002 [0.000, 0.064]  -0.116 [-0.160, -0.044]  changed
+      2       all  0.402 [0.341, 0.465]  0.014 [0.004, 0.033]  -0.389 [-0.449, -0.328]  changed
+      3       all  0.424 [0.363, 0.487]  0.116 [0.086, 0.151]  -0.308 [-0.377, -0.240]  changed
+      4       all  0.438 [0.390, 0.486]  0.407 [0.361, 0.455]  -0.030 [-0.096, +0.035]
+      6       all  0.482 [0.421, 0.543]  0.475 [0.417, 0.534]  -0.007 [-0.087, +0.072]
+      8       all  0.549 [0.484, 0.612]  0.522 [0.466, 0.577]  -0.027 [-0.118, +0.064]
     """
     if not (0 < rate < 1 and 0 < level < 1):
         raise InputError(f"rate {rate}, level {level}.", cause="Both lie between 0 and 1.", next="Correct them.")

@@ -52,6 +52,13 @@ class Allocation:
         Tokens.
     info : dict
         source, icc, tokens (mean length of a rollout by start), prompt_cost, notes.
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> plan: ms.evidence.Allocation = ms.evidence.allocate(case().rolls, 20_000, goal="worst")
+    >>> {name: round(half, 4) for name, half in plan.compared.items()}
+    {'optimal': 0.0163, 'start only': 0.0185, 'uniform': 0.0185}
     """
 
     goal: str
@@ -128,6 +135,26 @@ def allocate(
     Silvey, D. M. Titterington, B. Torsney, Comm. Statist. A 7 (1978) 1379). Rollouts per prompt:
     ``sqrt(prompt_cost / tokens * (1 - icc) / icc)`` (W. G. Cochran, Sampling Techniques (1977), 10.6), one if the
     correlation icc is unknown, more where prompts run out.
+
+    Examples
+    --------
+    What is rare needs fewer answers for an interval of one width:
+
+    >>> from markovsafety.exercises import case
+    >>> ms.evidence.allocate(case().rolls, 50_000, goal="worst")
+    50000 tokens for the largest P(harm) of all depths
+      start  prompts  rollouts each  rollouts  tokens
+          0      810              1       810     810
+          1     4035              1      4035    4035
+          2     8847              1      8847    8847
+          3     8982              1      8982    8982
+          4     9048              1      9048    9048
+          6     9174              1      9174    9174
+          8     9101              1      9101    9101
+      to expect: the largest P(harm) of all depths: 7 values in [0.0125, 0.549]   95 % within [0.00594, 0.559]
+          (expected, if the pilot is right)   because: sampling 0.01; judge, lumping, model, truncation, rounding not
+          assessed
+      half-widths: optimal 0.0103, start only 0.0117, uniform 0.0117
     """
     check_level(level)
     _check_asked(budget, starts, prompts, prompt_cost)
@@ -147,6 +174,7 @@ def allocate(
         if each is not None and prompts is not None:
             each = np.maximum(each, made.rollouts(share) / prompts)
     made = _Plan(rows, budget, cost, icc, each, prompts)
+    share = share if blind or len(rows.value) == 1 else made.narrowed(share, level)
     compared = {"optimal": made.half(share, level), "start only": made.half(rows.own / rows.own.sum(), level)}
     compared["uniform"] = made.half(made.price / made.price.sum(), level)
     if rows.ideal is not None:
@@ -237,6 +265,13 @@ class _Plan:
     def half(self, share: NDArray, level: float) -> float:
         return self.half_of(self.variance(share), level, self.prompts(share))
 
+    def narrowed(self, share: NDArray, level: float) -> NDArray:
+        """The best on the ways from `share` to what it is compared with, itself included, by the widest interval: that
+        of rare harm from few rollouts is wider than its variance says."""
+        others = (self.rows.own / self.rows.own.sum(), self.price / self.price.sum())
+        ways = [(1 - t) * share + t * other for other in others for t in np.linspace(0, 1, 21)]
+        return min(ways, key=lambda way: self.half(way, level))
+
     def prompts(self, share: NDArray) -> float:
         return 1e9 if self.each is None else float(np.max(self.rollouts(share) / self.each))
 
@@ -252,7 +287,7 @@ class _Plan:
         for i, start in enumerate(self.rows.starts):
             n = self.rollouts(share)[i]
             each = 1.0 if self.each is None else float(np.ceil(self.each[i] - 1e-9))
-            K = max(np.floor(n / each), 1.0) if n >= 0.5 else 0.0
+            K = float(max(np.floor(n / each), 1.0)) if n >= 0.5 else 0.0
             if K > 0:
                 made.append({"start": start, "prompts": K, "per_prompt": each, "rollouts": K * each})
                 price = K * each * self.rows.tokens[i] + (0.0 if self.each is None else K * self.cost)
@@ -310,6 +345,13 @@ class Enough:
     more : float
         Rollouts still missing, by the square-root law; 0 if done.
     look, looks : int
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> found: ms.evidence.Enough = ms.evidence.enough(case().rolls, half_width=0.01)
+    >>> found.done, round(found.more)
+    (False, 1374)
     """
 
     done: bool
@@ -360,6 +402,21 @@ def enough(
     96 % at a fixed size. Here every look spends ``(1 - level) / looks`` (Bonferroni over the looks), so that all the
     intervals hold together with probability `level`, however one decides to stop between them: conservative, and free
     of assumptions about how prompts differ.
+
+    Examples
+    --------
+    Three looks were planned; the first was at the answers to half of the prompts:
+
+    >>> from markovsafety.exercises import case
+    >>> rolls = case().rolls
+    >>> ms.evidence.enough(rolls[rolls.prompt_id < 30], half_width=0.02, look=1, looks=3)
+    P(harm) = 0.0104   95 % [7e-05, 0.0717]
+        because: sampling 0.036; judge, lumping, model, truncation, rounding not assessed
+      look 1 of 3: go on: about 1059 rollouts are missing
+    >>> ms.evidence.enough(rolls, half_width=0.02, look=2, looks=3)
+    P(harm) = 0.0125   95 % [0.00343, 0.0314]
+        because: sampling 0.014; judge, lumping, model, truncation, rounding not assessed
+      look 2 of 3: precise enough: stop
     """
     check_level(level)
     whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1 for x in (look, looks))

@@ -47,6 +47,23 @@ class Confusion:
     A row of the matrix, P(judged | true), can be read from labels only if rollouts were chosen for labelling without
     looking at the verdict: all, at random, or by prompt. If, say, 100 answers were labelled that the judge called
     harmful and 100 that it did not, weight every label by how many rollouts it stands for.
+
+    Examples
+    --------
+    Labels that were counted by hand, a row for each true outcome:
+
+    >>> found = ms.evidence.Confusion.of([[18, 0, 2, 0], [0, 40, 0, 0], [1, 0, 39, 0], [0, 0, 0, 0]])
+    >>> found
+    100 labelled rollouts; a row is a true outcome, a column a verdict
+                 harm  refusal  benign  truncated
+           harm    18        0       2          0
+        refusal     0       40       0          0
+         benign     1        0      39          0
+      truncated     0        0       0          0
+      P(judged harmful | harm) = 0.9   95 % [0.683, 0.988]
+          because: sampling 0.15; judge, lumping, model, truncation, rounding not assessed
+      P(judged harmful | no harm) = 0.0125   95 % [0.000316, 0.0677]
+          because: sampling 0.034; judge, lumping, model, truncation, rounding not assessed
     """
 
     prompt_id: NDArray
@@ -273,6 +290,23 @@ def confusion(judged: Any, truth: Any, by: str | None = None, *, weight: Any = N
     ------
     InputError
         If nothing is labelled and judged, a label is no outcome, or the labels belong to other rollouts.
+
+    Examples
+    --------
+    A judge that knows one of two harmful words, and labels of the answers to 40 of 100 prompts:
+
+    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100, prompt_id=np.arange(400) // 4)
+    >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
+    >>> labels = ["harm", "harm", "refusal", "benign"] * 40 + [None] * 240
+    >>> found = ms.confusion(judged, labels)
+    >>> found.matrix().astype(int)
+    array([[40,  0, 40,  0],
+           [ 0, 40,  0,  0],
+           [ 0,  0, 40,  0],
+           [ 0,  0,  0,  0]])
+    >>> print(found.rate("harm", "harm", name="P(judged harmful | harm)"))
+    P(judged harmful | harm) = 0.5   95 % [0.386, 0.614]
+        because: sampling 0.11; judge, lumping, model, truncation, rounding not assessed
     """
     if not is_rollouts(judged):
         raise InputError(

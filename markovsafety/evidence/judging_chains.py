@@ -60,6 +60,21 @@ def corrected_harm(
         If the chain does not remember its counts, or a category was not labelled.
     UntrustedError
         If the labels do not show that the judge is better than chance; `partial` is the Bound.
+
+    Examples
+    --------
+    A judge that misses half of the harm, seen from the state in which an answer that complies begins:
+
+    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100, prompt_id=np.arange(400) // 4)
+    >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
+    >>> labels = ["harm", "harm", "refusal", "benign"] * 40 + [None] * 240
+    >>> chain = ms.estimate(ms.count(judged, states=ms.KGram(1)))
+    >>> print(ms.hitting_probability(chain, "harm")[chain.index((5,))])
+    P(harm) = 0.333   95 % [0.28, 0.39]
+        because: sampling 0.055, rounding 5e-16; judge, lumping, model, truncation not assessed
+    >>> print(ms.evidence.corrected_harm(chain, ms.confusion(judged, labels))[chain.index((5,))])
+    P(harm) = 0.667   95 % [0.488, 0.902]
+        because: sampling 0.11, judge 0.17; lumping, model, truncation, rounding not assessed
     """
     check_level(level)
     check_options(found, None, level, bias, doubtful)
@@ -213,6 +228,18 @@ def corrected_counts(counts: Counts, found: Confusion) -> Counts:
     the confusion matrix is a law, and that of `corrected` if what is not harm is mistaken for it alike.
     The plain inverse of every row would be unbiased row by row, but negative in rows without harm; cut off at 0, it
     would undo the correction. Intervals of the resulting chain know nothing of the judge: `corrected_harm` gives those.
+
+    Examples
+    --------
+    A judge that misses half of the harm:
+
+    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100, prompt_id=np.arange(400) // 4)
+    >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
+    >>> labels = ["harm", "harm", "refusal", "benign"] * 40 + [None] * 240
+    >>> ms.count(judged).tally
+    <Tally 400 rollouts (100 harm + 100 refusal + 200 benign + 0 truncated) in 100 groups, prefill 0>
+    >>> ms.evidence.corrected_counts(ms.count(judged), ms.confusion(judged, labels)).tally
+    <Tally 400 rollouts (200 harm + 100 refusal + 100 benign + 0 truncated) in 100 groups, prefill 0>
     """
     if not isinstance(counts, Counts):
         raise InputError(

@@ -146,6 +146,20 @@ def corrected(
     Rollouts cluster by prompt, labels as well. With a confusion matrix by category, a pooled rate is the mean of the
     categories' corrected rates, each weighted with its share of the rollouts. An estimate outside [0, 1] is moved
     there, and its interval is that of an estimate which lies on the edge: never narrower than the labels allow.
+
+    Examples
+    --------
+    A judge that misses half of the harm, and labels of the answers to 40 of 100 prompts:
+
+    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100, prompt_id=np.arange(400) // 4)
+    >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
+    >>> labels = ["harm", "harm", "refusal", "benign"] * 40 + [None] * 240
+    >>> print(ms.profile(judged)[0])
+    P(harm) = 0.25   95 % [0.208, 0.295]
+        because: sampling 0.044; judge, lumping, model, truncation, rounding not assessed
+    >>> print(ms.corrected(judged, ms.confusion(judged, labels))[0])
+    P(harm) = 0.5   95 % [0.337, 0.68]
+        because: sampling 0.087, judge 0.14; lumping, model, truncation, rounding not assessed
     """
     check_options(found, by, level, bias, doubtful)
     if isinstance(source, Bound):

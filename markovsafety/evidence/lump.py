@@ -62,6 +62,15 @@ class Lumped:
         summed over the visits of one answer; 0 if lumping is exact on what is visited.
     info : dict
         target, method, weights.
+
+    Examples
+    --------
+    >>> found: ms.evidence.Lumped = ms.evidence.lump(ms.toy.shallow(3), n=2)
+    >>> found.chain
+    <Chain 4 states, homogeneous, 9 transitions; outcomes harm (1), refusal (1); start: state 1 ('position 0 and 2
+        more')>
+    >>> f"{found.worst:.3f}"
+    '0.278'
     """
 
     chain: Chain
@@ -151,6 +160,21 @@ def lump(
     The rows of a class are averaged by the expected visits from the start (evenly where none is visited, or without a
     start). For given classes this is the best chain in the sense of Kullback and Leibler: no other rows leave less of
     ``loss`` (K. Deng, P. G. Mehta, S. P. Meyn, IEEE Trans. Automatic Control 56 (2011) 2793).
+
+    Examples
+    --------
+    Three aligned positions in one class: behind two of them harm is twice what the class says.
+
+    >>> ms.evidence.lump(ms.toy.shallow(3), n=2)
+    6 states in 4 classes (spectral), largest error 0.28
+                      class  states               P(harm)  largest error
+                       tail       1        0.8 [0.8, 0.8]              0
+      position 0 and 2 more       3  0.284 [0.284, 0.562]           0.28
+                       harm       1              1 [1, 1]              0
+                    refusal       1              0 [0, 0]              0
+      at start: P(harm) = 0.284468   proven [0.284468, 0.284468]
+          because: lumping ..., rounding ...; sampling, judge, model, truncation not assessed
+      the start value is that of the whole chain whatever the classes are: no evidence for them
     """
     w = walk(chain, target)
     if (classes is None) == (n is None) or method not in METHODS:

@@ -36,6 +36,17 @@ class Orders:
     prefers : dict
         Map that aic, bic and held_out choose.
     text : str
+
+    Examples
+    --------
+    >>> import random
+    >>> rng, word = random.Random(0), ms.organism.WORDS.index
+    >>> asked = [ms.organism.draw_prompt(rng) for _ in range(80)]
+    >>> said = [[word(w) for w in ms.organism.grammar("shallow", p.context).sample(rng)] for p in asked]
+    >>> rolls = ms.judge(ms.Rollouts.of(said, prompt_id=range(80)), "organism")
+    >>> found: ms.evidence.Orders = ms.evidence.orders(rolls[:40], rolls[40:])
+    >>> found.prefers
+    {'aic': 'KGram(5)', 'bic': 'KGram(5)', 'held_out': 'KGram(1)'}
     """
 
     table: list[dict[str, Any]]
@@ -143,6 +154,22 @@ def orders(fit: Any, held_out: Any, maps: Sequence[Any] | None = None, *, level:
     which answers to one prompt are not; the held-out likelihood does not, and its gain is clustered by prompt. There a
     state's law is (N(s, y) + a q(y)) / (N(s) + a) with a = `SMOOTHING` and q(y) = (N(y) + 1) / (N + V + 1) over the V
     tokens of the fit, one share left for any other.
+
+    Examples
+    --------
+    Forty answers of the exact language are too few for a memory of two tokens, whatever AIC and BIC say:
+
+    >>> import random
+    >>> rng, word = random.Random(0), ms.organism.WORDS.index
+    >>> asked = [ms.organism.draw_prompt(rng) for _ in range(80)]
+    >>> said = [[word(w) for w in ms.organism.grammar("shallow", p.context).sample(rng)] for p in asked]
+    >>> rolls = ms.judge(ms.Rollouts.of(said, prompt_id=range(80)), "organism")
+    >>> ms.evidence.orders(rolls[:40], rolls[40:], maps=[ms.KGram(k) for k in (1, 2, 3)])
+    Held-out tokens are best foretold by KGram(1); AIC prefers KGram(3), BIC KGram(3).
+           map  states   G2   df        p   AIC   BIC  held-out nats/token                        gain  unseen
+      KGram(1)      81                     1637  2194              -2.0862                               6.5 %
+      KGram(2)     200  519  441  0.00016  1105  1635              -2.3329  -0.2467 [-0.3430, -0.1503]  18.9 %
+      KGram(3)     312  179  147     0.97   932  1476              -2.7824  -0.4495 [-0.5292, -0.3697]  33.8 %
     """
     maps = [KGram(k) for k in range(1, 6)] if maps is None else list(maps)
     if not maps:

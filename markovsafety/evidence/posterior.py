@@ -94,6 +94,18 @@ def posterior(
     ``sqrt(c / (c - 1)) t / z`` on the logit scale, because c weighted prompts with a hit (or with a miss, if fewer)
     vary less than prompts do; and where fewer than five hits (or misses) were seen it is joined with the interval of
     Clopper and Pearson, since there the prior would decide.
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> counts = ms.count(case().rolls, states=ms.Position())
+    >>> harm = ms.evidence.posterior(counts)
+    >>> print(harm.at_start)
+    P(harm) = 0.0125   95 % [0.00558, 0.022] (prior of 0.5 per row: 0.0125 without it)
+        because: sampling 0.0082; judge, lumping, model, truncation, rounding not assessed
+    >>> print(harm.info["entry"][8])
+    P(harm) = 0.548   95 % [0.486, 0.61] (prior of 0.5 per row: 0.549 without it)
+        because: sampling 0.062; judge, lumping, model, truncation, rounding not assessed
     """
     check_level(level)
     _check(draws, prior)

@@ -247,6 +247,19 @@ def tilt(chain: Chain, score: ArrayLike, target: Any = "harm", *, power: float =
     -----
     P. W. Glynn and D. L. Iglehart, Management Science 35 (1989) 1367, give the weights; J. L. Doob, Bull. Soc. Math.
     France 85 (1957) 431, the transform.
+
+    Examples
+    --------
+    With the exact probabilities as score harm is certain; below, where the middle of the ladder went and goes now:
+
+    >>> from markovsafety.evidence import rare
+    >>> chain = ms.toy.ladder(4, p=0.25)
+    >>> tilted = rare.tilt(chain, ms.hitting_probability(chain, "harm").value)
+    >>> print(ms.hitting_probability(tilted, "harm").at_start)
+    P(harm) = 1   proven [1, 1]   because: rounding 0; sampling, judge, lumping, model, truncation not assessed
+    >>> np.round([chain.P.toarray()[2], tilted.P.toarray()[2]], 3)
+    array([[0.   , 0.75 , 0.   , 0.25 , 0.   ],
+           [0.   , 0.188, 0.   , 0.812, 0.   ]])
     """
     value = scores_of(chain, score).reshape(-1, chain.n_states)
     if not (np.isfinite(value) & (value >= 0)).all():

@@ -60,6 +60,23 @@ class Prefixes:
     -----
     Prompts are fixed: the interval covers sampling of answers, not the choice of prompts. The particles of a level may
     come from few prompts, as they should if few prompts do most of the harm.
+
+    Examples
+    --------
+    A model whose next token is one more than the last, up to 6, which is harm, or with probability 0.9 the refusal 0:
+
+    >>> from markovsafety.evidence import rare
+    >>> def continue_(prompt, prefixes, seed):
+    ...     rng, answers = np.random.default_rng(seed), [list(prefix) for prefix in prefixes]
+    ...     for said in answers:
+    ...         while not said or 0 < said[-1] < 6:
+    ...             said.append(max(said, default=0) + 1 if rng.random() < 0.1 else 0)
+    ...     ended = ["harm" if said[-1] == 6 else "refusal" for said in answers]
+    ...     return ms.Rollouts.of(answers, prompt_id=prompt, outcome=ended, hit=[len(said) - 1 for said in answers])
+    >>> score = lambda rolls: np.concatenate([[0, *said] for said in rolls.answers()])
+    >>> print(rare.splitting(rare.Prefixes(continue_, score), levels=[1, 2, 3, 4, 5]))
+    P(harm) = 9.87e-07   95 % [8.06e-07, 1.33e-06] (for this prompt; others are not assessed)
+        because: sampling 3e-7; judge, lumping, model, truncation, rounding not assessed
     """
 
     continue_: Callable[[NDArray, list[NDArray], int], Any]
@@ -170,6 +187,16 @@ def committor_score(chain: Chain, states: Any, target: Any = "harm") -> Callable
     ------
     InputError
         The chain is layered.
+
+    Examples
+    --------
+    An answer with no tokens, then with each of two tokens; a state that the chain has not seen is no progress:
+
+    >>> from markovsafety.evidence import rare
+    >>> pilot = ms.Rollouts.of([[5, 9], [5, 2], [7, 2]], prompt_id=0, outcome=["harm", "refusal", "refusal"], hit=1)
+    >>> score = rare.committor_score(ms.estimate(ms.count(pilot, ms.KGram(1))), ms.KGram(1))
+    >>> np.round(score(ms.Rollouts.of([[5, 8], [7, 2]], prompt_id=0)), 3)
+    array([0.333, 0.5  ,  -inf, 0.333, 0.   ,  -inf])
     """
     if chain.is_layered:
         raise InputError(

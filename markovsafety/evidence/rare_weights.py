@@ -57,6 +57,15 @@ def weighted(
         Lengths that disagree; nan or +inf among the log-weights of hits.
     UntrustedError
         Effective sample size below 10; ``partial`` is the Bound.
+
+    Examples
+    --------
+    Fifty hits in 200 rollouts of a proposal under which they were a thousand times likelier:
+
+    >>> from markovsafety.evidence import rare
+    >>> print(rare.weighted(np.arange(200) < 50, np.full(200, np.log(1e-3))))
+    P(harm) = 0.00025   95 % [0.000193, 0.00032]
+        because: sampling 6e-5; judge, lumping, model, truncation, rounding not assessed
     """
     check_level(level)
     hit, logw, prompt = _weighed(hits, log_weights, prompt_id, prompts)

@@ -77,6 +77,19 @@ def delta(
     keeps to [0, 1] and is skewed as it should be; by prompt n_eff is reduced by the ratio of Student's quantiles as in
     `markovsafety.bound.clustered`, whose interval it is where all complete rollouts begin in one state. Weighted counts
     are handled by prompt; as independent transitions, a weight of two counts as two.
+
+    Examples
+    --------
+    Answers to one prompt resemble each other; who forgets it halves the interval:
+
+    >>> from markovsafety.exercises import case
+    >>> counts = ms.count(case().rolls, states=ms.Position())
+    >>> print(ms.evidence.delta(counts, prefill=8))
+    P(harm) = 0.549   95 % [0.484, 0.612]
+        because: sampling 0.064; judge, lumping, model, truncation, rounding not assessed
+    >>> print(ms.evidence.delta(counts, prefill=8, by_prompt=False))
+    P(harm) = 0.549   95 % [0.517, 0.581]
+        because: sampling 0.032; judge, lumping, model, truncation, rounding not assessed
     """
     check_level(level)
     if visits is not None:
@@ -199,6 +212,14 @@ def bootstrap(
     normal quantiles, because the c prompts with a hit (or with a miss, if fewer), drawn with replacement, vary less
     than prompts do; "percentile" is left bare.
     A single prompt cannot be resampled: the interval is then that of Clopper and Pearson, and says so.
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> counts = ms.count(case().rolls, states=ms.Position())
+    >>> print(ms.evidence.bootstrap(counts, prefill=8))
+    P(harm) = 0.549   95 % [0.487, 0.609]
+        because: sampling 0.061; judge, lumping, model, truncation, rounding not assessed
     """
     check_level(level)
     if interval not in ("bca", "percentile"):

@@ -36,6 +36,14 @@ def with_truncation(bound: Bound, either: Bound) -> Bound:
     ------
     InputError
         If the shapes differ, `either` is smaller, or truncation was assessed already.
+
+    Examples
+    --------
+    >>> harm = ms.Bound(0.1, 0.06, 0.16, reasons={"sampling": 0.05}, info={"name": "P(harm)"})
+    >>> either = ms.Bound(0.13, 0.08, 0.2, reasons={"sampling": 0.06}, info={"name": "P(harm or truncated)"})
+    >>> print(ms.evidence.with_truncation(harm, either))
+    P(harm) = 0.1   95 % [0.06, 0.2]
+        because: sampling 0.05, truncation 0.015; judge, lumping, model, rounding not assessed
     """
     if bound.shape != either.shape or (np.asarray(either.value) < np.asarray(bound.value) - 1e-9).any():
         raise InputError(
@@ -68,6 +76,16 @@ def censored_harm(source: Any, *, prefill: int = 0, category: str | None = None,
     -------
     Bound
         From P(harm) to P(harm or truncated), sampling included; `info["truncated"]` is the share that was cut off.
+
+    Examples
+    --------
+    Forty answers, of which ten were harmful and ten were cut off:
+
+    >>> outcome = ["harm", "refusal", "refusal", "truncated"] * 10
+    >>> rolls = ms.Rollouts.of([[5]] * 40, prompt_id=np.arange(40), outcome=outcome, hit=[0, 0, 0, -1] * 10)
+    >>> print(ms.evidence.censored_harm(rolls))
+    P(harm) = 0.25   95 % [0.127, 0.662]
+        because: sampling 0.14, truncation 0.12; judge, lumping, model, rounding not assessed
     """
     if isinstance(source, Chain):
         bound = hitting_probability(source, "harm", level=level)
@@ -111,6 +129,20 @@ def with_misfit(bound: Bound, check: Any) -> Bound:
     ------
     InputError
         If the check measured no misfit, or the width "model" is there already.
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> rolls = case().rolls
+    >>> chain = ms.estimate(ms.count(rolls[rolls.prompt_id < 30], states=ms.Position()))
+    >>> found = ms.check(chain, rolls[rolls.prompt_id >= 30])
+    >>> harm = ms.hitting_probability(chain, "harm")[chain.index(8)]
+    >>> print(harm)
+    P(harm) = 0.494   95 % [0.403, 0.585]
+        because: sampling 0.091, rounding 7e-16; judge, lumping, model, truncation not assessed
+    >>> print(ms.evidence.with_misfit(harm, found))
+    P(harm) = 0.494   90 % [0.169, 0.819]
+        because: sampling 0.091, model 0.23, rounding 7e-16; judge, lumping, truncation not assessed
     """
     misfit = check.misfit
     if misfit is None:
