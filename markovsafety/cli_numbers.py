@@ -10,6 +10,10 @@ from .cli_words import Words, skipping
 __all__ = ["VERBS"]
 
 
+def _level(v: argparse.ArgumentParser) -> None:
+    v.add_argument("--level", type=float, default=0.95, help="confidence level of the intervals (default: .95)")
+
+
 def _report(v: argparse.ArgumentParser) -> None:
     v.add_argument("rollouts", nargs="+", help="judged rollouts, [NAME=]FOLDER, one model each")
     v.add_argument("--held-out", nargs="*", default=[], help="rollouts the chain was not made from, [NAME=]FOLDER")
@@ -26,12 +30,14 @@ def _check(v: argparse.ArgumentParser) -> None:
     v.add_argument("held_out", help="judged rollouts with prefill, of other prompts than the chain's")
     v.add_argument("--states", help="the chain's state map, if the file does not say (kgram:K or position)")
     v.add_argument("--margin", type=float, default=0.05, help="difference of probabilities that matters (default: .05)")
+    _level(v)
     skipping(v)
 
 
 def _compare(v: argparse.ArgumentParser) -> None:
     v.add_argument("before", help="judged rollouts")
     v.add_argument("after", help="judged rollouts of the same prompts")
+    _level(v)
     skipping(v)
 
 
@@ -48,6 +54,7 @@ def _solve(v: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto, layered, elimination, sparse, device, exact (default: auto: what suits the graph)",
     )
+    _level(v)
     v.add_argument("--device", help="solve the target there: gpu, cpu, gpu:1 (method device)")
     v.add_argument("--out", help="also write every state's numbers here (CSV)")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,20 +155,14 @@ def _counts(options: argparse.Namespace, warnings: list[str]) -> Any:
                 cause="Counts keep the states they were made with.",
                 next="Leave --states away, or count the rollouts again.",
             )
-    elif (spread := spread_of(options)) is not None:
-        counts = _counted_apart(options, spread, warnings)
-    elif Path(options.rollouts).is_dir() or options.rollouts.endswith(".parquet"):
-        counts = tally(_opened(options, warnings), state_map(options.states or "kgram:2"))
+    elif (spread := spread_of(options)) or Path(options.rollouts).is_dir() or options.rollouts.endswith(".parquet"):
+        counts = tally(_opened(options, warnings), state_map(options.states or "kgram:2"), spread=spread)
     else:
         rolls = rollouts_of(options.rollouts, warnings, options.skip_corrupt)
         counts = tally(rolls, state_map(options.states or "kgram:2"))
     if options.category or options.prefill is not None:
         counts = counts.select(categories=options.category, prefill=options.prefill)
     return counts
-
-
-PIECES = 64
-"""Into which the shards of a folder are dealt out to the workers of a cluster."""
 
 
 def _opened(options: argparse.Namespace, warnings: list[str]) -> Any:
@@ -180,19 +173,6 @@ def _opened(options: argparse.Namespace, warnings: list[str]) -> Any:
     left_out = (f"left out on request: {name} ({why})" for name, why in found.skipped.items())
     warnings += [f"{options.rollouts}: {text}" for text in (found.note, *left_out, *found.warnings) if text]
     return found
-
-
-def _counted_apart(options: argparse.Namespace, spread: Any, warnings: list[str]) -> Any:
-    """Counts of a folder's shards, made where there is a core free and added up here."""
-    found = _opened(options, warnings)
-    pieces = [found.shards[i::PIECES] for i in range(min(PIECES, len(found.shards)))]
-    return sum(spread(functools.partial(_added_up, state_map(options.states or "kgram:2")), pieces))
-
-
-def _added_up(states: Any, shards: Sequence[Path]) -> Any:
-    from .chains import count as tally
-
-    return sum(tally(shard, states) for shard in shards)
 
 
 def count(options: argparse.Namespace) -> Answer:
@@ -226,7 +206,7 @@ def check(options: argparse.Namespace) -> Answer:
     warnings: list[str] = []
     states = state_map(options.states) if options.states else None
     held = rollouts_of(options.held_out, warnings, options.skip_corrupt)
-    found = test(read_chain(options.chain), held, margin=options.margin, states=states)
+    found = test(read_chain(options.chain), held, margin=options.margin, level=options.level, states=states)
     return Answer(found.verdict, found.to_json(), warnings=warnings, trusted=found.passed is True)
 
 
@@ -234,7 +214,8 @@ def compare(options: argparse.Namespace) -> Answer:
     from .evidence import compare as difference
 
     warnings: list[str] = []
-    found = difference(*(rollouts_of(p, warnings, options.skip_corrupt) for p in (options.before, options.after)))
+    before, after = (rollouts_of(p, warnings, options.skip_corrupt) for p in (options.before, options.after))
+    found = difference(before, after, level=options.level)
     first = next(row for row in found.table if row["category"] is None)
     span = f"[{first['difference_lower']:+.3g}, {first['difference_upper']:+.3g}]"
     line = f"harm at {first['k']} forced tokens changes by {first['difference']:+.3g} {span}"
@@ -252,8 +233,8 @@ def solve(options: argparse.Namespace) -> Answer:
     targets = _targets(chain, options.target or ["harm"])
     one = targets[0] if len(targets) == 1 else None
     with _device(options) as method:
-        harm = hitting_probability(chain, one or {name: name for name in targets}, method=method)
-    time, begun = hitting_time(chain), chain.start is not None
+        harm = hitting_probability(chain, one or {name: name for name in targets}, method=method, level=options.level)
+    time, begun = hitting_time(chain, level=options.level), chain.start is not None
     result = {
         "target": one or targets,
         "at_start": harm.at_start.to_json() if begun else None,
@@ -270,7 +251,7 @@ def solve(options: argparse.Namespace) -> Answer:
         result["distribution"] = told[one] if one else told
     files = []
     if options.out:
-        files = [_table(options.out, chain, harm, time, visits(chain) if begun else None)]
+        files = [_table(options.out, chain, harm, time, visits(chain, level=options.level) if begun else None)]
     if not begun:
         line = f"P({', '.join(targets)}) of {chain.n_states:,} states solved; the chain has no start law"
     else:

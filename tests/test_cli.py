@@ -53,6 +53,21 @@ def test_solve_says_what_was_solved_and_how(road, capsys):
     assert said["result"]["expected_tokens"]["value"] == pytest.approx(steps.mean(), rel=1e-9)
 
 
+def test_levels_are_those_of_the_functions(road, capsys):
+    chain = ms.read_chain(f"{road}/chain.npz")
+    for level in (0.8, 0.99):
+        code, said = told(capsys, "solve", f"{road}/chain.npz", "--level", str(level))
+        bound = ms.hitting_probability(chain, "harm", level=level).at_start
+        start = said["result"]["at_start"]
+        assert (code, start["level"], start["lower"], start["upper"]) == (0, level, bound.lower, bound.upper)
+    _, narrow = told(capsys, "compare", f"{road}/run.parquet", f"{road}/run.parquet", "--level", "0.5")
+    _, wide = told(capsys, "compare", f"{road}/run.parquet", f"{road}/run.parquet")
+    width = [
+        row["difference_upper"] - row["difference_lower"] for said in (narrow, wide) for row in said["result"]["table"]
+    ]
+    assert width[0] < width[len(width) // 2]
+
+
 def test_solve_writes_every_state(road, tmp_path):
     assert main(["solve", f"{road}/chain.npz", "--out", f"{tmp_path}/states.csv"]) == 0
     rows = list(csv.DictReader((tmp_path / "states.csv").read_text().splitlines()))
