@@ -28,6 +28,7 @@ extensions = [
     "myst_nb",
     "sphinx_copybutton",
     "rooms",  # the reference, from the rooms of the package
+    "gallery",  # every figure with the code that makes it
     "commands",  # the command line, from its own --help
     "mathml",  # formulas without a script
     "beside",  # pages of papers/ and notebooks/

@@ -44,6 +44,16 @@ def categories(bounds_by_category: Mapping[str, Any], ax: Any = None, truth: Map
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> measured = {
+    ...     "bio": {"free": ms.Bound(0.09, 0.02, 0.25), "5 tokens forced": ms.Bound(0.72, 0.53, 0.86)},
+    ...     "cyber": {"free": ms.Bound(0.09, 0.02, 0.25), "5 tokens forced": ms.Bound(0.47, 0.29, 0.65)},
+    ...     "fraud": {"free": ms.Bound(0.16, 0.05, 0.33), "5 tokens forced": ms.Bound(0.41, 0.24, 0.59)},
+    ...     "privacy": {"free": ms.Bound(0.06, 0.01, 0.21), "5 tokens forced": ms.Bound(0.22, 0.09, 0.40)},
+    ... }
+    >>> ax = ms.plot.categories(measured)
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -100,6 +110,14 @@ def outcomes(shares: Mapping[int, Mapping[str, Any]], ax: Any = None) -> Any:
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> from markovsafety.clusters import clopper_pearson
+    >>> def share(n, total=192):
+    ...     return ms.Bound(n / total, *clopper_pearson(n, total))
+    >>> counted = {0: (16, 165, 8, 3), 1: (99, 14, 76, 3), 5: (95, 8, 85, 4), 20: (99, 3, 84, 6)}
+    >>> ax = ms.plot.outcomes({k: dict(zip(ms.OUTCOMES, map(share, row))) for k, row in counted.items()})
     """
     ax = axes_or_new(ax, (6.0, 2.6))
     depths = sorted(shares)
@@ -138,6 +156,12 @@ def strikes(bins: Mapping[tuple[int, int], Any], ax: Any = None) -> Any:
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> from markovsafety.clusters import clopper_pearson
+    >>> counted = {(0, 4): 0, (4, 8): 2, (8, 12): 7, (12, 16): 5, (16, 24): 3, (24, 32): 1}  # of 192 answers
+    >>> ax = ms.plot.strikes({span: ms.Bound(n / 192, *clopper_pearson(n, 192)) for span, n in counted.items()})
     """
     ax = axes_or_new(ax, (6.0, 2.6))
     spans = sorted(bins)
@@ -170,6 +194,13 @@ def attribution(change: Any, states: Sequence[Any] | None = None, ax: Any = None
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> before = ms.toy.shallow(6)
+    >>> after = ms.toy.shallow(6, aligned=(0.02, 0.2), unaligned=(0.06, 0.04))
+    >>> change = ms.attribute(before, after, "harm")
+    >>> ax = ms.plot.attribution(change, before.states)
     """
     parts = [change.value, change.lower, change.upper] if isinstance(change, Bound) else [change] * 3
     at = np.array([np.ravel(part) for part in parts], dtype=float).T

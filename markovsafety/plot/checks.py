@@ -28,6 +28,13 @@ def check(check: Any, ax: Any = None) -> Any:
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> rolls = case().rolls
+    >>> chain = ms.estimate(ms.count(rolls[rolls.prompt_id < 30], states=ms.Position()))
+    >>> ax = ms.plot.check(ms.check(chain, rolls[rolls.prompt_id >= 30]))
     """
     ax = axes_or_new(ax, (6.0, 2.8))
     rows = check.table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -95,8 +95,9 @@ def data(ax: Any) -> dict[str, list[Any]]:
     >>> ms.plot.data(ax)["upper (probability of harm)"]
     [None, 0.6, None]
     """
-    if hasattr(ax, "columns") and callable(ax.columns):
-        return ax.columns()
+    own: Any = getattr(ax, "columns", None)
+    if callable(own):
+        return cast(Any, own())
     several = _axes(ax)
     notes = [(one, one.patch.__dict__.get(NOTES, [])) for one in several]
     rows = [({"panel": _title(one)} if len(several) > 1 else {}) | row for one, found in notes for row in found]

@@ -69,6 +69,13 @@ def lines(
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> gate = ms.depth.Checkpoint(a=0.045, r=0.005, success=0.95)
+    >>> attacks = [ms.depth.AttackLaw.geometric(p) for p in (0.05, 0.1, 0.3)]
+    >>> grid = ms.sweep(gate, depth=range(1, 33), attack=attacks)
+    >>> ax = ms.plot.lines(grid, by="attack", best=True)
     """
     ax = axes_or_new(ax, (8.0, 4.2))
     x, names, parts = _family(grid, over, by)
@@ -282,6 +289,12 @@ def pareto(found: Any, ax: Any = None) -> Any:
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> model = ms.Profile(a0=0.08, r0=0.02, a1=0.0, r1=0.3)
+    >>> grid = ms.sweep(model, depth=range(41), width=range(1, 33))
+    >>> ax = ms.plot.pareto(grid.pareto(cost={"depth": 1, "width": 3}, harm=1e-6))
     """
     ax = axes_or_new(ax, (8.0, 4.2))
     named = found if isinstance(found, Mapping) else {"": found}
@@ -385,6 +398,17 @@ def traces(data: Mapping[str, Any], ax: Any = None, *, label: str = "what is lef
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> steps = np.unique(np.geomspace(1, 1000, 60).astype(int))
+    >>> ways = {
+    ...     "constant steps": ms.depth.AdditiveBias(ms.depth.ConstantSteps(0.01)),
+    ...     "harmonic steps": ms.depth.AdditiveBias(ms.depth.HarmonicSteps(0.8)),
+    ...     "cross-entropy": ms.depth.CrossEntropyFlow(50, rate=1.0),
+    ... }
+    >>> left = {name: (steps, ms.depth.residual_after(way, 0.2, steps)) for name, way in ways.items()}
+    >>> ax = ms.plot.traces(left, label="1 − P(refusal)")
     """
     ax = axes_or_new(ax, (8.0, 4.2))
     looks = palette(list(data))

@@ -56,6 +56,18 @@ def beliefs(found: Any, buckets: Any, ax: Any = None, *, threshold: float = 0.0)
     ------
     InputError
         Beliefs of other prompts.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> harmful, refuses = np.repeat([1, 1, 0, 0], 24), np.tile(np.repeat([1, 0], 24), 2)
+    >>> believed = rng.normal(0.4 * harmful - 0.2, 0.08)
+    >>> about = rng.normal(0.5 * refuses - 0.25, 0.1)
+    >>> prompts = tuple(f"prompt {i}" for i in range(96))
+    >>> nothing = np.zeros((96, 1))
+    >>> found = ms.interventions.Beliefs(prompts, believed, about, nothing, nothing)
+    >>> buckets = ms.interventions.Buckets(prompts, harmful, refuses.astype(float))
+    >>> ax = ms.plot.beliefs(found, buckets)
     """
     if len(found.harm) != len(buckets.prompts):
         raise InputError(
@@ -94,6 +106,17 @@ def separated(found: Any, ax: Any = None) -> Any:
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> rows = [
+    ...     {"position": "t_inst", "level": 1, "mismatch": ms.Bound(0.97, 0.89, 1.0)},
+    ...     {"position": "t_inst", "level": 2, "mismatch": ms.Bound(1.0, 0.94, 1.0)},
+    ...     {"position": "t_inst", "level": 3, "mismatch": ms.Bound(0.69, 0.49, 0.85)},
+    ...     {"position": "t_inst", "level": 4, "mismatch": ms.Bound(0.72, 0.54, 0.87)},
+    ... ]
+    >>> rows += [{"position": "t_post", "level": k, "mismatch": ms.Bound(0.0, 0.0, 0.11)} for k in (1, 2, 3, 4)]
+    >>> ax = ms.plot.separated(rows)
     """
     rows = list(getattr(found, "rows", found))
     ax = axes_or_new(ax, (5.4, 3.4))
@@ -132,6 +155,15 @@ def roc(categories: Any, ax: Any = None, *, threshold: float | None = None) -> A
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> from markovsafety.interventions import auc, curve
+    >>> rng = np.random.default_rng(0)
+    >>> harmless = rng.normal(0, 1, 60)
+    >>> scores = {"bio": rng.normal(3, 1, 40), "fraud": rng.normal(1.5, 1, 40), "privacy": rng.normal(0.8, 1, 40)}
+    >>> guard = {name: {"auc": auc(s, harmless), "curve": curve(s, harmless)} for name, s in scores.items()}
+    >>> ax = ms.plot.roc(guard, threshold=1.2)
     """
     if not isinstance(categories, Mapping):
         threshold = categories.threshold if threshold is None else threshold
@@ -186,6 +218,20 @@ def predicted(
     ------
     InputError
         The names differ.
+
+    Examples
+    --------
+    >>> forecast = {
+    ...     "scale −0.5": ms.Bound(0.351, 0.294, 0.431),
+    ...     "scale 0.25": ms.Bound(0.173, 0.134, 0.220),
+    ...     "scale 1": ms.Bound(0.044, 0.029, 0.066),
+    ... }
+    >>> sampled = {
+    ...     "scale −0.5": ms.Bound(0.370, 0.313, 0.429),
+    ...     "scale 0.25": ms.Bound(0.151, 0.109, 0.201),
+    ...     "scale 1": ms.Bound(0.050, 0.031, 0.076),
+    ... }
+    >>> ax = ms.plot.predicted(forecast, sampled)
     """
     if set(forecast) != set(sampled):
         raise InputError(
@@ -232,6 +278,16 @@ def compared(
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> rates = {
+    ...     "no edit": {"harm": ms.Bound(0.06, 0.02, 0.14), "refusal": ms.Bound(0.88, 0.80, 0.94)},
+    ...     "one head": {"harm": ms.Bound(0.42, 0.33, 0.51), "refusal": ms.Bound(0.25, 0.17, 0.35)},
+    ...     "random vector": {"harm": ms.Bound(0.05, 0.01, 0.14), "refusal": ms.Bound(0.91, 0.82, 0.96)},
+    ...     "whole layer": {"harm": ms.Bound(0.42, 0.34, 0.51), "refusal": ms.Bound(0.21, 0.14, 0.30)},
+    ... }
+    >>> ax = ms.plot.compared(rates, budget=0.1)
     """
     names = list(rows)
     series = list(dict.fromkeys(s for row in rows.values() for s in row))
@@ -275,6 +331,21 @@ def detected(found: Any, ax: Any = None) -> Any:
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> def bounds(*ends):
+    ...     return tuple(ms.Bound(*three) for three in ends)
+    >>> sure = (1.0, 0.98, 1.0)
+    >>> found = ms.interventions.Detection(
+    ...     scales=(0.02, 0.05, 0.1, 0.2),
+    ...     auc=bounds((0.55, 0.49, 0.61), (0.81, 0.77, 0.85), (0.98, 0.95, 0.99), sure),
+    ...     caught=bounds((0.02, 0.01, 0.05), (0.05, 0.03, 0.09), (0.51, 0.43, 0.58), sure),
+    ...     control=bounds((0.14, 0.09, 0.2), sure, sure, sure),
+    ...     false_alarms=ms.Bound(0.026, 0.009, 0.06),
+    ...     visible=0.1,
+    ... )
+    >>> ax = ms.plot.detected(found)
     """
     ax = axes_or_new(ax, (5.4, 3.4))
     x = np.asarray(found.scales, dtype=float)

@@ -80,6 +80,18 @@ def plane(
     ------
     InputError
         As `markovsafety.chains.grid`, and if the limits do not rise.
+
+    Examples
+    --------
+    >>> bins = ms.ActivationBins({"harm": [-1, 0, 1], "refusal": [-1, 0, 1]})
+    >>> cells = [(x, y) for x in range(4) for y in range(4) if x + y < 6]
+    >>> P = np.zeros((17, 17))
+    >>> for i, (x, y) in enumerate(cells):  # up, towards refusal, or to the right, towards harm
+    ...     up, right = (cells.index(c) if c in cells else None for c in ((x, y + 1), (x + 1, y)))
+    ...     P[i, 16 if up is None else up] += 0.6 - 0.1 * x
+    ...     P[i, 15 if right is None else right] += 0.4 + 0.1 * x
+    >>> chain = ms.Chain(P, {"harm": 15, "refusal": 16}, start=0, states=[*cells, "harm", "refusal"])
+    >>> ax = ms.plot.plane(chain, ms.committor(chain, "harm", "refusal"), bins, arrows=True)
     """
     low, high = limits
     if not low < high:

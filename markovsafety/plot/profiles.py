@@ -55,6 +55,13 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> weak = ms.profile(case().rolls)
+    >>> deep = {k: ms.Bound(0.01, 0.004, 0.02) for k in (0, 1, 2, 4)} | {8: ms.Bound(0.06, 0.03, 0.1)}
+    >>> ax = ms.plot.depth({"weak": weak, "trained deep": deep}, budget=0.1)
     """
     ax = axes_or_new(ax, (8.0, 4.2))
     named, true, forecast = _by_name(profiles), _by_name(truth), _by_name(predicted)
@@ -152,6 +159,12 @@ def branch(found: Any, ax: Any = None) -> Any:
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> chains = {"aligned for 3 tokens": ms.toy.shallow(3), "aligned for 12": ms.toy.deep(12)}
+    >>> found = {name: ms.evidence.branch_exact(chain, range(0, 17, 2)) for name, chain in chains.items()}
+    >>> ax = ms.plot.branch(found)
     """
     ax = axes_or_new(ax, (8.0, 2.6))
     named = found if isinstance(found, dict) else {"": found}
@@ -200,6 +213,12 @@ def depth_signature(
     ------
     InputError
         If numbers of depths differ within an edit, or only one end of the intervals is given.
+
+    Examples
+    --------
+    >>> prompt = ms.Bound([0.91, 0.0, 0.0, 0.0], [0.89, 0.0, 0.0, 0.0], [0.93, 0.001, 0.001, 0.001])
+    >>> every = ms.Bound([0.91, 0.99, 0.53, 0.95], [0.89, 0.99, 0.44, 0.93], [0.93, 1.0, 0.62, 0.98])
+    >>> ax = ms.plot.depth_signature({"edit of the prompt": prompt, "at every step": every})
     """
     several = isinstance(D, dict) and all(isinstance(name, str) for name in D)
     pick = lambda x, name: x[name] if several and x is not None else x  # noqa: E731
@@ -265,6 +284,12 @@ def width(grid: Any, budget: float | None = None, ax: Any = None) -> Any:
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> grid = ms.sweep(case().rolls, depth=[0, 1, 2, 4, 8], width=[1, 2, 4, 8])
+    >>> ax = ms.plot.width(grid, budget=0.1)
     """
     from matplotlib.colors import LinearSegmentedColormap
 

@@ -61,6 +61,21 @@ def tilts(
     ------
     InputError
         There is no such group.
+
+    Examples
+    --------
+    >>> rows = [
+    ...     {"group": group, "strength": a, "trusted": True, "predicted": ms.Bound(*ends)}
+    ...     for group, line in {
+    ...         "all": {0.1: (0.086, 0.071, 0.104), 0.25: (0.140, 0.122, 0.161), 0.5: (0.286, 0.256, 0.319)},
+    ...         "bio": {0.1: (0.124, 0.081, 0.178), 0.25: (0.188, 0.138, 0.247), 0.5: (0.366, 0.291, 0.446)},
+    ...     }.items()
+    ...     for a, ends in line.items()
+    ... ]
+    >>> prompts = np.arange(1), np.array(["bio"]), np.zeros((3, 1, 2))
+    >>> forecast = ms.interventions.Tilted("harm", (0.1, 0.25, 0.5), ("all", "bio"), rows, *prompts)
+    >>> cells = [{"group": "all", "strength": a, "sampled": p, "error": 0.02} for a, p in ((0.1, 0.06), (0.5, 0.28))]
+    >>> ax = ms.plot.tilts(forecast, cells, limit=0.25)
     """
     names = _known(forecast.groups if groups is None else groups, forecast.groups)
     ax = axes_or_new(ax, (8.0, 3.6))
@@ -115,6 +130,18 @@ def cosines(sifted: Any, ax: Any = None) -> Any:
     Axes
         Green: rows labelled harmless; grey: no label; other colours: rows labelled harmful, by category. What lies to
         the right of the dashed line is dropped.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> rng = np.random.default_rng(0)
+    >>> kinds = {"task": (False, -0.85, 120), "plain": (True, 0.7, 30), "jailbreak": (True, 0.45, 20)}
+    >>> pairs = []
+    >>> for name, (harmful, _, n) in kinds.items():
+    ...     pairs += [ms.interventions.Pair((1,), (2,), harmful, name)] * n
+    >>> scores = np.concatenate([rng.normal(at, 0.08, n) for _, at, n in kinds.values()]).clip(-1, 1)
+    >>> sifted = SimpleNamespace(pairs=pairs, scores=scores, filter=SimpleNamespace(threshold=0.1))  # of `sift`
+    >>> ax = ms.plot.cosines(sifted)
     """
     ax = axes_or_new(ax, (6.0, 2.8))
     kinds: dict[tuple[int, str], list[float]] = {}
@@ -168,6 +195,16 @@ def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = Non
     ------
     InputError
         There is no such group.
+
+    Examples
+    --------
+    >>> near = lambda p, half: ms.Bound(p, max(p - half, 0), p + half)
+    >>> rows = [
+    ...     {"setting": f"{a:g}", "group": "bio", "harm": near(h, 0.07), "helpful": near(u, 0.1), "chosen": a == 0.1}
+    ...     for a, h, u in ((0, 0.14, 0.28), (0.1, 0.16, 0.38), (0.25, 0.19, 0.45), (0.5, 0.53, 0.52))
+    ... ]
+    >>> found = ms.interventions.TradeOffs(limit=0.25, rate=0.05, level=0.95, table=rows)
+    >>> ax = ms.plot.trade_offs(found)
     """
     known = list(dict.fromkeys(r["group"] for r in found.table))
     names = _known(known if groups is None else groups, known)

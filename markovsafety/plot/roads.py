@@ -43,6 +43,20 @@ def chain(chain: Any, ax: Any = None, top: int = 12, *, target: str = "harm", wo
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> words = ["Sure,", "here", "is", "I", "cannot"]
+    >>> states = [(-1,), (0,), (1,), (2,), (3,), (4,), "harm", "refusal"]
+    >>> seen = np.zeros((8, 8))
+    >>> seen[0, [1, 4]] = 36, 164
+    >>> seen[1, [2, 4]] = 33, 3
+    >>> seen[2, [3, 7]] = 30, 3
+    >>> seen[3, [2, 6, 7]] = 6, 21, 9
+    >>> seen[4, [5, 1]] = 155, 12
+    >>> seen[5, [7, 1]] = 152, 3
+    >>> chain = ms.Chain.from_counts(seen, {"harm": 6, "refusal": 7}, start=0, states=states)
+    >>> ax = ms.plot.chain(chain, words=words)
     """
     graph = folded(chain, top, target)
     columns = placed(graph)

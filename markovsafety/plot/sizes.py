@@ -46,6 +46,14 @@ def capacity(grid: Any, bound: Any = None, budget: float | None = None, ax: Any 
     -------
     Axes
         Hatched: models that were not trained, or failed their checks.
+
+    Examples
+    --------
+    >>> small = {0: ms.Bound(0.57, 0.49, 0.65), 20: ms.Bound(0.26, 0.19, 0.35)}
+    >>> middle = {0: ms.Bound(0.53, 0.45, 0.61), 20: ms.Bound(0.05, 0.02, 0.10)}
+    >>> large = {0: ms.Bound(0.52, 0.44, 0.59), 20: "diverged"}
+    >>> grid = ms.sweep({"13 k": small, "42 k": middle, "120 k": large})
+    >>> ax = ms.plot.capacity(grid, bound={("42 k", 20): (0.0, 0.3)}, budget=0.1)
     """
     if "capacity" not in getattr(grid, "dims", ()):
         raise InputError(

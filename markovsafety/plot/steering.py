@@ -61,6 +61,11 @@ def head_map(
     ------
     InputError
         Not a table.
+
+    Examples
+    --------
+    >>> best = np.array([[0.31, 0.37, 0.12, 0.51], [0.12, 0.78, 0.88, 0.14], [0.12, 0.12, 0.12, np.nan]])
+    >>> ax = ms.plot.head_map(best, chosen=[(1, 2)])
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -122,6 +127,18 @@ def alphas(path: Any, ax: Any = None, *, shown: Sequence[str] = ("harm", "refusa
     -------
     Axes
         Filled: under the edit; open and dotted: under random vectors of the same size; squares: benign prompts refused.
+
+    Examples
+    --------
+    >>> def near(p, half=0.09):
+    ...     return ms.Bound(p, max(p - half, 0.0), min(p + half, 1.0))
+    >>> measured = {-8: (0.13, 0.81, 0.72), -5: (0.15, 0.78, 0.70), -3: (0.22, 0.69, 0.15), -2: (0.45, 0.38, 0.10)}
+    >>> rows = [
+    ...     {"alpha": a, "harm": near(h), "refusal": near(r), "over_refusal": near(o, 0.06)}
+    ...     | {"control_harm": near(0.54), "control_refusal": near(0.17)}
+    ...     for a, (h, r, o) in (measured | {0: (0.54, 0.17, 0.05)}).items()
+    ... ]
+    >>> ax = ms.plot.alphas(rows)
     """
     rows = path.rows() if callable(getattr(path, "rows", None)) else list(path)
     ax = axes_or_new(ax, (5.4, 3.4))

@@ -127,6 +127,13 @@ def panels(
     -------
     array of Axes, shape (rows, cols)
         Those without data are invisible.
+
+    Examples
+    --------
+    >>> lines = {name: {0: 0.02, 5: h} for name, h in (("shallow", 0.6), ("deep", 0.03))}
+    >>> axes = ms.plot.panels(lines, lambda line, ax: ms.plot.depth(line, budget=0.1, ax=ax), (8, 2.4), sharey=True)
+    >>> axes.shape
+    (1, 2)
     """
     cols = min(cols, len(data))
     rows = -(-len(data) // cols)
@@ -165,6 +172,15 @@ def save(ax: Any, path: str | Path, dpi: float = 160, *, csv: bool = False) -> s
     -------
     str
         The path.
+
+    Examples
+    --------
+    >>> ax = ms.plot.depth({0: ms.Bound(0.02, 0.01, 0.04), 5: ms.Bound(0.6, 0.5, 0.7)})
+    >>> ms.plot.save(ax, "figures/depth.pdf", csv=True)
+    'figures/depth.pdf'
+    >>> from pathlib import Path
+    >>> sorted(path.name for path in Path("figures").iterdir())
+    ['depth.csv', 'depth.pdf']
     """
     import matplotlib
 
@@ -205,6 +221,11 @@ def series(data: Any) -> dict[float, Any]:
     ----------
     data : dict, Bound of `profile`, or grid of `sweep`
         Of a grid, the first entry along every axis but depth.
+
+    Examples
+    --------
+    >>> ms.plot.palette(["shallow", "deep"])
+    {'shallow': ('#4D4D4D', 'o'), 'deep': ('#C4348A', 's')}
     """
     if isinstance(data, Mapping):
         return {float(k): data[k] for k in sorted(data)}
@@ -356,6 +377,11 @@ def state_text(label: Any, words: Any = None) -> str:
         A tuple is read as token ids; a dot stands for the beginning of the answer.
     words : sequence or callable, optional
         Token id -> text.
+
+    Examples
+    --------
+    >>> ms.plot.state_text((-1, 0), words=["Sure,"]), ms.plot.state_text((-1, -1)), ms.plot.state_text("harm")
+    ('· Sure,', '(start)', 'harm')
     """
     if not isinstance(label, tuple):
         return str(label)

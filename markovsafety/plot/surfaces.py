@@ -63,6 +63,13 @@ def contour(
     Returns
     -------
     Axes
+
+    Examples
+    --------
+    >>> model = ms.Profile(a0=0.08, r0=0.02, a1=0.0, r1=0.3)
+    >>> grid = ms.sweep(model, depth=range(41), width=range(1, 33))
+    >>> best = grid.pareto(cost={"depth": 1, "width": 3}, harm=1e-6)
+    >>> ax = ms.plot.contour(grid, budget=[1e-2, 1e-4, 1e-6], cheapest=best)
     """
     depths, widths, z = _surface(grid, side)
     budgets = [] if budget is None else [float(b) for b in np.atleast_1d(np.asarray(budget, dtype=float))]
