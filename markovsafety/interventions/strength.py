@@ -33,6 +33,20 @@ class AlphaPath:
         On the prompts, under the edit and under random vectors of the same norms.
     benign : tuple of Behaviour, or None
         On benign prompts, under the edit: what it costs.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> harmful, harmless = organism.prompts(n=12), organism.prompts(n=12, harmful=False)
+    >>> edit = inside.difference(host, harmful, harmless, position="t_post").edit(-1.0, 3)
+    >>> path = inside.alpha_path(host, edit, (0, 1), harmful, judge="organism", n=2)
+    >>> path
+    AlphaPath(alphas=(0, 1), edited=(Behaviour, Behaviour), control=(Behaviour, Behaviour), benign=None)
+    >>> for row in path.rows():
+    ...     print(f"{row['alpha']:g} x the edit: refusal {row['refusal'].value:.1f}, harm {row['harm'].value:.1f}")
+    0 x the edit: refusal 0.8, harm 0.1
+    1 x the edit: refusal 0.1, harm 0.5
     """
 
     alphas: tuple[float, ...]
@@ -106,6 +120,23 @@ def alpha_path(
     ------
     InputError
         No alpha, or one that is not finite.
+
+    Examples
+    --------
+    An edit that takes refusals away, half of it and all of it:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> harmful, harmless = organism.prompts(n=12), organism.prompts(n=12, harmful=False)
+    >>> edit = inside.difference(host, harmful, harmless, position="t_post").edit(-1.0, 3)
+    >>> path = inside.alpha_path(host, edit, (0, 0.5, 1), harmful, judge="organism", n=2)
+    >>> for row in path.rows():
+    ...     print(row["alpha"], row["refusal"])
+    0.0 P(refusal) = 0.8...   95 % [0.5..., 0.9...]   because: sampling 0.2...;
+        judge, lumping, model, truncation, rounding not assessed
+    0.5 P(refusal) = 0.5...
+    1.0 P(refusal) = 0.1...   95 % [0.0..., 0.4...]   because: sampling 0.2...;
+        judge, lumping, model, truncation, rounding not assessed
     """
     sizes = sorted({float(alpha) for alpha in alphas})
     if not sizes or not np.isfinite(sizes).all():

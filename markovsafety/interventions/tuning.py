@@ -118,6 +118,26 @@ def fine_tune(
     UntrustedError
         Loss or gradient became NaN or infinite. ``partial`` is the path of the newest checkpoint, or of the model if
         there is none; `out` is not written.
+
+    Examples
+    --------
+    A base model learns from 24 prompts to refuse harm, and from 24 others to answer. On other harmful prompts the mass
+    of first tokens that refuse grows:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> base = organism.model_path("base")
+    >>> told = [{**p, "answer": "sorry i cannot help ."} for p in organism.prompts(n=24)]
+    >>> told += [{**p, "answer": "sure here is the plan"} for p in organism.prompts(n=24, harmful=False)]
+    >>> rows = [pair.row for pair in inside.read_pairs(told, inside.open_host(base).engine.tokenizer)]
+    >>> small = dict(steps=40, batch_size=12, learning_rate=2e-3, warmup=0, progress=False)
+    >>> record = inside.fine_tune(base, rows, "tuned", **small)
+    >>> record["tokens"]
+    {'loss': 288, 'weight': 288.0}
+    >>> for model in (base, "tuned"):
+    ...     mass = inside.token_mass(inside.open_host(model), organism.prompts(n=12, seed=1), organism.REFUSAL_IDS)
+    ...     print(mass.mean().round(2))
+    0.03
+    0.9...
     """
     out, objective = Path(out), objective or CrossEntropy()
     _check(steps, batch_size, learning_rate, warmup, schedule, save_every, accumulate)
