@@ -50,7 +50,7 @@ class LowRank:
     --------
     Two numbers a state say all about three aligned positions and what is behind them:
 
-    >>> fit = ms.depth.low_rank(ms.toy.shallow(3), 2)
+    >>> fit = ms.depth.low_rank(ms.toy.shallow(3), 2, rounds=400)
     >>> print(type(fit).__name__, [factor.shape for factor in fit.factors], f"{fit.kl:.2f} nats")
     LowRank [(4, 2), (5, 2), (5,)] 0.00 nats
     >>> print(f"{ms.hitting_probability(fit.chain, 'harm').at_start.value:.2f} for {ms.toy.prefilled_harm(3):.2f}")
@@ -110,7 +110,7 @@ def low_rank(
     --------
     What rank 0 and rank 2 leave of a trajectory with three aligned positions:
 
-    >>> for r in (0, 2): print(r, f"{ms.depth.low_rank(ms.toy.shallow(3), r).kl:.2f} nats")
+    >>> for r in (0, 2): print(r, f"{ms.depth.low_rank(ms.toy.shallow(3), r, rounds=400).kl:.2f} nats")
     0 0.82 nats
     2 0.00 nats
     """
@@ -250,7 +250,7 @@ class CapacityCurve:
     --------
     Rank 0 is safe by accident, for it blurs all positions into one; with a tolerance it does not pass:
 
-    >>> curve = ms.depth.capacity_curve(ms.toy.shallow(3), [0, 2], eps=0.45)
+    >>> curve = ms.depth.capacity_curve(ms.toy.shallow(3), [0, 2], eps=0.45, rounds=400)
     >>> print(type(curve).__name__, [str(depth.value) for depth in curve.reached])
     CapacityCurve ['at least 3', '1']
     >>> curve.needed(), curve.needed(tolerance=0.05)
@@ -351,7 +351,7 @@ def capacity_curve(
     --------
     True change of harm at the start, its certificate, and the largest change from any state, at ranks 0 and 2:
 
-    >>> curve = ms.depth.capacity_curve(ms.toy.shallow(3), [0, 2])
+    >>> curve = ms.depth.capacity_curve(ms.toy.shallow(3), [0, 2], rounds=400)
     >>> for numbers in (curve.change, curve.certificate, curve.worst): print(numbers.round(2))
     [0.18 0.  ]
     [2.99 0.  ]
