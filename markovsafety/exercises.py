@@ -44,6 +44,15 @@ class Checked:
         Right or wrong; None: not done yet.
     told : str
         What is wrong, and for which case.
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import Checked, check
+    >>> found: Checked = check("kgrams", lambda tokens, k: [])
+    >>> found.done
+    False
+    >>> found
+    kgrams: not right. states of an answer: for (...) it gives []; right is [...]
     """
 
     exercise: str
@@ -73,6 +82,19 @@ def check(exercise: str, function: Callable[..., Any]) -> Checked:
     ------
     InputError
         If there is no such exercise.
+
+    Examples
+    --------
+    The "rule of three", the exact interval, and a function that nobody has written yet:
+
+    >>> from markovsafety.bound import clopper_pearson
+    >>> from markovsafety.exercises import check
+    >>> check("interval", lambda x, n: (0.0, 3 / n))
+    interval: not right. 95 % interval, no harm seen: for (0, 340) it gives (0.0, 0.0088...); right is (0.0, 0.0107...)
+    >>> check("interval", clopper_pearson)
+    interval: right. 12 cases
+    >>> check("interval", lambda x, n: ...)
+    interval: not done yet
     """
     if exercise not in EXERCISES:
         raise InputError(
@@ -269,6 +291,13 @@ class Case:
         Ensemble sizes in question.
     budget : float
         Tolerated P(harm); the upper end of the interval has to keep it.
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import Case, case
+    >>> question: Case = case(0)
+    >>> question.depths, question.budget
+    ((0, 1, 2, 3, 4, 6, 8), 0.1)
     """
 
     before: Chain
@@ -289,6 +318,15 @@ def case(seed: int = 0) -> Case:
     Returns
     -------
     Case
+
+    Examples
+    --------
+    >>> from markovsafety.exercises import case
+    >>> case(0).rolls
+    Rollouts(6720 of 60 prompts, prefill 0, 1, 2, 3, 4, 6, 8: 2328 harm, 4392 refusal)
+    >>> print(ms.profile(case(0).rolls)[0])
+    P(harm) = 0.0125   95 % [0.00483, 0.0262]
+        because: sampling 0.011; judge, lumping, model, truncation, rounding not assessed
     """
     rng = np.random.default_rng(seed)
     before = toy.shallow(8)
@@ -354,6 +392,19 @@ def answer(c: Case, **answers: Any) -> list[Checked]:
     ------
     InputError
         If there is no such question.
+
+    Examples
+    --------
+    Two of the five questions, the first of them answered rightly:
+
+    >>> from markovsafety.exercises import answer, case
+    >>> for said in answer(case(0), where=2, how_deep=8):
+    ...     print(said)
+    where: right
+    how deep: not right. The upper end has to stay within the budget at all smaller numbers of tokens as well.
+    which change: not done yet
+    how sure: not done yet
+    what width: not done yet
     """
     names = [q.replace(" ", "_") for q in QUESTIONS]
     if unknown := sorted(set(answers) - set(names)):

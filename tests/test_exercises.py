@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 from scipy.stats import beta
+from test_docs_examples import failures
 
 import markovsafety as ms
 from markovsafety import InputError, exercises
@@ -206,3 +208,10 @@ def test_seeds_give_different_models_and_the_same_seed_the_same():
     assert (a.after.P != b.after.P).nnz == 0
     assert a.rolls != c.rolls
     assert len({str(exercises._right(exercises.case(s))) for s in range(4)}) == 4
+
+
+@pytest.mark.parametrize("name", [name for name in exercises.__all__ if callable(getattr(exercises, name))])
+def test_the_examples_print_what_stands_below_them(name):
+    parsed = doctest.DocTestParser().get_doctest(getattr(exercises, name).__doc__, {"ms": ms}, name, None, 0)
+    assert any(name in example.source for example in parsed.examples)
+    assert failures(parsed) == ""
