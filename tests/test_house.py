@@ -86,7 +86,7 @@ ROOMS = {
     "sympy": ("*symbolic*.py", "*/*symbolic*.py"),
     "numba": ("*_kernels.py", "*/*_kernels.py"),
     "tokenizers": ("rollouts/*.py", "rollouts/engines/*.py", "organism/*.py"),
-    "jinja2": ("rollouts/*.py", "report.py", "report/*.py"),
+    "jinja2": ("rollouts/*.py", "report.py", "report/*.py", "plot/moving.py"),
     **dict.fromkeys(("openai", "huggingface_hub"), ("rollouts/engines/server*.py",)),
     "ray": ("rollouts/engines/ray*.py",),
 }
