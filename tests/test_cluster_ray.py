@@ -103,7 +103,7 @@ def cluster():
     before = dict(os.environ)
     here = [str(Path(__file__).parent), str(Path(ms.__file__).parents[1]), *filter(None, [before.get("PYTHONPATH")])]
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(here)}
-    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 20}
     health |= {"worker_niceness": 0, "prestart_worker_first_driver": False, "enable_worker_prestart": False}
     head = {"num_cpus": 1, "include_dashboard": False, "_system_config": health}
     nodes = Cluster(initialize_head=True, head_node_args=head)

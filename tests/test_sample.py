@@ -322,6 +322,10 @@ def test_folders_that_cannot_be_used(engine, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         sample(engine, PROMPTS, out=tmp_path / "file", **LONG)
+    with pytest.raises(InputError, match="make 100,001 shards") as caught:  # their names have five digits
+        sample(engine, PROMPTS[:1], n=100_001, max_tokens=5, shard_size=1, out=tmp_path / "many")
+    assert "shard_size >= 2" in caught.value.next
+    assert not (tmp_path / "many").exists() or not list((tmp_path / "many").glob("*.json"))
     sample(engine, PROMPTS, out=tmp_path / "run", **LONG)
     (tmp_path / "run" / "part-00002.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"part-00002.parquet is damaged"):

@@ -18,8 +18,8 @@ from .rollouts import Rollouts
 __all__ = ["MANIFEST", "damaged", "one_run", "read_folder", "read_manifest"]
 
 MANIFEST = "manifest.json"
-MOST = 10**6
-"""Shards that a manifest may promise."""
+MOST = 10**5
+"""Shards of a folder at most: their names have five digits, and are read in the order of their names."""
 SAME = ("template", "sampling", "prompts")
 """What the provenances of all shards of a run have in common; their weights as well."""
 

@@ -23,7 +23,7 @@ from ..files import atomic, claimed, clear_leftovers
 from ..outcomes import NOT_JUDGED
 from .asked import Asked
 from .engines import Engine, Job, Output, Progress, rollout_keys
-from .folders import MANIFEST
+from .folders import MANIFEST, MOST
 from .parquet import read_parquet, read_rollouts, write_rollouts
 from .rollouts import Ragged, Rollouts
 
@@ -211,7 +211,7 @@ def begun(plan: Plan, folder: Path | None, suffix: str) -> Iterator[None]:
     Raises
     ------
     InputError
-        Another process writes to the folder; it holds another run, or shards without a manifest.
+        Another process writes to the folder; it holds another run, or shards without a manifest; there are too many.
     """
     if folder is None:
         yield
@@ -219,6 +219,12 @@ def begun(plan: Plan, folder: Path | None, suffix: str) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise InputError(
             f"{folder} is a file", cause="shards and their manifest are written into a folder", next="give out a folder"
+        )
+    if plan.shards > MOST:
+        raise InputError(
+            f"{len(plan):,} rollouts in shards of {plan.shard_size:,} make {plan.shards:,} shards",
+            cause=f"a folder holds {MOST:,} at most",
+            next=f"set shard_size >= {-(-len(plan) // MOST):,}",
         )
     with claimed(folder / ".lock", f"the run in {folder}"):
         manifest = _manifest(plan, folder, suffix)
