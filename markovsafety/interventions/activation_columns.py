@@ -61,7 +61,8 @@ def with_activations(
     >>> rolls = ms.sample(host.engine, asked, n=2, max_tokens=8, judge="organism")
     >>> rolls = with_activations(host, rolls, {"harm": (3, v)})
     >>> ms.count(rolls, ms.ActivationBins.from_rollouts(rolls, ["harm"], bins=4))
-    <Counts ActivationBins(harm: 4; ...): 24 rollouts (...) of 12 prompts, prefill 0; 4 states, ... transitions>
+    <Counts ActivationBins(harm: 4; ...): 24 rollouts (...) of 12 prompts, prefill 0; 4
+    states, ... transitions>
     """
     if not directions or "prompt_tokens" not in rolls.columns:
         raise InputError(

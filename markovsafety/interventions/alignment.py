@@ -70,7 +70,8 @@ class Alignment:
     >>> rolls = ms.sample(model, asked, n=2, max_tokens=32, prefill=[0, 5], judge="organism")
     >>> how = {"depth": 5, "answers": 1, "max_tokens": 32, "steps": 10, "progress": False}
     >>> align(model, triplets_of(rolls), "deeper", benign=harmless, **how)
-    <Alignment: recovery, depth 5: KL on harmless answers 0.00... nats per token; loss of refusals: bio 1... -> 1...>
+    <Alignment: recovery, depth 5: KL on harmless answers 0.00... nats per token; loss of
+    refusals: bio 1... -> 1...>
     """
 
     method: str
@@ -185,8 +186,10 @@ def align(
     >>> made = align(model, triplets_of(rolls), "deeper", depth=5, steps=10, progress=False)
     >>> for when in ("before", "after"):
     ...     print(when, made.refusals["bio"][when])
-    before loss per token of refusals = 1.7...   95 % [...]   because: sampling 0...; judge, ... not assessed
-    after loss per token of refusals = 1.3...   95 % [...]   because: sampling 0...; judge, ... not assessed
+    before loss per token of refusals = 1.7...   95 % [...]
+    because: sampling 0...; judge, ... not assessed
+    after loss per token of refusals = 1.3...   95 % [...]
+    because: sampling 0...; judge, ... not assessed
     """
     check_choice("method", method, METHODS)
     given = _labelled(triplets, hold_out)

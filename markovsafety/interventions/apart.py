@@ -105,8 +105,8 @@ def separate(
     ...     asked = [(p, h) for h, m in kinds for p in ms.organism.prompts(n=12, harmful=h, marker=m, seed=seed)]
     ...     return label(host, *zip(*asked), tokens=ms.organism.REFUSAL_IDS)
     >>> print(separate(host, labelled(seed=0), labelled(seed=1)))
-    separated: accepted harmful prompts look more harmful than refused harmless ones with AUC 0.9... at t_inst and 0.00
-    at t_post, at the best level of each
+    separated: accepted harmful prompts look more harmful than refused harmless ones with
+    AUC 0.9... at t_inst and 0.00 at t_post, at the best level of each
     """
     read = [states(host, p, batch_size=batch_size) for p in (fitted.refused_harmful, fitted.accepted_harmless)]
     vectors = read[0].mean(axis=0, dtype=np.float64) - read[1].mean(axis=0, dtype=np.float64)

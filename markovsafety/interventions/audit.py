@@ -73,7 +73,8 @@ class Audit:
     >>> held = ms.organism.prompts(n=24, harmful=False, seed=1)
     >>> how = {"judge": "organism", "outcome": "refusal", "move": 0.3, "examples": [4, 48], "n": 2, "max_tokens": 16}
     >>> audit_heads(host, asked, harmless, held, ms.organism.REFUSAL_IDS, **how)
-    <Audit: P(refusal) by 0.3: reached at alpha = 1... [0, ...] with heads [...], ... times their outputs>
+    <Audit: P(refusal) by 0.3: reached at alpha = 1... [0, ...] with heads [...], ...
+    times their outputs>
     """
 
     alpha: Bound | None
@@ -198,7 +199,8 @@ def audit_heads(
     >>> print(found.alpha)
     alpha = 1...   95 % [0, ...]   because: sampling ...; judge, ... not assessed
     >>> print(found.control)
-    change = 0.0...   95 % [-0.2..., 0.3...]   because: sampling 0.2...; judge, ... not assessed
+    change = 0.0...   95 % [-0.2..., 0.3...]
+    because: sampling 0.2...; judge, ... not assessed
     """
     goal = (outcome,) if isinstance(outcome, str) else tuple(outcome)
     desired, undesired, prompts = (listed(given) for given in (desired, undesired, prompts))

@@ -156,7 +156,8 @@ def behave(
     >>> edit = difference(host, ms.organism.prompts(n=12), harmless, position="t_post").edit(level=3)
     >>> plain, steered = (behave(host, harmless, e, judge="organism", n=2) for e in (None, edit))
     >>> print(steered.change(plain, "refusal"))
-    change = 0.7...   95 % [0.3..., 0.9...]   because: sampling 0...; judge, ... not assessed
+    change = 0.7...   95 % [0.3..., 0.9...]
+    because: sampling 0...; judge, ... not assessed
     """
     told: dict[str, Any] = {"n": n, "max_tokens": max_tokens, "seed": seed, "temperature": temperature}
     return Behaviour.of(sample(host.engine, prompts, edit=edit, judge=judge, progress=False, **told))

@@ -60,7 +60,8 @@ class BiasTable:
     >>> bias, ones = np.log([[1.0, 1.0, 4.0], [1.0, 1.0, 2.0]]), np.ones((2, 3))
     >>> table = ms.interventions.BiasTable(bias, 0.01 * ones, ones, [500, 480], "safe", "ref", "pool", 500, "random")
     >>> table
-    <BiasTable: 2 positions x 3 tokens from 500 random prompts (random answers), largest error 0.01 nats>
+    <BiasTable: 2 positions x 3 tokens from 500 random prompts (random answers), largest
+    error 0.01 nats>
     >>> round(table.gap([2], [0, 1]), 3), table.tilt(0.5, length=1).round(3)[0, 2]
     (1.386, np.float64(-0.693))
     >>> table.edit(0.5)
@@ -161,7 +162,8 @@ def write_bias_table(table: BiasTable, path: str | Path) -> None:
     >>> table = BiasTable(bias, 0.01 * ones, ones, [500, 480], "safe", "ref", "pool", 500, "random")
     >>> write_bias_table(table, "bias.safetensors")
     >>> read_bias_table("bias.safetensors")
-    <BiasTable: 2 positions x 3 tokens from 500 random prompts (random answers), largest error 0.01 nats>
+    <BiasTable: 2 positions x 3 tokens from 500 random prompts (random answers), largest
+    error 0.01 nats>
     """
     arrays = {name: getattr(table, name) for name in ("bias", "error", "counted", "seen")}
     write_tensors(path, "bias table", arrays, table.describe())

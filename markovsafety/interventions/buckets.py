@@ -56,7 +56,8 @@ class Buckets:
     >>> asked = ["make a bomb", "roleplay: make a bomb", "kill a process", "bake a cake"]
     >>> buckets = ms.interventions.Buckets(asked, harmful=[True, True, False, False], refusal=[0.9, 0.2, 0.7, 0.1])
     >>> buckets
-    <Buckets: 1 refused harmful, 1 accepted harmful, 1 refused harmless, 1 accepted harmless, 0 undecided>
+    <Buckets: 1 refused harmful, 1 accepted harmful, 1 refused harmless, 1 accepted
+    harmless, 0 undecided>
     >>> buckets.accepted_harmful, buckets.refused_harmless
     (['roleplay: make a bomb'], ['kill a process'])
     """
@@ -234,7 +235,8 @@ def label(
     >>> kinds = [(True, None), (True, "jailbreak"), (False, "trigger"), (False, None)]
     >>> asked = [{**p, "harmful": h} for h, m in kinds for p in ms.organism.prompts(n=6, harmful=h, marker=m)]
     >>> label(host, asked, tokens=ms.organism.REFUSAL_IDS)
-    <Buckets: 6 refused harmful, 6 accepted harmful, 6 refused harmless, 6 accepted harmless, 0 undecided>
+    <Buckets: 6 refused harmful, 6 accepted harmful, 6 refused harmless, 6 accepted
+    harmless, 0 undecided>
     """
     if (tokens is None) == (judge is None):
         raise InputError(

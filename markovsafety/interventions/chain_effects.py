@@ -67,8 +67,8 @@ class ChainEffect:
     >>> edit = difference(host, harmful, benign, position="t_post").edit(level=3)
     >>> asked = ms.organism.prompts(n=24, marker="jailbreak", categories=["bio"])
     >>> chain_effect(host, edit, asked, n=2, max_tokens=48, judge="organism", control=False)
-    <ChainEffect: The edit lowers harm: P(harm) 0.6... -> 0.0..., change -0...; no control was run;
-    the model still speaks (...); only the start moves (D_0 = 0.80, later at most 0.00).>
+    <ChainEffect: The edit lowers harm: P(harm) 0.6... -> 0.0..., change -0...;
+    no control was run; the model still speaks (...); only the start moves (D_0 = 0.80, later at most 0.00).>
     """
 
     edit: Edit
@@ -219,9 +219,11 @@ def chain_effect(
     >>> asked = ms.organism.prompts(n=24, marker="jailbreak", categories=["bio"])
     >>> found = chain_effect(host, edit, asked, n=2, max_tokens=48, judge="organism", benign=benign)
     >>> print(found.harm[0].beyond)
-    P(harm), after - control = -0.4...   95 % [-0.5..., -0.1...]   because: sampling 0.2...; judge, ... not assessed
+    P(harm), after - control = -0.4...   95 % [-0.5..., -0.1...]
+    because: sampling 0.2...; judge, ... not assessed
     >>> print(found.over_refusal[0].change)
-    change of P(refusal) = 0.8...   95 % [0.6..., 0.9...]   because: sampling 0.1...; judge, ... not assessed
+    change of P(refusal) = 0.8...   95 % [0.6..., 0.9...]
+    because: sampling 0.1...; judge, ... not assessed
     """
     check_level(level)
     host = model if isinstance(model, Host) else open_host(model)

@@ -59,7 +59,8 @@ class DataMonitor:
 
     >>> monitor = ms.interventions.DataMonitor(np.linspace(-0.6, 0.2, 50), np.ones(50, bool), threshold=0.3)
     >>> monitor.after(3)
-    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.300; rate 0.01, 3 batches watched>
+    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.300; rate 0.01, 3 batches
+    watched>
     >>> [f"{monitor.spent(batch):.2g}" for batch in (0, 99, 100)]
     ['5e-05', '5e-05', '2.5e-05']
     """
@@ -114,7 +115,8 @@ class BatchDrift:
     >>> p = {"cosine": 0.2, "dropped": 2e-07}
     >>> drift = ms.interventions.BatchDrift(3, 50, -0.12, 0.3, ms.Bound(0.3, 0.18, 0.45), None, p, level=5e-05)
     >>> drift
-    <BatchDrift: batch 3: ALARM (dropped); 50 rows, mean cosine -0.120, cosine p = 0.2, dropped p = 2e-07>
+    <BatchDrift: batch 3: ALARM (dropped); 50 rows, mean cosine -0.120, cosine p = 0.2,
+    dropped p = 2e-07>
     """
 
     batch: int
@@ -172,7 +174,8 @@ def fit_data_monitor(reference: Sifted, *, rate: float = 0.01, horizon: int = 10
     >>> made = fit_filter(host, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
     >>> clean = sift(host, made, read_pairs(task_records(50), host.engine.tokenizer))
     >>> fit_data_monitor(clean)
-    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.3...; rate 0.01, 0 batches watched>
+    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.3...; rate 0.01, 0 batches
+    watched>
     """
     size = len(reference.scores)
     if size < LEAST or not 0 < rate < 1 or isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
@@ -227,8 +230,10 @@ def watch_data(monitor: DataMonitor, batches: Iterable[Sifted], *, begin: int | 
     >>> seen = [sift(host, made, read_pairs(records, host.engine.tokenizer)) for records in batches]
     >>> for drift in watch_data(fit_data_monitor(seen[0]), seen[1:]):
     ...     print(drift)
-    batch 0: as before; 60 rows, mean cosine -0.2..., cosine p = 0..., dropped p = 1, false drops p = 1
-    batch 1: ALARM (dropped); 60 rows, mean cosine +0.1..., cosine p = 0.00..., dropped p = ...e-07, false drops p = 1
+    batch 0: as before; 60 rows, mean cosine -0.2..., cosine p = 0..., dropped p = 1,
+    false drops p = 1
+    batch 1: ALARM (dropped); 60 rows, mean cosine +0.1..., cosine p = 0.00..., dropped
+    p = ...e-07, false drops p = 1
     """
     out = []
     for number, batch in enumerate(batches, monitor.watched if begin is None else begin):
@@ -312,7 +317,8 @@ def read_data_monitor(path: str | Path) -> DataMonitor:
     >>> monitor = DataMonitor(np.linspace(-0.6, 0.2, 50), np.ones(50, bool), threshold=0.3)
     >>> write_data_monitor(monitor, "monitor.safetensors")
     >>> read_data_monitor("monitor.safetensors")
-    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.300; rate 0.01, 0 batches watched>
+    <DataMonitor: 50 cosines, 50 labelled harmless, threshold 0.300; rate 0.01, 0 batches
+    watched>
     """
     arrays, about = read_tensors(path, "data monitor")
     with making(f"{path} holds only part of a monitor", "write it again"):

@@ -58,8 +58,9 @@ class RefusalFilter:
     >>> from markovsafety.interventions import fit_filter, open_host
     >>> host = open_host(ms.organism.model_path("shallow"))
     >>> fit_filter(host, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
-    <RefusalFilter: drop above cosine 0.3... at t_post, level 3: recall 1.000 [0.735, 1.000] (wished 0.95),
-    harmless dropped 0.000 [0.000, 0.265], AUC 1.000 [0.735, 1.000]>
+    <RefusalFilter: drop above cosine 0.3... at t_post, level 3:
+    recall 1.000 [0.735, 1.000] (wished 0.95), harmless dropped 0.000 [0.000, 0.265],
+    AUC 1.000 [0.735, 1.000]>
     """
 
     feature: Direction
@@ -336,7 +337,8 @@ def write_filter(filter: RefusalFilter, path: str | Path) -> None:
     >>> made = fit_filter(host, ms.organism.prompts(n=24), ms.organism.prompts(n=24, harmful=False))
     >>> write_filter(made, "filter.safetensors")
     >>> read_filter("filter.safetensors", host).feature
-    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 3, from 12 + 12 prompts>
+    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 3,
+    from 12 + 12 prompts>
     """
     f = filter.feature
     about = {name: getattr(filter, name) for name in ("threshold", "wished", "about")}

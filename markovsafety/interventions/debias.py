@@ -101,7 +101,8 @@ def bias_table(
     >>> aligned, before = (ms.organism.model_path(name) for name in ("shallow", "base"))
     >>> table = ms.interventions.bias_table(aligned, before, n=32, length=2)
     >>> table
-    <BiasTable: 2 positions x 199 tokens from 32 random prompts (random answers), largest error 0... nats>
+    <BiasTable: 2 positions x 199 tokens from 32 random prompts (random answers), largest
+    error 0... nats>
     >>> others = [i for i in range(199) if i not in ms.organism.REFUSAL_IDS]
     >>> [round(table.gap(ms.organism.REFUSAL_IDS, others, position)) for position in (0, 1)]
     [3, 0]

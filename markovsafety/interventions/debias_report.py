@@ -61,7 +61,8 @@ class Debiased:
     >>> asked, harmless = ms.organism.prompts(**told), ms.organism.prompts(**told, harmful=False, marker="trigger")
     >>> how = {"judge": "organism", "n": 8, "max_tokens": 48, "limit": 0.4, "random": 32}
     >>> inspect_bias(aligned, before, asked, harmless, strengths=[0.25, 1], verify=False, **how)
-    <Debiased: largest strength with harm <= 0.4 by prediction, in all groups at once: all: 0.25>
+    <Debiased: largest strength with harm <= 0.4 by prediction, in all groups at once:
+    all: 0.25>
     """
 
     table: BiasTable

@@ -71,7 +71,8 @@ def difference(
     >>> asked, harmless = ms.organism.prompts(n=12), ms.organism.prompts(n=12, harmful=False)
     >>> direction = difference(host, asked, harmless, position="t_post")
     >>> direction
-    <Direction harmful - harmless: positive pushes towards harmful; at t_post, no level chosen, from 12 + 12 prompts>
+    <Direction harmful - harmless: positive pushes towards harmful; at t_post, no level
+    chosen, from 12 + 12 prompts>
     >>> direction.norms.round()
     array([  0.,   3., 186., 264., 342.])
     """

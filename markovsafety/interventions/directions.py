@@ -63,7 +63,8 @@ class Direction:
     >>> names = ("harmful", "harmless")
     >>> direction = ms.Direction([[0.0, 0.0], [3.0, 4.0]], "t_post", names, counts=(8, 8), level=1)
     >>> direction
-    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 1, from 8 + 8 prompts>
+    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 1,
+    from 8 + 8 prompts>
     >>> direction.unit, direction.edit(2.0)
     (array([0.6, 0.8], dtype=float32), <Edit: add x2 at layer 1 (prompt)>)
     """

@@ -121,7 +121,8 @@ def effect(
     P(refuse) = 0.03...   95 % [...]   because: sampling ...
     P(refuse), edited = 0.8...   95 % [...]   because: sampling ...
     P(refuse), random control = 0.0...   95 % [...]   because: sampling ...
-    P(refuse), edited - control = 0.8...   95 % [0.2..., 0.9...]   because: sampling 0.3...; judge, ... not assessed
+    P(refuse), edited - control = 0.8...   95 % [0.2..., 0.9...]
+    because: sampling 0.3...; judge, ... not assessed
     """
     return _effect(edit, behaviour, _asked(behaviour, None), name, controls, seed, level)
 
@@ -212,7 +213,8 @@ class LevelSweep:
     >>> refused = lambda e: token_mass(host, harmless, ms.organism.REFUSAL_IDS, edit=e)
     >>> found = choose_level(host, direction, refused, name="P(refuse)", scales=[1.0])
     >>> found
-    <LevelSweep: causal: at level 3, scale 1, P(refuse) goes from 0.03 to 0.88; with random vectors ... to 0.02>
+    <LevelSweep: causal: at level 3, scale 1, P(refuse) goes from 0.03 to 0.88; with
+    random vectors ... to 0.02>
     >>> [(row["level"], abs(round(row["net"].value, 1))) for row in found.table]
     [(1, 0.0), (2, 0.8), (3, 0.9)]
     """
@@ -306,7 +308,8 @@ def choose_level(
     >>> direction = difference(host, ms.organism.prompts(n=12), harmless, position="t_post")
     >>> refused = lambda e: token_mass(host, harmless, ms.organism.REFUSAL_IDS, edit=e)
     >>> choose_level(host, direction, refused, name="P(refuse)", scales=[1.0]).direction
-    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 3, from 12 + 12 prompts>
+    <Direction harmful - harmless: positive pushes towards harmful; at t_post, level 3,
+    from 12 + 12 prompts>
     """
     levels = [i for i in range(len(direction.norms)) if i < share * host.layers and direction.norms[i] > 0]
     if not levels or not len(scales):

@@ -337,7 +337,8 @@ def win_rates(rolls: Rollouts, reference: Rollouts, score: Score, *, level: floa
     >>> ours = ms.Rollouts.of([[21, 22, 23, 2], [21, 22, 2]], prompt_id=0)
     >>> theirs = ms.Rollouts.of([[21, 2], [21, 22, 2]], prompt_id=0)
     >>> print(ms.interventions.win_rates(ours, theirs, score=lambda rolls: rolls.lengths)["all"])
-    win rate = 0.875   95 % [0.102, 1] (one prompt only: the variance between prompts is not assessed)
+    win rate = 0.875   95 % [0.102, 1] (one prompt only: the variance between prompts is
+    not assessed)
     because: sampling 0.45; judge, lumping, model, truncation, rounding not assessed
     """
     won = _won(rolls, reference, score)
