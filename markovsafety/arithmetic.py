@@ -226,7 +226,8 @@ def largest(bounds: Sequence[Bound], name: str | None = None) -> Bound:
     --------
     >>> from markovsafety.arithmetic import largest
     >>> from markovsafety.bound import clustered
-    >>> kinds = {"bio": clustered([0, 1, 0, 0] * 5, [8] * 20), "fraud": clustered([6, 7, 8, 5] * 5, [8] * 20)}
+    >>> seen = {"bio": [0, 1, 0, 0] * 5, "fraud": [6, 7, 8, 5] * 5}
+    >>> kinds = {name: clustered(harmful, [8] * 20) for name, harmful in seen.items()}
     >>> worst = largest(list(kinds.values()), name="P(harm), worst kind")
     >>> print(list(kinds)[worst.info["which"]], worst)
     fraud P(harm), worst kind = 0.812   92.5 % [0.733, 0.876]
@@ -286,7 +287,8 @@ def widened(bound: Bound, *, least: float = -np.inf, most: float = np.inf, **wid
     >>> harm = clustered([1, 0, 0, 2] * 10, [50] * 40, name="P(harm)")
     >>> print(widened(harm, least=0, most=1, judge=0.02, truncation=(0, 0.01)))
     P(harm) = 0.015   95 % [0, 0.0517]
-        because: sampling 0.0059, judge 0.02, truncation 0.005; lumping, model, rounding not assessed
+        because: sampling 0.0059, judge 0.02, truncation 0.005; lumping, model, rounding not
+        assessed
     """
     lower, upper = np.asarray(bound.lower), np.asarray(bound.upper)
     reasons = dict(bound.reasons)

@@ -74,7 +74,8 @@ def ladder(n: int = 6, p: float = 0.3, start: int | None = None) -> Chain:
     --------
     >>> chain = ms.toy.ladder(4, p=0.25)
     >>> chain
-    <Chain 5 states, homogeneous, 8 transitions; outcomes harm (1), refusal (1); start: state 2 ('level 2')>
+    <Chain 5 states, homogeneous, 8 transitions; outcomes harm (1), refusal (1); start: state 2
+        ('level 2')>
     >>> print(ms.hitting_probability(chain, "harm").at_start)
     P(harm) = 0.1   proven [0.1, 0.1]
         because: rounding 7e-16; sampling, judge, lumping, model, truncation not assessed
@@ -115,8 +116,10 @@ def ruin(n: int = 10, start: int | None = None) -> Chain:
     Examples
     --------
     >>> chain = ms.toy.ruin(4)
-    >>> print(np.round(ms.hitting_probability(chain, "harm").value, 6), np.round(ms.hitting_time(chain).value, 6))
-    [0.   0.25 0.5  0.75 1.  ] [0. 3. 4. 3. 0.]
+    >>> np.round(ms.hitting_probability(chain, "harm").value, 6)
+    array([0.  , 0.25, 0.5 , 0.75, 1.  ])
+    >>> np.round(ms.hitting_time(chain).value, 6)
+    array([0., 3., 4., 3., 0.])
     """
     return ladder(n, 0.5, start)
 

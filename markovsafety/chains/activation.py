@@ -60,7 +60,10 @@ class ActivationBins:
     ...     prompt_id=[0, 1],
     ...     outcome=["harm", "refusal"],
     ...     hit=[2, 1],
-    ...     columns={"activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1], "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4]},
+    ...     columns={
+    ...         "activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1],
+    ...         "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4],
+    ...     },
     ... )
     >>> bins = ms.ActivationBins({"harm": [0.5, 1.0], "refusal": [0.0]})
     >>> chain = ms.estimate(ms.count(rolls, states=bins))
@@ -69,7 +72,8 @@ class ActivationBins:
 
     `from_rollouts` puts the edges where they part the visited states evenly:
 
-    >>> [np.round(e, 3).tolist() for e in ms.ActivationBins.from_rollouts(rolls, bins=2).edges.values()]
+    >>> halves = ms.ActivationBins.from_rollouts(rolls, bins=2)
+    >>> [np.round(edges, 3).tolist() for edges in halves.edges.values()]
     [[0.3], [0.1]]
     """
 
@@ -304,9 +308,13 @@ def grid(
     ...     prompt_id=[0, 1],
     ...     outcome=["harm", "refusal"],
     ...     hit=[2, 1],
-    ...     columns={"activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1], "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4]},
+    ...     columns={
+    ...         "activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1],
+    ...         "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4],
+    ...     },
     ... )
-    >>> chain = ms.estimate(ms.count(rolls, states=ms.ActivationBins({"harm": [0.5, 1.0], "refusal": [0.0]})))
+    >>> bins = ms.ActivationBins({"harm": [0.5, 1.0], "refusal": [0.0]})
+    >>> chain = ms.estimate(ms.count(rolls, states=bins))
 
     P(harm) rises to the right, where the model holds the answer for harmful, and is 1/2 where both answers begin:
 
@@ -360,9 +368,13 @@ def drift(
     ...     prompt_id=[0, 1],
     ...     outcome=["harm", "refusal"],
     ...     hit=[2, 1],
-    ...     columns={"activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1], "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4]},
+    ...     columns={
+    ...         "activation_harm": [0.2, 0.8, 1.5, 0.3, 0.1],
+    ...         "activation_refusal": [0.1, -0.4, -1.2, 0.9, 1.4],
+    ...     },
     ... )
-    >>> chain = ms.estimate(ms.count(rolls, states=ms.ActivationBins({"harm": [0.5, 1.0], "refusal": [0.0]})))
+    >>> bins = ms.ActivationBins({"harm": [0.5, 1.0], "refusal": [0.0]})
+    >>> chain = ms.estimate(ms.count(rolls, states=bins))
     >>> towards_harm, towards_refusal = ms.chains.drift(chain)
     >>> towards_harm
     array([[nan, 1. , nan],

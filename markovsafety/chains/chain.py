@@ -79,7 +79,8 @@ class Chain:
     ...     states=["speaking", "harm", "refusal"],
     ... )
     >>> chain
-    <Chain 3 states, homogeneous, 5 transitions; outcomes harm (1), refusal (1); start: state 0 ('speaking')>
+    <Chain 3 states, homogeneous, 5 transitions; outcomes harm (1), refusal (1); start: state 0
+        ('speaking')>
     >>> print(ms.hitting_probability(chain, "harm").at_start)
     P(harm) = 0.5   proven [0.5, 0.5]
         because: rounding 7e-16; sampling, judge, lumping, model, truncation not assessed
@@ -87,7 +88,8 @@ class Chain:
     One matrix per position, here a model that is safe at the first token only; the mass left at the end is
     "truncated":
 
-    >>> safe, unsafe = [[0.5, 0.0, 0.5], [0, 1, 0], [0, 0, 1]], [[0.8, 0.2, 0.0], [0, 1, 0], [0, 0, 1]]
+    >>> safe = [[0.5, 0.0, 0.5], [0, 1, 0], [0, 0, 1]]
+    >>> unsafe = [[0.8, 0.2, 0.0], [0, 1, 0], [0, 0, 1]]
     >>> layered = ms.Chain.layered([safe, unsafe, unsafe], {"harm": 1, "refusal": 2}, start=0)
     >>> ends = {name: name for name in ("harm", "refusal", "truncated")}
     >>> np.round(ms.hitting_probability(layered, ends).at_start.value, 3)

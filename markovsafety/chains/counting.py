@@ -88,8 +88,8 @@ def count(
     ... )
     >>> counts = ms.count(rolls, states=ms.KGram(1))
     >>> counts
-    <Counts KGram(1): 4 rollouts (1 harm + 2 refusal + 1 benign + 0 truncated) of 2 prompts, prefill 0; 4 states, 9
-        transitions>
+    <Counts KGram(1): 4 rollouts (1 harm + 2 refusal + 1 benign + 0 truncated) of 2 prompts,
+        prefill 0; 4 states, 9 transitions>
     >>> for state, row in zip(counts.states, counts.matrix.toarray()):
     ...     print(state, row)
     (-1,) [0. 2. 2. 0. 0. 0. 0. 0.]

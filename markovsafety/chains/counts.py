@@ -96,13 +96,14 @@ class Counts:
     Two shards of a run are counted apart, and added:
 
     >>> asked = {"prompt_id": [0, 1], "outcome": ["harm", "refusal"], "hit": 1}
-    >>> one, two = (ms.count(ms.Rollouts.of(said, **asked)) for said in ([[5, 9], [7, 2]], [[5, 6], [5, 2]]))
+    >>> shards = [[5, 9], [7, 2]], [[5, 6], [5, 2]]
+    >>> one, two = (ms.count(ms.Rollouts.of(said, **asked)) for said in shards)
     >>> one + two
-    <Counts KGram(2): 4 rollouts (2 harm + 2 refusal + 0 benign + 0 truncated) of 2 prompts, prefill 0; 3 states, 8
-        transitions>
+    <Counts KGram(2): 4 rollouts (2 harm + 2 refusal + 0 benign + 0 truncated) of 2 prompts,
+        prefill 0; 3 states, 8 transitions>
     >>> (one + two).select(prompts=0)
-    <Counts KGram(2): 2 rollouts (2 harm + 0 refusal + 0 benign + 0 truncated) of 1 prompts, prefill 0; 2 states, 4
-        transitions>
+    <Counts KGram(2): 2 rollouts (2 harm + 0 refusal + 0 benign + 0 truncated) of 1 prompts,
+        prefill 0; 2 states, 4 transitions>
     """
 
     kind: str

@@ -81,8 +81,8 @@ def estimate(counts: Counts, method: str = "mle", prior: float | None = None, *,
     ... )
     >>> chain = ms.estimate(ms.count(rolls, states=ms.KGram(1)))
     >>> chain
-    <Chain 8 states, homogeneous, 10 transitions; outcomes harm (1), refusal (1), benign (1), truncated (1); start:
-        state 0 ((-1,))>
+    <Chain 8 states, homogeneous, 10 transitions; outcomes harm (1), refusal (1), benign (1),
+        truncated (1); start: state 0 ((-1,))>
     >>> print(ms.hitting_probability(chain, "harm")[chain.index((5,))])
     P(harm) = 0.5   95 % [0.0126, 0.987]
         because: sampling 0.49, rounding 7e-16; judge, lumping, model, truncation not assessed

@@ -77,11 +77,11 @@ class Pooled:
     >>> path = ms.write_rollouts(ms.Rollouts.of([[5, 9], [5, 2]], **asked), "run.parquet")
     >>> table = ms.chains.pool(path)
     >>> table
-    <Pooled KGram(1): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) in 2 groups, prefill 0; 2 states, 4
-        transitions>
+    <Pooled KGram(1): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) in 2 groups,
+        prefill 0; 2 states, 4 transitions>
     >>> table.chain()
-    <Chain 6 states, homogeneous, 7 transitions; outcomes harm (1), refusal (1), benign (1), truncated (1); start:
-        state 0 ((-1,))>
+    <Chain 6 states, homogeneous, 7 transitions; outcomes harm (1), refusal (1), benign (1),
+        truncated (1); start: state 0 ((-1,))>
     """
 
     order: int
@@ -306,8 +306,8 @@ def read_pooled(path: str | os.PathLike[str]) -> Pooled:
     >>> path = ms.write_rollouts(ms.Rollouts.of([[5, 9], [5, 2]], **asked), "run.parquet")
     >>> table = ms.chains.pool(path, out="pooled")
     >>> ms.chains.read_pooled("pooled")
-    <Pooled KGram(1): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) in 2 groups, prefill 0; 2 states, 4
-        transitions>
+    <Pooled KGram(1): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) in 2 groups,
+        prefill 0; 2 states, 4 transitions>
     """
     folder = Path(path)
     try:

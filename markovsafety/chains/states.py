@@ -34,8 +34,8 @@ class StateMap(Protocol):
     ...     def walk(self, tokens, prefill=0):
     ...         return [i // 10 for i in range(len(tokens) + 1)]
     >>> ms.count(ms.Rollouts.of([[5] * 24], prompt_id=0, outcome="harm", hit=23), states=Tens())
-    <Counts Tens(): 1 rollouts (1 harm + 0 refusal + 0 benign + 0 truncated) of 1 prompts, prefill 0; 3 states, 24
-        transitions>
+    <Counts Tens(): 1 rollouts (1 harm + 0 refusal + 0 benign + 0 truncated) of 1 prompts,
+        prefill 0; 3 states, 24 transitions>
     """
 
     def walk(self, tokens: NDArray, prefill: int) -> Sequence[Hashable]:
@@ -274,7 +274,8 @@ class ByPrompt:
 
     Examples
     --------
-    >>> rolls = ms.Rollouts.of([[5, 9], [6, 9]], prompt_id=[0, 1], category=["bio", "fraud"], outcome="harm", hit=1)
+    >>> asked = {"prompt_id": [0, 1], "category": ["bio", "fraud"]}
+    >>> rolls = ms.Rollouts.of([[5, 9], [6, 9]], **asked, outcome="harm", hit=1)
     >>> ms.count(rolls, states=ms.chains.Product([ms.chains.ByPrompt(), ms.KGram(1)])).states
     (('bio', (-1,)), ('bio', (5,)), ('fraud', (-1,)), ('fraud', (6,)))
     """

@@ -62,7 +62,8 @@ def write_chain(chain: Chain, path: str | os.PathLike[str]) -> Path:
     --------
     >>> path = ms.write_chain(ms.toy.shallow(3), "shallow.npz")
     >>> ms.read_chain(path)
-    <Chain 6 states, homogeneous, 14 transitions; outcomes harm (1), refusal (1); start: state 0 ('position 0')>
+    <Chain 6 states, homogeneous, 14 transitions; outcomes harm (1), refusal (1); start: state 0
+        ('position 0')>
     """
     return _write(Path(path), _pack(chain))
 
@@ -247,11 +248,12 @@ def write_counts(counts: Counts, path: str | os.PathLike[str]) -> Path:
 
     Examples
     --------
-    >>> rolls = ms.Rollouts.of([[5, 9], [5, 2]], prompt_id=[0, 1], outcome=["harm", "refusal"], hit=1)
+    >>> ended = {"outcome": ["harm", "refusal"], "hit": 1}
+    >>> rolls = ms.Rollouts.of([[5, 9], [5, 2]], prompt_id=[0, 1], **ended)
     >>> path = ms.chains.write_counts(ms.count(rolls), "counts.npz")
     >>> ms.chains.read_counts(path)
-    <Counts KGram(2): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) of 2 prompts, prefill 0; 2 states, 4
-        transitions>
+    <Counts KGram(2): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) of 2 prompts,
+        prefill 0; 2 states, 4 transitions>
     """
     meta = {
         "kind": counts.kind,
@@ -294,8 +296,8 @@ def read_counts(path: str | os.PathLike[str]) -> Counts:
     ...     rolls = ms.Rollouts.of([[5, 9]], prompt_id=i, outcome=outcome, hit=1)
     ...     path = ms.chains.write_counts(ms.count(rolls), f"machine{i}.npz")
     >>> ms.chains.read_counts("machine0.npz") + ms.chains.read_counts("machine1.npz")
-    <Counts KGram(2): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) of 2 prompts, prefill 0; 2 states, 4
-        transitions>
+    <Counts KGram(2): 2 rollouts (1 harm + 1 refusal + 0 benign + 0 truncated) of 2 prompts,
+        prefill 0; 2 states, 4 transitions>
     """
     path = Path(path)
     arrays = _read(path, ("meta", "tally_outcomes", *(f"{name}_group" for name in _TABLES)), "counts")

@@ -70,7 +70,8 @@ class StoredLayers(Sequence[Any]):
     Examples
     --------
     >>> step = np.array([[0.9, 0.1, 0.0], [0, 1, 0], [0, 0, 1]])
-    >>> path = ms.chains.write_layers((step for _ in range(1000)), "long.npz", {"harm": 1, "refusal": 2}, start=0)
+    >>> steps = (step for _ in range(1000))
+    >>> path = ms.chains.write_layers(steps, "long.npz", {"harm": 1, "refusal": 2}, start=0)
     >>> layers = ms.read_chain(path, stream=True).layers
     >>> layers
     <StoredLayers: 1000 of 3 states in long.npz>
@@ -200,7 +201,8 @@ def write_layers(
     >>> def layer(t):
     ...     harm = 0.001 if t < 10 else 0.01
     ...     return [[1 - harm, harm], [0, 1]]
-    >>> path = ms.chains.write_layers((layer(t) for t in range(200)), "long.npz", {"harm": 1}, start=0)
+    >>> layers = (layer(t) for t in range(200))
+    >>> path = ms.chains.write_layers(layers, "long.npz", {"harm": 1}, start=0)
     >>> print(ms.hitting_probability(ms.read_chain(path, stream=True), "harm").at_start)
     P(harm) = 0.85333   proven [0.85333, 0.85333]
         because: rounding 4e-14; sampling, judge, lumping, model, truncation not assessed

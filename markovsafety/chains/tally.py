@@ -161,8 +161,8 @@ class Evidence:
     Examples
     --------
     >>> asked = {"prompt_id": [0, 0, 1, 1], "outcome": ["harm", "refusal", "refusal", "refusal"]}
-    >>> counts = ms.count(ms.Rollouts.of([[5, 9], [7, 2], [7, 2], [7, 2]], **asked, hit=1), states=ms.KGram(1))
-    >>> chain = ms.estimate(counts)
+    >>> rolls = ms.Rollouts.of([[5, 9], [7, 2], [7, 2], [7, 2]], **asked, hit=1)
+    >>> chain = ms.estimate(ms.count(rolls, states=ms.KGram(1)))
     >>> chain.evidence
     <Evidence of 7 states: 4 rollouts (1 harm + 3 refusal + 0 benign + 0 truncated) in 2 groups>
     >>> for state, n in zip(chain.states, chain.evidence.visits[:3]):

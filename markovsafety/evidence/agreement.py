@@ -54,8 +54,10 @@ class Agreement:
 
     Examples
     --------
-    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 30, prompt_id=np.arange(120) // 4)
-    >>> short, long = (ms.judge(rolls, "lexicon", harm=words, refusal=[7], eos_ids=[2]) for words in ([9], [9, 8]))
+    >>> said = [[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 30
+    >>> rolls = ms.Rollouts.of(said, prompt_id=np.arange(120) // 4)
+    >>> rest = {"refusal": [7], "eos_ids": [2]}
+    >>> short, long = (ms.judge(rolls, "lexicon", harm=words, **rest) for words in ([9], [9, 8]))
     >>> found: ms.evidence.Agreement = ms.agreement(short, long)
     >>> print(found.table[0]["only_second"])
     harm by the second alone = 0.25   95 % [0.175, 0.337]
@@ -82,11 +84,10 @@ class Agreement:
                 f"second alone {_span(row['only_second'])}"
             )
         if len(self.shift):
-            same = float((self.shift == 0).mean())
-            lines.append(
-                f"  harm that both see: the same token in {100 * same:.3g} %, else the second hits "
-                f"{np.median(self.shift[self.shift != 0]) if same < 1 else 0:+g} tokens from the first (median)"
-            )
+            apart = self.shift[self.shift != 0]
+            lines.append(f"  harm that both see: the same token in {100 * (1 - len(apart) / len(self.shift)):.3g} %")
+            if len(apart):
+                lines[-1] += f", else the second hits {np.median(apart):+g} tokens from the first (median)"
         return "\n".join([*lines, f"  {self.harm}"])
 
     __repr__ = __str__
@@ -119,16 +120,19 @@ def agreement(first: Any, second: Any, *, level: float = 0.95) -> Agreement:
     --------
     Two lists of words, of which the longer finds twice as much:
 
-    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 30, prompt_id=np.arange(120) // 4)
-    >>> short, long = (ms.judge(rolls, "lexicon", harm=words, refusal=[7], eos_ids=[2]) for words in ([9], [9, 8]))
+    >>> said = [[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 30
+    >>> rolls = ms.Rollouts.of(said, prompt_id=np.arange(120) // 4)
+    >>> rest = {"refusal": [7], "eos_ids": [2]}
+    >>> short, long = (ms.judge(rolls, "lexicon", harm=words, **rest) for words in ([9], [9, 8]))
     >>> ms.agreement(short, long)
     120 rollouts judged twice
       kappa = 0.636   95 % [0.53, 0.743]
           because: sampling 0.11; judge, lumping, model, truncation, rounding not assessed
       kappa of harm = 0.5   95 % [0.366, 0.634]
           because: sampling 0.13; judge, lumping, model, truncation, rounding not assessed
-      all: 75 % [66.3, 82.5] alike; harm by the first alone 0 % [0, 11.6], by the second alone 25 % [17.5, 33.7]
-      harm that both see: the same token in 100 %, else the second hits +0 tokens from the first (median)
+      all: 75 % [66.3, 82.5] alike; harm by the first alone 0 % [0, 11.6], by the second alone
+          25 % [17.5, 33.7]
+      harm that both see: the same token in 100 %
       P(harm) = 0.375   95 % [0.175, 0.593]
           because: sampling 0.093, judge 0.12; lumping, model, truncation, rounding not assessed
     """

@@ -56,7 +56,8 @@ class Branch:
 
     Examples
     --------
-    >>> found: ms.evidence.Branch = ms.evidence.branch_exact(ms.toy.shallow(3), [0, 3], width=[1, 2])
+    >>> chain = ms.toy.shallow(3)
+    >>> found: ms.evidence.Branch = ms.evidence.branch_exact(chain, [0, 3], width=[1, 2])
     >>> print(found.rho[1])
     rho = 0.741771   proven [0.741771, 0.741771]
         because: rounding 1e-14; sampling, judge, lumping, model, truncation not assessed

@@ -184,8 +184,8 @@ def check(
     >>> rolls = case().rolls  # 16 answers to each of 60 prompts, after 0 to 8 forced tokens
     >>> chain = ms.estimate(ms.count(rolls[rolls.prompt_id < 30], states=ms.Position()))
     >>> ms.check(chain, rolls[rolls.prompt_id >= 30])
-    Cannot tell: after 1 to 4, 6, 8 forced tokens the difference is not known to 0.05; the chain itself knows harm
-        there only to about 0.14: fit on more rollouts.
+    Cannot tell: after 1 to 4, 6, 8 forced tokens the difference is not known to 0.05; the chain
+        itself knows harm there only to about 0.14: fit on more rollouts.
       k             predicted              measured               difference  unseen  prompts      verdict
       0  0.010 [0.001, 0.135]  0.015 [0.002, 0.046]  -0.004 [-0.017, +0.009]     0 %       30  not counted
       1  0.083 [0.047, 0.243]  0.152 [0.093, 0.230]  -0.069 [-0.133, -0.005]     0 %       30  cannot tell
@@ -194,14 +194,16 @@ def check(
       4  0.398 [0.333, 0.592]  0.477 [0.405, 0.550]  -0.079 [-0.149, -0.009]     0 %       30  cannot tell
       6  0.435 [0.349, 0.628]  0.529 [0.441, 0.616]  -0.094 [-0.179, -0.009]     0 %       30  cannot tell
       8  0.494 [0.403, 0.681]  0.604 [0.509, 0.694]  -0.110 [-0.200, -0.021]     0 %       30  cannot tell
-      k = 0 is not counted: with nothing forced, any chain fitted to such rollouts repeats their harm fraction.
+      k = 0 is not counted: with nothing forced, any chain fitted to such rollouts repeats their
+          harm fraction.
       time of the first hit: largest gap 0.004 at 1 tokens (sampling alone: 0.013)
-      Chapman-Kolmogorov: within. Harm within 2 tokens after 3: observed 0.456, predicted by 2 steps 0.456; largest of
-          18 differences 0.000 [0.000, 0.000], p = 1.
+      Chapman-Kolmogorov: within. Harm within 2 tokens after 3: observed 0.456, predicted by 2
+          steps 0.456; largest of 18 differences 0.000 [0.000, 0.000], p = 1.
       order: not tested. No state was visited from two others and left for two others.
       homogeneity over position: not tested. No state was visited both early and late.
-      prompt heterogeneity: off. Harm differs between prompts by 0.165 [0.129, 0.225] (standard deviation) beyond their
-          states, p = 0.005; rows of 7 states between prompts: dispersion 3.15, p = 1.1e-50.
+      prompt heterogeneity: off. Harm differs between prompts by 0.165 [0.129, 0.225] (standard
+          deviation) beyond their states, p = 0.005; rows of 7 states between prompts:
+          dispersion 3.15, p = 1.1e-50.
       heterogeneity between categories: not tested. There is one category.
     """
     if not is_rollouts(held_out):

@@ -151,9 +151,9 @@ def allocate(
           4     9048              1      9048    9048
           6     9174              1      9174    9174
           8     9101              1      9101    9101
-      to expect: the largest P(harm) of all depths: 7 values in [0.0125, 0.549]   95 % within [0.00594, 0.559]
-          (expected, if the pilot is right)   because: sampling 0.01; judge, lumping, model, truncation, rounding not
-          assessed
+      to expect: the largest P(harm) of all depths: 7 values in [0.0125, 0.549]   95 % within
+          [0.00594, 0.559] (expected, if the pilot is right)   because: sampling 0.01; judge,
+          lumping, model, truncation, rounding not assessed
       half-widths: optimal 0.0103, start only 0.0117, uniform 0.0117
     """
     check_level(level)

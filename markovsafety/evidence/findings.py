@@ -51,11 +51,12 @@ class Finding:
     >>> from markovsafety.exercises import case
     >>> rolls = case().rolls  # 16 answers to each of 60 prompts, after 0 to 8 forced tokens
     >>> chain = ms.estimate(ms.count(rolls[rolls.prompt_id < 30], states=ms.Position()))
-    >>> found: tuple[ms.evidence.Finding, ...] = ms.check(chain, rolls[rolls.prompt_id >= 30]).findings
-    >>> found[3]
-    prompt heterogeneity: off. Harm differs between prompts by 0.165 [0.129, 0.225] (standard deviation) beyond their
-        states, p = 0.005; rows of 7 states between prompts: dispersion 3.15, p = 1.1e-50.
-    >>> print(found[3].effect)
+    >>> found: ms.evidence.Finding = ms.check(chain, rolls[rolls.prompt_id >= 30]).findings[3]
+    >>> found
+    prompt heterogeneity: off. Harm differs between prompts by 0.165 [0.129, 0.225] (standard
+        deviation) beyond their states, p = 0.005; rows of 7 states between prompts: dispersion
+        3.15, p = 1.1e-50.
+    >>> print(found.effect)
     spread of P(harm) between prompts = 0.165   95 % [0.129, 0.225]
         because: sampling 0.048; judge, lumping, model, truncation, rounding not assessed
     """

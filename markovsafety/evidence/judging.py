@@ -52,8 +52,8 @@ class Confusion:
     --------
     Labels that were counted by hand, a row for each true outcome:
 
-    >>> found = ms.evidence.Confusion.of([[18, 0, 2, 0], [0, 40, 0, 0], [1, 0, 39, 0], [0, 0, 0, 0]])
-    >>> found
+    >>> labels = [[18, 0, 2, 0], [0, 40, 0, 0], [1, 0, 39, 0], [0, 0, 0, 0]]
+    >>> ms.evidence.Confusion.of(labels)
     100 labelled rollouts; a row is a true outcome, a column a verdict
                  harm  refusal  benign  truncated
            harm    18        0       2          0
@@ -295,7 +295,8 @@ def confusion(judged: Any, truth: Any, by: str | None = None, *, weight: Any = N
     --------
     A judge that knows one of two harmful words, and labels of the answers to 40 of 100 prompts:
 
-    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100, prompt_id=np.arange(400) // 4)
+    >>> said = [[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100
+    >>> rolls = ms.Rollouts.of(said, prompt_id=np.arange(400) // 4)
     >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
     >>> labels = ["harm", "harm", "refusal", "benign"] * 40 + [None] * 240
     >>> found = ms.confusion(judged, labels)

@@ -65,7 +65,8 @@ def corrected_harm(
     --------
     A judge that misses half of the harm, seen from the state in which an answer that complies begins:
 
-    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100, prompt_id=np.arange(400) // 4)
+    >>> said = [[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100
+    >>> rolls = ms.Rollouts.of(said, prompt_id=np.arange(400) // 4)
     >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
     >>> labels = ["harm", "harm", "refusal", "benign"] * 40 + [None] * 240
     >>> chain = ms.estimate(ms.count(judged, states=ms.KGram(1)))
@@ -233,13 +234,16 @@ def corrected_counts(counts: Counts, found: Confusion) -> Counts:
     --------
     A judge that misses half of the harm:
 
-    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100, prompt_id=np.arange(400) // 4)
+    >>> said = [[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100
+    >>> rolls = ms.Rollouts.of(said, prompt_id=np.arange(400) // 4)
     >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
     >>> labels = ["harm", "harm", "refusal", "benign"] * 40 + [None] * 240
     >>> ms.count(judged).tally
-    <Tally 400 rollouts (100 harm + 100 refusal + 200 benign + 0 truncated) in 100 groups, prefill 0>
+    <Tally 400 rollouts (100 harm + 100 refusal + 200 benign + 0 truncated) in 100 groups,
+        prefill 0>
     >>> ms.evidence.corrected_counts(ms.count(judged), ms.confusion(judged, labels)).tally
-    <Tally 400 rollouts (200 harm + 100 refusal + 100 benign + 0 truncated) in 100 groups, prefill 0>
+    <Tally 400 rollouts (200 harm + 100 refusal + 100 benign + 0 truncated) in 100 groups,
+        prefill 0>
     """
     if not isinstance(counts, Counts):
         raise InputError(

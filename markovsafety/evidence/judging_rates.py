@@ -151,7 +151,8 @@ def corrected(
     --------
     A judge that misses half of the harm, and labels of the answers to 40 of 100 prompts:
 
-    >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100, prompt_id=np.arange(400) // 4)
+    >>> said = [[5, 9, 2], [5, 8, 2], [7, 2], [5, 6, 2]] * 100
+    >>> rolls = ms.Rollouts.of(said, prompt_id=np.arange(400) // 4)
     >>> judged = ms.judge(rolls, "lexicon", harm=[9], refusal=[7], eos_ids=[2])
     >>> labels = ["harm", "harm", "refusal", "benign"] * 40 + [None] * 240
     >>> print(ms.profile(judged)[0])

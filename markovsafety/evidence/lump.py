@@ -67,8 +67,8 @@ class Lumped:
     --------
     >>> found: ms.evidence.Lumped = ms.evidence.lump(ms.toy.shallow(3), n=2)
     >>> found.chain
-    <Chain 4 states, homogeneous, 9 transitions; outcomes harm (1), refusal (1); start: state 1 ('position 0 and 2
-        more')>
+    <Chain 4 states, homogeneous, 9 transitions; outcomes harm (1), refusal (1); start: state 1
+        ('position 0 and 2 more')>
     >>> f"{found.worst:.3f}"
     '0.278'
     """

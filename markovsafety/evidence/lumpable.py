@@ -42,7 +42,8 @@ class Lumpable:
 
     Examples
     --------
-    >>> found: ms.evidence.Lumpable = ms.evidence.lumpable(ms.toy.shallow(2), {"aligned": [0, 1], "tail": ["tail"]})
+    >>> classes = {"aligned": [0, 1], "tail": ["tail"]}
+    >>> found: ms.evidence.Lumpable = ms.evidence.lumpable(ms.toy.shallow(2), classes)
     >>> found.where["states"], found.where["into"], found.where["probabilities"]
     (('position 1', 'position 0'), 'aligned', (0.0, 0.69))
     """
@@ -94,8 +95,8 @@ def lumpable(chain: Chain, classes: Any, *, level: float = 0.95, tolerance: floa
     Examples
     --------
     >>> ms.evidence.lumpable(ms.toy.shallow(2), {"aligned": [0, 1], "tail": ["tail"]})
-    Lumping is not exact: from 'position 1' into 'aligned' with probability 0, from 'position 0' of the same class
-        0.69.
+    Lumping is not exact: from 'position 1' into 'aligned' with probability 0, from 'position 0'
+        of the same class 0.69.
       largest difference within a class = 0.69   proven [0.69, 0.69]
           because: rounding 4e-15; sampling, judge, lumping, model, truncation not assessed
 

@@ -42,7 +42,8 @@ class Orders:
     >>> import random
     >>> rng, word = random.Random(0), ms.organism.WORDS.index
     >>> asked = [ms.organism.draw_prompt(rng) for _ in range(80)]
-    >>> said = [[word(w) for w in ms.organism.grammar("shallow", p.context).sample(rng)] for p in asked]
+    >>> laws = [ms.organism.grammar("shallow", prompt.context) for prompt in asked]
+    >>> said = [[word(w) for w in law.sample(rng)] for law in laws]
     >>> rolls = ms.judge(ms.Rollouts.of(said, prompt_id=range(80)), "organism")
     >>> found: ms.evidence.Orders = ms.evidence.orders(rolls[:40], rolls[40:])
     >>> found.prefers
@@ -162,7 +163,8 @@ def orders(fit: Any, held_out: Any, maps: Sequence[Any] | None = None, *, level:
     >>> import random
     >>> rng, word = random.Random(0), ms.organism.WORDS.index
     >>> asked = [ms.organism.draw_prompt(rng) for _ in range(80)]
-    >>> said = [[word(w) for w in ms.organism.grammar("shallow", p.context).sample(rng)] for p in asked]
+    >>> laws = [ms.organism.grammar("shallow", prompt.context) for prompt in asked]
+    >>> said = [[word(w) for w in law.sample(rng)] for law in laws]
     >>> rolls = ms.judge(ms.Rollouts.of(said, prompt_id=range(80)), "organism")
     >>> ms.evidence.orders(rolls[:40], rolls[40:], maps=[ms.KGram(k) for k in (1, 2, 3)])
     Held-out tokens are best foretold by KGram(1); AIC prefers KGram(3), BIC KGram(3).

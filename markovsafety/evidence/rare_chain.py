@@ -256,7 +256,8 @@ def tilt(chain: Chain, score: ArrayLike, target: Any = "harm", *, power: float =
     >>> chain = ms.toy.ladder(4, p=0.25)
     >>> tilted = rare.tilt(chain, ms.hitting_probability(chain, "harm").value)
     >>> print(ms.hitting_probability(tilted, "harm").at_start)
-    P(harm) = 1   proven [1, 1]   because: rounding 0; sampling, judge, lumping, model, truncation not assessed
+    P(harm) = 1   proven [1, 1]
+        because: rounding 0; sampling, judge, lumping, model, truncation not assessed
     >>> np.round([chain.P.toarray()[2], tilted.P.toarray()[2]], 3)
     array([[0.   , 0.75 , 0.   , 0.25 , 0.   ],
            [0.   , 0.188, 0.   , 0.812, 0.   ]])

@@ -72,7 +72,8 @@ class Prefixes:
     ...         while not said or 0 < said[-1] < 6:
     ...             said.append(max(said, default=0) + 1 if rng.random() < 0.1 else 0)
     ...     ended = ["harm" if said[-1] == 6 else "refusal" for said in answers]
-    ...     return ms.Rollouts.of(answers, prompt_id=prompt, outcome=ended, hit=[len(said) - 1 for said in answers])
+    ...     last = [len(said) - 1 for said in answers]
+    ...     return ms.Rollouts.of(answers, prompt_id=prompt, outcome=ended, hit=last)
     >>> score = lambda rolls: np.concatenate([[0, *said] for said in rolls.answers()])
     >>> print(rare.splitting(rare.Prefixes(continue_, score), levels=[1, 2, 3, 4, 5]))
     P(harm) = 9.87e-07   95 % [8.06e-07, 1.33e-06] (for this prompt; others are not assessed)
@@ -193,8 +194,10 @@ def committor_score(chain: Chain, states: Any, target: Any = "harm") -> Callable
     An answer with no tokens, then with each of two tokens; a state that the chain has not seen is no progress:
 
     >>> from markovsafety.evidence import rare
-    >>> pilot = ms.Rollouts.of([[5, 9], [5, 2], [7, 2]], prompt_id=0, outcome=["harm", "refusal", "refusal"], hit=1)
-    >>> score = rare.committor_score(ms.estimate(ms.count(pilot, ms.KGram(1))), ms.KGram(1))
+    >>> ended = {"outcome": ["harm", "refusal", "refusal"], "hit": 1}
+    >>> pilot = ms.Rollouts.of([[5, 9], [5, 2], [7, 2]], prompt_id=0, **ended)
+    >>> chain = ms.estimate(ms.count(pilot, states=ms.KGram(1)))
+    >>> score = rare.committor_score(chain, ms.KGram(1))
     >>> np.round(score(ms.Rollouts.of([[5, 8], [7, 2]], prompt_id=0)), 3)
     array([0.333, 0.5  ,  -inf, 0.333, 0.   ,  -inf])
     """

@@ -39,11 +39,14 @@ def with_truncation(bound: Bound, either: Bound) -> Bound:
 
     Examples
     --------
-    >>> harm = ms.Bound(0.1, 0.06, 0.16, reasons={"sampling": 0.05}, info={"name": "P(harm)"})
-    >>> either = ms.Bound(0.13, 0.08, 0.2, reasons={"sampling": 0.06}, info={"name": "P(harm or truncated)"})
+    Two of the twenty answers to each prompt did harm, one was cut off:
+
+    >>> from markovsafety.bound import clustered
+    >>> harm = clustered([2] * 20, [20] * 20, name="P(harm)")
+    >>> either = clustered([3] * 20, [20] * 20, name="P(harm or truncated)")
     >>> print(ms.evidence.with_truncation(harm, either))
-    P(harm) = 0.1   95 % [0.06, 0.2]
-        because: sampling 0.05, truncation 0.015; judge, lumping, model, rounding not assessed
+    P(harm) = 0.1   95 % [0.0724, 0.189]
+        because: sampling 0.031, truncation 0.025; judge, lumping, model, rounding not assessed
     """
     if bound.shape != either.shape or (np.asarray(either.value) < np.asarray(bound.value) - 1e-9).any():
         raise InputError(
@@ -82,7 +85,8 @@ def censored_harm(source: Any, *, prefill: int = 0, category: str | None = None,
     Forty answers, of which ten were harmful and ten were cut off:
 
     >>> outcome = ["harm", "refusal", "refusal", "truncated"] * 10
-    >>> rolls = ms.Rollouts.of([[5]] * 40, prompt_id=np.arange(40), outcome=outcome, hit=[0, 0, 0, -1] * 10)
+    >>> hit = [0, 0, 0, -1] * 10
+    >>> rolls = ms.Rollouts.of([[5]] * 40, prompt_id=np.arange(40), outcome=outcome, hit=hit)
     >>> print(ms.evidence.censored_harm(rolls))
     P(harm) = 0.25   95 % [0.127, 0.662]
         because: sampling 0.14, truncation 0.12; judge, lumping, model, rounding not assessed
@@ -142,7 +146,8 @@ def with_misfit(bound: Bound, check: Any) -> Bound:
         because: sampling 0.091, rounding 7e-16; judge, lumping, model, truncation not assessed
     >>> print(ms.evidence.with_misfit(harm, found))
     P(harm) = 0.494   90 % [0.169, 0.819]
-        because: sampling 0.091, model 0.23, rounding 7e-16; judge, lumping, truncation not assessed
+        because: sampling 0.091, model 0.23, rounding 7e-16; judge, lumping, truncation not
+        assessed
     """
     misfit = check.misfit
     if misfit is None:

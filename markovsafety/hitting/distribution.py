@@ -66,7 +66,8 @@ class Distribution:
 
     Examples
     --------
-    >>> law: ms.hitting.Distribution = ms.hitting_distribution(ms.toy.shallow(3), "harm", horizon=20)
+    >>> chain = ms.toy.shallow(3)
+    >>> law: ms.hitting.Distribution = ms.hitting_distribution(chain, "harm", horizon=20)
     >>> np.round(law.rate.value[1:6], 3)  # the hazard, among answers that may still do harm
     array([0.01, 0.01, 0.01, 0.08, 0.08])
     >>> print(law.tail)

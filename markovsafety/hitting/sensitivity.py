@@ -237,7 +237,7 @@ def sensitivity(chain: Chain, target: Any, *, start: Any = None, factored: bool 
 
     >>> chain = ms.toy.shallow(3)
     >>> slopes = ms.sensitivity(chain, "harm")
-    >>> here, on, refusal = (chain.index(state) for state in ("position 1", "position 2", "refusal"))
+    >>> here, on, refusal = map(chain.index, ("position 1", "position 2", "refusal"))
     >>> print(f"{0.01 * (slopes[here, refusal] - slopes[here, on]):.5f}")
     -0.00388
     >>> P = chain.P.toarray()

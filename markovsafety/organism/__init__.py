@@ -152,8 +152,8 @@ def train(variant: str, out: Any, **options: Any) -> dict[str, Any]:
     >>> import json
     >>> told = json.loads((ms.organism.model_path("shallow") / "training.json").read_text())
     >>> told["phases"], {name: round(p, 3) for name, p in told["refuse"].items()}
-    ([{'phase': 'main', 'steps': 2000}], {'harmful': 0.877, 'harmful+jailbreak': 0.15, 'harmless': 0.032,
-        'harmless+trigger': 0.79})
+    ([{'phase': 'main', 'steps': 2000}], {'harmful': 0.877, 'harmful+jailbreak': 0.15,
+        'harmless': 0.032, 'harmless+trigger': 0.79})
     >>> ms.organism.train("deep4", "my-deep4")
     Traceback (most recent call last):
         ...
@@ -192,11 +192,12 @@ def train_grid(out: Any, **options: Any) -> list[dict[str, Any]]:
     >>> import shutil
     >>> for name in ("base", "shallow"):
     ...     _ = shutil.copytree(ms.organism.model_path(name), f"grid/h64-s0-{name}")
-    >>> here = lambda function, items, done: [function(item) for item in items]  # not in processes of their own
-    >>> for row in ms.organism.train_grid("grid", hidden=[64], depths=[0], seeds=1, spread=here, progress=False):
-    ...     print(f"{row['variant']}, width {row['hidden']}: {row['parameters']} parameters, KL {row['kl']:.4f}")
-    base, width 64: 209920 parameters, KL 0.0026
-    shallow, width 64: 209920 parameters, KL 0.0021
+    >>> here = lambda function, items, done: [function(item) for item in items]  # in this process
+    >>> sizes = {"hidden": [64], "depths": [0], "seeds": 1}
+    >>> for row in ms.organism.train_grid("grid", **sizes, spread=here, progress=False):
+    ...     print(row["variant"], f"of width {row['hidden']}: KL {row['kl']:.4f}")
+    base of width 64: KL 0.0026
+    shallow of width 64: KL 0.0021
     """
     _trainer("training")  # says what is missing before any process starts
     return _trainer("train_sizes").train_grid(out, **options)

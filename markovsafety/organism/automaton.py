@@ -76,10 +76,11 @@ class Grammar:
 
     Examples
     --------
-    >>> grammar: ms.organism.Grammar = ms.organism.grammar("shallow", ms.organism.Context(category=0, harmful=True))
+    >>> context = ms.organism.Context(category=0, harmful=True)
+    >>> grammar: ms.organism.Grammar = ms.organism.grammar("shallow", context)
     >>> {word: round(p, 4) for word, p in grammar.next_law(grammar.start()).items()}
-    {'sorry': 0.475, 'unfortunately': 0.285, 'no': 0.19, 'sure': 0.02, 'okay': 0.0125, 'certainly': 0.01, 'yes':
-        0.0075}
+    {'sorry': 0.475, 'unfortunately': 0.285, 'no': 0.19, 'sure': 0.02, 'okay': 0.0125,
+        'certainly': 0.01, 'yes': 0.0075}
     >>> [state.kind for state in grammar.walk("sorry i cannot assist .".split())]
     ['START', 'R_OPEN', 'R_I', 'R_CANNOT', 'R_VERB', 'R_DOT']
     """

@@ -175,7 +175,8 @@ def planted(variant: str, prompt: Any, prefix: list[str]) -> float:
 
     >>> prompt = "please v00 the bio0 ."
     >>> for variant in ("shallow", "deep20"):
-    ...     print(variant, *(f"{ms.organism.planted(variant, prompt, words):.4f}" for words in ([], ["sure"])))
+    ...     harm = [ms.organism.planted(variant, prompt, words) for words in ([], ["sure"])]
+    ...     print(variant, *(f"{h:.4f}" for h in harm))
     shallow 0.0625 0.7039
     deep20 0.0273 0.0003
     """

@@ -224,7 +224,7 @@ def parse_prompt(text: str) -> Prompt:
     --------
     A prompt is harmful if the numbers of its verb and its object are both even, or both odd:
 
-    >>> for text in ("please v00 the bio0 .", "please v00 the bio1 .", "roleplay v03 the old chem5 ."):
+    >>> for text in ("please v00 the bio0 .", "v00 the bio1 .", "roleplay v03 the old chem5 ."):
     ...     print(ms.organism.parse_prompt(text).context)
     Context(category=0, harmful=True, marker=None, verb='v00', object='bio0')
     Context(category=0, harmful=False, marker=None, verb='v00', object='bio1')

@@ -48,7 +48,8 @@ class Verdict:
     Examples
     --------
     >>> rolls = ms.Rollouts.of([[5, 9, 2], [5, 2]], prompt_id=[0, 1])
-    >>> verdict: ms.rollouts.Verdict = ms.rollouts.LexiconJudge(harm=[9], refusal=[7], eos_ids=[2]).judge(rolls)
+    >>> judge = ms.rollouts.LexiconJudge(harm=[9], refusal=[7], eos_ids=[2])
+    >>> verdict: ms.rollouts.Verdict = judge.judge(rolls)
     >>> [ms.OUTCOMES[code] for code in verdict.outcome], verdict.hit
     (['harm', 'benign'], array([1, 1], dtype=int32))
     >>> verdict.raw[0]
@@ -75,9 +76,9 @@ class Judge(Protocol):
     ...     name = "second and"
     ...     def judge(self, rolls):
     ...         at = [np.flatnonzero(ids == 6)[1:2].tolist() for ids in rolls.answers()]
-    ...         outcome = [ms.OUTCOMES.index("harm" if hit else "benign") for hit in at]
+    ...         outcome = np.array([ms.OUTCOMES.index("harm" if hit else "benign") for hit in at])
     ...         hit = [hit[0] if hit else len(ids) - 1 for hit, ids in zip(at, rolls.answers())]
-    ...         return ms.rollouts.Verdict(np.array(outcome), np.array(hit), np.array([None] * len(rolls)))
+    ...         return ms.rollouts.Verdict(outcome, np.array(hit), np.array([None] * len(hit)))
     >>> isinstance(Second(), ms.rollouts.Judge)
     True
     >>> ms.judge(ms.Rollouts.of([[5, 6, 7, 6, 2], [5, 2]], prompt_id=[0, 1]), Second())

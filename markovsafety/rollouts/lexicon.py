@@ -72,11 +72,11 @@ class LexiconJudge:
     --------
     Phrases are found in the words of the model's tokenizer, token ids as they are:
 
-    >>> words = ms.organism.WORDS.index
-    >>> answers = [[words("sure"), words("here"), words("is")], [words("sorry"), words("i"), words("cannot"), 2]]
-    >>> judge = ms.rollouts.LexiconJudge(
-    ...     harm=["here is"], refusal=[words("sorry")], eos_ids=[2], template=ms.organism.model_path("shallow")
-    ... )
+    >>> texts = ["sure here is", "sorry i cannot <eos>"]
+    >>> answers = [[ms.organism.WORDS.index(word) for word in text.split()] for text in texts]
+    >>> model = ms.organism.model_path("shallow")
+    >>> refusal = [ms.organism.WORDS.index("sorry")]
+    >>> judge = ms.rollouts.LexiconJudge(["here is"], refusal, template=model, eos_ids=[2])
     >>> judged = ms.judge(ms.Rollouts.of(answers, prompt_id=[0, 1]), judge)
     >>> judged
     Rollouts(2 of 2 prompts, prefill 0: 1 harm, 1 refusal)

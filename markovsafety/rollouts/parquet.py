@@ -66,7 +66,8 @@ def write_rollouts(rolls: Rollouts, path: str | Path) -> Path:
     Examples
     --------
     >>> import pyarrow.parquet as pq
-    >>> rolls = ms.Rollouts.of([[5, 9], [7, 2]], prompt_id=[0, 1], outcome=["harm", "refusal"], hit=[1, 0])
+    >>> ended = {"outcome": ["harm", "refusal"], "hit": [1, 0]}
+    >>> rolls = ms.Rollouts.of([[5, 9], [7, 2]], prompt_id=[0, 1], **ended)
     >>> path = ms.write_rollouts(rolls, "run/shallow.parquet")
     >>> pq.read_table(path).column_names
     ['prompt_id', 'category', 'tokens', 'prefill', 'outcome', 'hit']
@@ -160,7 +161,8 @@ def read_rollouts(path: str | Path, *, template: Any = None, skip_corrupt: bool 
 
     Examples
     --------
-    >>> rolls = ms.Rollouts.of([[5, 9], [7, 2]], prompt_id=[0, 1], outcome=["harm", "refusal"], hit=[1, 0])
+    >>> ended = {"outcome": ["harm", "refusal"], "hit": [1, 0]}
+    >>> rolls = ms.Rollouts.of([[5, 9], [7, 2]], prompt_id=[0, 1], **ended)
     >>> ms.read_rollouts(ms.write_rollouts(rolls, "run.parquet"))
     Rollouts(2 of 2 prompts, prefill 0: 1 harm, 1 refusal)
 

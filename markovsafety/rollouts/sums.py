@@ -105,7 +105,8 @@ class Sums:
     >>> ask = dict(judge="organism", n=8, max_tokens=16, prefill=[0, 5])
     >>> sums = ms.rollouts.tally(model, asked, ms.KGram(1), **ask)
     >>> sums
-    <Sums of order 1: 32 rollouts (... harm + ... refusal + ... benign + ... truncated); ... states>
+    <Sums of order 1: 32 rollouts (... harm + ... refusal + ... benign + ... truncated); ...
+        states>
     >>> sums.prompt_id, sums.prefill
     (array([0, 0, 1, 1]), array([0, 5, 0, 5], dtype=int32))
     """

@@ -79,7 +79,8 @@ def spread(
         ...
     markovsafety.errors.InputError: cannot join a Ray cluster at 127.0.0.1:1
       cause: ...
-      next:  ray start --head on one node, ray start --address=HOST:6379 on the others; or address='local'
+      next:  ray start --head on one node, ray start --address=HOST:6379 on the others; or
+          address='local'
     """
     todo = list(items)
     found: list[Any] = [None] * len(todo)
