@@ -84,6 +84,8 @@ class Analysis:
         Of the rollouts.
     words : callable or None
         Token id -> text.
+    tally : Tally or None
+        The rollouts counted by prompt, which a comparison with another model pairs.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Analysis:
     missing: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     words: Callable[[int], str] | None = field(default=None, repr=False)
+    tally: Tally | None = field(default=None, repr=False)
 
     @property
     def predicted(self) -> Profile:
@@ -257,6 +260,7 @@ def analyse(
         missing=(*missing, *notes, *_missing(rolls, depths, harm[ALL])),
         provenance=_without_paths(rolls.provenance),
         words=_words(words, rolls.provenance),
+        tally=tally,
         **found,
     )
 

@@ -23,6 +23,23 @@ def chromium() -> str:
     return found
 
 
+def barriers(page: Any, **options: Any) -> list[str]:
+    """What axe-core finds wrong for people who read by screen reader, by keyboard or with weak eyes, however slight.
+
+    Parameters
+    ----------
+    page : Page
+        Of playwright; what is folded up is not looked at.
+    **options
+        For `axe.run`.
+    """
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.evaluate(Axe().axe_script)
+    found = page.evaluate("options => axe.run(document, options)", {"resultTypes": ["violations"], **options})
+    return [f"{v['id']} ({v['impact']}): {n['html'][:200]}" for v in found["violations"] for n in v["nodes"]]
+
+
 @contextmanager
 def opened(page: Path, width: int = 1200, height: int = 900, **options: Any) -> Iterator[Any]:
     """A file shown in a browser without network; ``page.complaints`` lists console errors and requests to elsewhere."""

@@ -57,7 +57,7 @@ DEEP = {0: 0.05, 1: 0.05, 3: 0.7}
 
 
 class Page(HTMLParser):
-    """Tags with attributes, the table cells by table id, and the text outside of style."""
+    """Tags with attributes, the table cells by table id, and the text outside of styles and scripts."""
 
     def __init__(self, source: str):
         super().__init__()
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
         if tag == "table":
             self.table = dict(attrs).get("id") or "other"
@@ -86,7 +86,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if "style" in self.open or "script" in self.open:
             return
         self.text += data
         if "td" in self.open or "th" in self.open:

@@ -15,7 +15,7 @@ from report_pages import DEEP, SHALLOW, Page, rollouts, strict
 from markovsafety import InputError, JudgedPrefix, KGram, report
 from markovsafety.analysis import ALL, analyse
 from markovsafety.bound import clustered
-from markovsafety.report import finding, number, text
+from markovsafety.report.words import finding, number, text
 from markovsafety.rollouts import Rollouts
 
 EVIL = "<script>alert(1)</script>"
@@ -120,7 +120,10 @@ def test_assumptions_and_widths_stand_on_the_page(written, two):
         for cell, a in zip(cells, two):
             if name in a.whole.reasons:
                 width = a.whole.reasons[name]
-                assert cell == ("not assessed" if width is None else f"±{number(width)}" if width else "0")
+                if width is not None and 0 < width < 1e-9:
+                    assert float(cell[1:]) == pytest.approx(width, rel=0.1)
+                else:
+                    assert cell == ("not assessed" if width is None else f"±{number(width)}" if width else "0")
     assert widths.keys() == {"measured", *two[0].whole.reasons, "all together"}
 
 
@@ -128,11 +131,15 @@ def test_the_page_stands_alone(written):
     source = (written / "index.html").read_text(encoding="utf-8")
     page = Page(source)
     images = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
-    assert len(images) >= 8
-    assert all(src and src.startswith("data:image/png;base64,") for src in images)
+    assert len(images) == 2
+    assert all(src and src.startswith("data:image/") for src in images)
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
-    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "form", "a")]
-    bare = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", source)
+    drawings = [attrs for tag, attrs in page.tags if tag == "svg" and "aria-hidden" not in attrs]
+    assert len(drawings) >= 17
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawings)
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe", "object", "form", "base")]
+    assert all(str(attrs["href"]).startswith(("#", "data:text/csv")) for tag, attrs in page.tags if tag == "a")
+    bare = re.sub(r"data:[a-z/+]+;[^\"]+", "", source)
     assert not re.search(r"https?:|url\(|@import|//[a-z]", bare)
     assert len(source) < 3_000_000
     assert "the command" in page.text
@@ -141,7 +148,10 @@ def test_the_page_stands_alone(written):
     files = {p.name for p in written.iterdir()}
     assert {"index.html", "summary.json", "depth.png", "width.png", "categories.png", "chain_0.png"} <= files
     assert not [f for f in files if f.endswith(".tmp")]
-    assert len(images) == len([f for f in files if f.endswith(".png")])
+    shown = {
+        str(attrs["id"]).removeprefix("figure-") for tag, attrs in page.tags if tag == "figure" and attrs.get("id")
+    }
+    assert {name for name in shown if f"{name}.png" not in files} == {"moved", "positions", "states"}
 
 
 def test_every_probability_in_the_harm_table_has_its_interval(written, two):
@@ -228,7 +238,11 @@ def test_what_models_say_is_inert(tmp_path):
     b = analyse("judged", rolls, states=JudgedPrefix({3: EVIL, 4: "4 < 5 & 6"}))
     report.write(tmp_path, [a, b], title=EVIL, command=EVIL, extra={EVIL: EVIL, "endless": math.inf})
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
-    assert not [tag for tag, attrs in page.tags if tag == "script" or "onerror" in attrs]
+    assert [dict(attrs) for tag, attrs in page.tags if tag == "script"] == [
+        {"type": "application/json", "id": "numbers"},
+        {},
+    ]
+    assert not [tag for tag, attrs in page.tags if any(name.startswith("on") for name in attrs)]
     assert all((attrs.get("src") or "").startswith("data:") for tag, attrs in page.tags if tag == "img")
     assert EVIL in page.text
     assert "onerror=alert" in page.text
@@ -287,6 +301,7 @@ def test_bad_input_is_refused(tmp_path, two):
         (0.534, "0.53"),
         (0.0213, "0.021"),
         (4e-5, "4e-5"),
+        (8e-28, "<1e-9"),
         (24.93, "24.9"),
         (math.inf, "infinite"),
     ],

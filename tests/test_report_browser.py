@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from browser import opened
 from report_pages import SHALLOW, rollouts
@@ -44,9 +46,17 @@ def test_what_a_model_said_is_inert(folder):
         assert page.complaints == []
 
 
-def test_this_test_would_see_it(folder, tmp_path):
-    """The same page with one of the texts put in as it is."""
+def test_the_policy_stops_what_escaping_would_let_through(folder, tmp_path):
+    """The same page with one of the texts put in as it is: the policy runs the page's own script, and no other."""
     source = (folder / "index.html").read_text(encoding="utf-8")
-    (tmp_path / "index.html").write_text(source.replace("<body", HOSTILE[0] + "<body", 1), encoding="utf-8")
-    with opened(tmp_path / "index.html") as page:
-        assert page.title() == "taken"
+    policy = re.search(r"<meta http-equiv=.Content-Security-Policy.[^>]*>", source)[0]
+    path = tmp_path / "index.html"
+    path.write_text(source, encoding="utf-8")
+    with opened(path) as page:
+        for said in HOSTILE[:4]:
+            raw = source.replace("</main>", f'<p title="{said}</p></main>' if said[0] == '"' else f"{said}</main>", 1)
+            for text, taken in ((raw, False), (raw.replace(policy, "", 1), True)):
+                path.write_text(text, encoding="utf-8")
+                page.reload()
+                assert (page.title() == "taken") == taken, said
+                assert page.is_visible("#controls")  # our own script has run
