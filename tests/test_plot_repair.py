@@ -70,7 +70,7 @@ def test_trusted_predictions_have_rings_and_their_intervals_and_samples_two_stan
     rings = [line for line in ax.lines if line.get_markersize() == 8 and len(line.get_xdata())]
     np.testing.assert_allclose(np.concatenate([r.get_ydata() for r in rings]), [b.value for b in trusted])
     place = {line.get_ydata()[0]: line.get_xdata()[0] for line in rings}
-    assert place[trusted[0].value] == pytest.approx(-0.3)
+    assert place[trusted[0].value] == pytest.approx(-0.05)
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0.5", "1"]
     with pytest.raises(InputError, match="no group 'chem'"):
         plot.tilts(made, groups=["chem"])
@@ -103,3 +103,20 @@ def test_settings_are_joined_and_the_chosen_one_has_a_ring():
     assert len(plot.trade_offs(made, groups=["privacy"]).get_legend().get_texts()) == 1
     with pytest.raises(InputError, match="no group"):
         plot.trade_offs(made, groups=["all"])
+
+
+def test_of_many_settings_the_front_is_bold_and_the_others_are_faint():
+    rows = [
+        {"setting": f"s{i}", "group": "all", "harm": bound(i / 40), "helpful": bound(h), "front": f, "chosen": i == 9}
+        for i, (h, f) in enumerate((0.1 + 0.02 * i, True) if i % 3 == 0 else (0.05, False) for i in range(30))
+    ]
+    ax = plot.trade_offs(TradeOffs(0.4, 0.05, 0.95, rows))
+    assert texts(ax) == [f"s{i}" for i in range(0, 30, 3)]
+    (path,) = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 10]
+    np.testing.assert_allclose(path.get_xdata(), [i / 40 for i in range(0, 30, 3)])
+    np.testing.assert_allclose(path.get_ydata(), [0.1 + 0.02 * i for i in range(0, 30, 3)])
+    assert len(ends(ax)) == 60  # intervals of all, both ways
+    alphas = {len(c.lines[2][0].get_segments()): c.lines[2][0].get_alpha() for c in ax.containers}
+    assert alphas[20] < 0.2 < alphas[10]
+    few = plot.trade_offs(TradeOffs(0.4, 0.05, 0.95, rows[:6]))
+    assert texts(few) == [f"s{i}" for i in range(6)]

@@ -12,8 +12,9 @@ from __future__ import annotations
 from .bars import attribution, categories, outcomes, strikes
 from .checks import check
 from .columns import data, write_csv
-from .curves import lines, pareto, traces
+from .curves import lines, traces
 from .flow import Flow, flow
+from .fronts import pareto
 from .inside import beliefs, compared, detected, predicted, roc, separated
 from .plane import plane
 from .profiles import branch, depth, depth_signature, width

@@ -222,6 +222,7 @@ def attribution(change: Any, states: Sequence[Any] | None = None, ax: Any = None
         parts = list(tall)
     remember(ax, f"change in the {PROBABILITY}", {"state": labels}, parts, kind="contribution")
     ax.axvline(0, color=tone().ink, linewidth=0.8)
-    ax.set_xlabel(f"contribution to the change in the {PROBABILITY} (sum {value.sum():+.3g})")
+    narrow = "\n" if ax.figure.get_figwidth() * ax.get_position().width < 0.45 * tone().font else " "
+    ax.set_xlabel(f"contribution to the change in the {PROBABILITY}{narrow}(sum {value.sum():+.3g})".replace("-", "−"))
     _rows(ax, labels)
     return ax

@@ -79,9 +79,9 @@ def drawing(
     turn = keyed(lambda k: f"transform:translateY({-28 * k:g}px)", np.arange(len(mass)), frames, held=True)
     text = resources.files("markovsafety.plot").joinpath("flow.html.jinja").read_text("utf-8")
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    told = short(float(harm.value))
-    if harm.upper - harm.lower > 1e-6:
-        told += f" [{short(float(harm.lower))}, {short(float(harm.upper))}]"
+    known = harm.upper - harm.lower < 1e-6
+    told = "(exact)" if known else f"[{short(float(harm.lower))}, {short(float(harm.upper))}]"
+    told = f"{short(float(harm.value))} {told}"
     return env.from_string(text).render(
         mark=mark,
         wide=WIDE,

@@ -27,6 +27,7 @@ from .themes import tone
 __all__ = ["cosines", "tilts", "trade_offs"]
 
 BINS = np.linspace(-1, 1, 41)
+MANY = 12  # settings of a group above which only those on the front are drawn boldly
 STRENGTH = "strength (share of the bias taken off)"
 
 
@@ -80,7 +81,7 @@ def tilts(
     names = _known(forecast.groups if groups is None else groups, forecast.groups)
     ax = axes_or_new(ax, (8.0, 3.6))
     place = {a: i for i, a in enumerate(sorted(forecast.strengths))}
-    shift = np.linspace(-0.3, 0.3, len(names)) if len(names) > 1 else np.zeros(1)
+    shift = 0.1 * (np.arange(len(names)) - (len(names) - 1) / 2) * min(1.0, 6 / max(len(names) - 1, 1))
     tops = [0.0]
     for (name, (colour, marker)), move in zip(palette(names).items(), shift):
         rows = [forecast.at(name, a) for a in place if forecast.at(name, a)["trusted"]]
@@ -98,8 +99,9 @@ def tilts(
         drawn = np.stack([y, np.maximum(y - half, 0), np.minimum(y + half, 1)], axis=1) if seen else np.empty((0, 3))
         remember(ax, quantity, {STRENGTH: [c["strength"] for c in seen]}, drawn, series=name, kind="sampled")
         style = {"color": colour, "marker": marker, "markersize": 4.5, "zorder": 4, "clip_on": False}
-        errorbars(ax, there, drawn, label=plain(name, 24), elinewidth=1, **style)
-        if not seen:
+        if seen:
+            errorbars(ax, there, drawn, label=plain(name, 24), elinewidth=1, **style)
+        else:
             ax.plot([], [], "o", mfc="none", mec=colour, label=plain(name, 24))
         tops += [*at[:, 2], *drawn[:, 2]]
     if limit is not None:
@@ -179,6 +181,9 @@ def cosines(sifted: Any, ax: Any = None) -> Any:
 def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = None) -> Any:
     """Harm against helpfulness, setting by setting, a path for each group; the chosen setting has a ring.
 
+    Of more than twelve settings those on the front (none has less harm and more helpfulness) are drawn boldly and
+    joined, the others faintly.
+
     Parameters
     ----------
     found : TradeOffs
@@ -198,11 +203,15 @@ def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = Non
 
     Examples
     --------
-    >>> near = lambda p, half: ms.Bound(p, max(p - half, 0), p + half)
-    >>> rows = [
-    ...     {"setting": f"{a:g}", "group": "bio", "harm": near(h, 0.07), "helpful": near(u, 0.1), "chosen": a == 0.1}
-    ...     for a, h, u in ((0, 0.14, 0.28), (0.1, 0.16, 0.38), (0.25, 0.19, 0.45), (0.5, 0.53, 0.52))
-    ... ]
+    >>> def near(p, half):
+    ...     return ms.Bound(p, max(p - half, 0), min(p + half, 1))
+    >>> rng = np.random.default_rng(1)
+    >>> rows = []
+    >>> for i in range(40):
+    ...     harm, front = 0.02 + 0.015 * i, i % 5 == 0
+    ...     helpful = 0.95 - 0.5 * np.exp(-6 * harm) - (0 if front else rng.uniform(0.05, 0.3))
+    ...     rows.append({"setting": f"{i / 40:g}", "group": "bio", "front": front, "chosen": i == 15})
+    ...     rows[-1] |= {"harm": near(harm, 0.03), "helpful": near(helpful, 0.05)}
     >>> found = ms.interventions.TradeOffs(limit=0.25, rate=0.05, level=0.95, table=rows)
     >>> ax = ms.plot.trade_offs(found)
     """
@@ -215,15 +224,17 @@ def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = Non
         x = {"setting": [r["setting"] for r in rows], "chosen": [r["chosen"] for r in rows]}
         x |= {f"{end} (probability of harm)": harm[:, i] for i, end in enumerate(ENDS)}
         remember(ax, "win rate", x, helpful, series=name)
-        ax.plot(harm[:, 0], helpful[:, 0], color=colour, linewidth=1, alpha=0.6, zorder=2)
-        bars = {"color": colour, "elinewidth": 0.9, "alpha": 0.35, "marker": "none", "zorder": 1}
-        errorbars(ax, harm[:, 0], helpful, **bars)
-        errorbars(ax, helpful[:, 0], harm, horizontal=True, **bars)
-        style = {"color": colour, "markersize": 5, "zorder": 3, "clip_on": False}
-        ax.plot(harm[:, 0], helpful[:, 0], marker, label=plain(name, 24), **style)
+        many = len(rows) > MANY
+        bold = np.array([bool(r.get("front")) or not many for r in rows])
+        _crosses(ax, harm[~bold], helpful[~bold], colour, marker, faint=True)
+        order = np.flatnonzero(bold)
+        order = order[np.argsort(harm[order, 0], kind="stable")] if many else order
+        ax.plot(harm[order, 0], helpful[order, 0], color=colour, linewidth=1, alpha=0.6, zorder=2)
+        _crosses(ax, harm[bold], helpful[bold], colour, marker, label=plain(name, 24))
         labels: dict[tuple[float, float], list[str]] = {}
-        for row, x, y in zip(rows, harm[:, 0].tolist(), helpful[:, 0].tolist()):
-            labels.setdefault((x, y), []).append(plain(row["setting"], 16))
+        for row, clear, x, y in zip(rows, bold, harm[:, 0].tolist(), helpful[:, 0].tolist()):
+            if clear:
+                labels.setdefault((x, y), []).append(plain(row["setting"], 16))
             if row["chosen"]:
                 ax.plot([x], [y], "o", ms=12, mfc="none", mec=colour, mew=1.6, zorder=4, clip_on=False)
         for place, settings in labels.items() if len(names) < 3 or not i else ():
@@ -237,6 +248,24 @@ def trade_offs(found: Any, ax: Any = None, *, groups: Sequence[str] | None = Non
     ax.grid()
     key_above(ax, 7, handlelength=1.2)
     return ax
+
+
+def _crosses(
+    ax: Any,
+    harm: np.ndarray,
+    helpful: np.ndarray,
+    colour: str,
+    marker: str,
+    label: str | None = None,
+    faint: bool = False,
+) -> None:
+    """Marks with the intervals of both probabilities; small and pale where they are many and not on the front."""
+    bars = {"color": colour, "elinewidth": 0.5 if faint else 0.9, "alpha": 0.12 if faint else 0.4}
+    errorbars(ax, harm[:, 0], helpful, marker="none", zorder=1, **bars)
+    errorbars(ax, helpful[:, 0], harm, horizontal=True, marker="none", zorder=1, **bars)
+    style = {"color": colour, "clip_on": False, "linestyle": "none", "marker": marker}
+    style |= {"markersize": 3, "alpha": 0.35, "zorder": 2} if faint else {"markersize": 5, "zorder": 3, "label": label}
+    ax.plot(harm[:, 0], helpful[:, 0], **style)
 
 
 def _known(names: Sequence[str], known: Sequence[str]) -> list[str]:

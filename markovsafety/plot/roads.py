@@ -46,31 +46,37 @@ def chain(chain: Any, ax: Any = None, top: int = 12, *, target: str = "harm", wo
 
     Examples
     --------
-    >>> words = ["Sure,", "here", "is", "I", "cannot"]
-    >>> states = [(-1,), (0,), (1,), (2,), (3,), (4,), "harm", "refusal"]
-    >>> seen = np.zeros((8, 8))
-    >>> seen[0, [1, 4]] = 36, 164
-    >>> seen[1, [2, 4]] = 33, 3
-    >>> seen[2, [3, 7]] = 30, 3
-    >>> seen[3, [2, 6, 7]] = 6, 21, 9
-    >>> seen[4, [5, 1]] = 155, 12
-    >>> seen[5, [7, 1]] = 152, 3
-    >>> chain = ms.Chain.from_counts(seen, {"harm": 6, "refusal": 7}, start=0, states=states)
+    >>> words = ["Sure,", "here", "is", "STEP", "I", "cannot", "but", "help"]
+    >>> answers = [
+    ...     ("Sure, here is STEP", "harm", 21),
+    ...     ("Sure, here is but I cannot", "refusal", 9),
+    ...     ("I cannot help", "refusal", 148),
+    ...     ("I cannot but Sure, here is STEP", "harm", 6),
+    ...     ("Sure, I cannot help", "refusal", 8),
+    ...     ("Sure, here is help", "benign", 8),
+    ... ]
+    >>> said = [[words.index(w) for w in text.split()] for text, _, n in answers for _ in range(n)]
+    >>> ends = [outcome for _, outcome, n in answers for _ in range(n)]
+    >>> asked = {"prompt_id": np.arange(200) % 40, "category": ["all"] * 200, "prefill": [0] * 200}
+    >>> rolls = ms.Rollouts.of(said, **asked, outcome=ends, hit=[len(tokens) - 1 for tokens in said])
+    >>> chain = ms.estimate(ms.count(rolls, states=ms.KGram(1)))
     >>> ax = ms.plot.chain(chain, words=words)
     """
     graph = folded(chain, top, target)
     columns = placed(graph)
     crowd = max(len(nodes) for nodes in columns)
-    tall = min(0.11, 0.85 / crowd)
+    ax = axes_or_new(ax, (9.2, max(3.4, 0.46 * crowd)))
+    inches = ax.figure.get_figwidth() * ax.get_position().width / len(columns)
+    narrow = 0.82 * inches < 0.1 * tone().tiny
+    tall = min(0.17 if narrow else 0.11, 0.85 / crowd)
     spot: dict[Any, tuple[int, float]] = {}
     for x, nodes in enumerate(columns):
         places = spread([graph.nodes[n]["height"] for n in nodes], 1.3 * tall, tall / 2, 1 - tall / 2)
         spot |= {n: (x, float(y)) for n, y in zip(nodes, places)}
-    ax = axes_or_new(ax, (9.2, max(3.4, 0.46 * crowd)))
-    size = (min(0.82, 1.2 * len(columns) / (ax.figure.get_figwidth() * ax.get_position().width)), tall)
+    size = (0.9 if narrow else min(0.82, 1.2 / inches), tall)
     _draw_roads(ax, graph, spot, size)
     for node, at in spot.items():
-        _draw_box(ax, graph.nodes[node], node, chain, at, size, words)
+        _draw_box(ax, graph.nodes[node], node, chain, at, size, words, narrow)
     _note(ax, graph, chain, words)
     ax.set_xlim(-0.45, len(columns) - 0.55)
     ax.set_ylim(-0.02, 1.02)
@@ -159,7 +165,14 @@ def _ports(ax: Any, roads: list[Any], spot: dict[Any, tuple[int, float]], tall: 
 
 
 def _draw_box(
-    ax: Any, at: dict[str, Any], node: Any, chain: Any, place: tuple[int, float], size: tuple[float, float], words: Any
+    ax: Any,
+    at: dict[str, Any],
+    node: Any,
+    chain: Any,
+    place: tuple[int, float],
+    size: tuple[float, float],
+    words: Any,
+    narrow: bool,
 ) -> None:
     from matplotlib.colors import to_rgb
     from matplotlib.patches import FancyBboxPatch
@@ -173,11 +186,12 @@ def _draw_box(
         share = 0.55 * float(np.nan_to_num(harm.value))
         fill = tuple(p + share * (c - p) for p, c in zip(to_rgb(tone().paper), to_rgb(HARM)))
         label = state_text(chain.states[node], words)
-        below = f"{short(harm.value)}  [{short(harm.lower)}, {short(harm.upper)}]"
+        gap = "\n" if narrow else "  "
+        below = f"{short(harm.value)}{gap}[{short(harm.lower)}, {short(harm.upper)}]"
     style = {"boxstyle": "round,pad=0,rounding_size=0.02", "fc": fill, "ec": edge, "lw": 0.7, "zorder": 3}
     ax.add_patch(FancyBboxPatch((x - wide / 2, y - tall / 2), wide, tall, **style))
-    label = plain(label, 17)
+    label = plain(label, 9 if narrow else 17)
     text = {"ha": "center", "va": "center", "color": ink, "zorder": 4}
-    ax.text(x, y + (0.2 * tall if below else 0), label, fontsize=tone().small, **text)
+    ax.text(x, y + ((0.3 if narrow else 0.2) * tall if below else 0), label, fontsize=tone().small, **text)
     if below:
-        ax.text(x, y - 0.25 * tall, below, fontsize=tone().tiny, **text)
+        ax.text(x, y - (0.17 if narrow else 0.25) * tall, below, fontsize=tone().tiny, linespacing=1.0, **text)

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ __all__ = ["OUTCOME_COLOURS", "figure", "palette", "panels", "save", "state_text
 
 OUTCOME_COLOURS = {"harm": "#D55E00", "refusal": "#0072B2", "benign": "#009E73", "truncated": "#999999"}
 HARM = OUTCOME_COLOURS["harm"]
+_SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
 LOOK = "_markovsafety_look"  # attribute of a figure: the look it was made in
 MARKERS = "osD^vPX*"
 KEY_ABOVE: dict[str, Any] = {
@@ -33,6 +35,16 @@ KEY_ABOVE: dict[str, Any] = {
 SPOKEN = "tokens already spoken (forced)"
 PROBABILITY = "probability of harm"
 DEPTH_COLUMN = "depth (forced tokens)"
+
+
+@contextmanager
+def unshown() -> Iterator[None]:
+    """Figures made inside the block are not shown by Jupyter: they are for a page or a file."""
+    token = _SHOWN.set(False)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
 
 
 @contextmanager
@@ -91,7 +103,7 @@ def figure(
         look = named(look.name, size or look.size)
         size = SIZES[look.size][:2]
     with rc(look):
-        if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
+        if _SHOWN.get() and "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
             import matplotlib.pyplot as plt
 
             fig = plt.figure(figsize=size, layout="constrained", facecolor=look.paper)
