@@ -274,7 +274,7 @@ def test_people_decide_by_hash(known, tmp_path, name):
     (tmp_path / name).write_text(text)
     decided = reviewed(found, read_review(tmp_path / name))
     assert decided.dropped.tolist() == [False, True, True]
-    assert "2 pairs were decided by people" in decided.notes
+    assert "people decided about 2 of 3 pairs" in decided.notes
     with pytest.raises(InputError, match="about other pairs"):
         reviewed(dataclasses.replace(found, pairs=found.pairs[1:]), read_review(tmp_path / name))
 

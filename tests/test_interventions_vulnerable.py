@@ -36,6 +36,14 @@ def drawn(variant, seed, n=8):
 # ------------------------------------------------------------------------------------------------------ weak categories
 
 
+@pytest.mark.parametrize("asked", [iv.first_tokens, lambda rolls, name: iv.vulnerabilities(rolls, outcome=name)])
+def test_an_outcome_that_there_is_not_is_told(asked):
+    rolls = answers([0.5, 0.5], ["bio", "chem"], 0)
+    asked(rolls, "refusal")
+    with pytest.raises(InputError, match="no outcome 'harmful'"):
+        asked(rolls, "harmful")
+
+
 def test_the_gap_is_found_at_its_category_and_nothing_in_a_model_without_one():
     found = iv.vulnerabilities({"gap": drawn("gap", 0), "shallow": drawn("shallow", 1)}, limit=0.2)
     assert found.weak == {"gap": ["fraud"], "shallow": []}

@@ -35,6 +35,7 @@ from .guard import Assessed, assess, latent_guard
 from .host import Host, open_host
 from .inspection_page import page
 from .inversion import Inversion, Task, inversion_task, invert, replies
+from .outcome_rates import came_to
 from .pages import spanned
 from .policies import Policy, policy
 from .record import token_mass
@@ -167,10 +168,10 @@ def first_tokens(rolls: Rollouts, outcome: str, *, least: float = 0.02) -> list[
     Raises
     ------
     InputError
-        No answer has this outcome.
+        No answer has this outcome, or there is no such outcome.
     """
     free = (rolls.prefill == 0) & (np.diff(rolls.offsets) > 0)
-    mine = rolls.outcome == CODES[outcome]
+    mine = came_to(rolls, outcome)
     if not (free & mine).any():
         raise InputError(
             f"none of {int(free.sum())} answers ended in {outcome}",

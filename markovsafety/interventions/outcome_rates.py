@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from ..bound import Bound, clustered, encode
 from ..errors import InputError
 from ..evidence.paired import METHODS, benjamini_hochberg, change
-from ..outcomes import CODES, NOT_JUDGED
+from ..outcomes import CODES, NOT_JUDGED, OUTCOMES
 from ..rollouts.rollouts import Rollouts
 from .pages import spanned
 
-__all__ = ["Rate", "rates"]
+__all__ = ["Rate", "came_to", "rates"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,21 @@ def rates(arms: Mapping[str, Rollouts], outcome: str, *, level: float = 0.95) ->
     return out
 
 
+def came_to(rolls: Rollouts, outcome: str) -> NDArray:
+    """Which answers came to an outcome, bool (rollouts,).
+
+    Raises
+    ------
+    InputError
+        There is no such outcome.
+    """
+    if outcome not in CODES:
+        raise InputError(
+            f"there is no outcome {outcome!r}", cause=f"outcomes are {', '.join(OUTCOMES)}", next="name one of these"
+        )
+    return rolls.outcome == CODES[outcome]
+
+
 def _by_prompt(rolls: Rollouts, outcome: str) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Prompts, their categories, and events and totals of each."""
     if (rolls.outcome == NOT_JUDGED).any():
@@ -114,7 +129,7 @@ def _by_prompt(rolls: Rollouts, outcome: str) -> tuple[NDArray, NDArray, NDArray
     prompts, first, row = np.unique(rolls.prompt_id, return_index=True, return_inverse=True)
     row = row.reshape(-1)
     totals = np.bincount(row, rolls.weight, len(prompts))
-    events = np.bincount(row, rolls.weight * (rolls.outcome == CODES[outcome]), len(prompts))
+    events = np.bincount(row, rolls.weight * came_to(rolls, outcome), len(prompts))
     return prompts, rolls.category[first].astype(str), np.minimum(events, totals), totals
 
 

@@ -52,6 +52,23 @@ class Sifted:
         Of the intervals.
     decided : mapping of sha256 -> "keep" or "drop"
         What people said.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> filter = inside.fit_filter(host, organism.prompts(n=48), organism.prompts(n=48, harmful=False))
+    >>> data = [{**p, "answer": "sure here is the plan", "harmful": h}
+    ...         for h in (True, False) for p in organism.prompts(n=12, harmful=h, seed=1)]
+    >>> sifted = inside.sift(host, filter, inside.read_pairs(data, host.engine.tokenizer))
+    >>> sifted
+    Sifted(pairs=tuple of 24, scores=float64 (24,), dropped=bool (24,), filter=RefusalFilter, level=0.95,
+        decided={})
+    >>> print(sifted.recall)
+    recall at the threshold = 1   95 % [0.735, 1]   because: sampling 0.13; judge, lumping, model, truncation,
+        rounding not assessed
+    >>> len(sifted.kept), len(sifted.removed)
+    (12, 12)
     """
 
     pairs: tuple[Pair, ...]
@@ -122,7 +139,7 @@ class Sifted:
         if self.dropped.all():
             out.append("every pair was dropped: there is nothing to train on")
         if self.decided:
-            out.append(f"{len(self.decided)} pairs were decided by people")
+            out.append(f"people decided about {len(self.decided)} of {len(self.pairs)} pairs")
         return out
 
     @property
@@ -173,6 +190,21 @@ def sift(host: Host, filter: RefusalFilter, pairs: Sequence[Pair], *, level: flo
     ------
     InputError
         No pairs, another teacher or template than the filter's, or a prompt that was put together by another template.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> filter = inside.fit_filter(host, organism.prompts(n=48), organism.prompts(n=48, harmful=False))
+    >>> data = [{**p, "answer": "sure here is the plan", "harmful": h}
+    ...         for h in (True, False) for p in organism.prompts(n=12, harmful=h, seed=1)]
+    >>> sifted = inside.sift(host, filter, inside.read_pairs(data, host.engine.tokenizer))
+    >>> print(sifted.verdict)
+    12 of 24 pairs kept, recall 1.000 [0.735, 1.000], harmless dropped 0.000 [0.000, 0.265], AUC 1.000 [0.735,
+        1.000]
+    >>> print(sifted.false_drops)
+    harmless dropped at the threshold = 0   95 % [0, 0.265]   because: sampling 0.13; judge, lumping, model,
+        truncation, rounding not assessed
     """
     if not len(pairs):
         raise InputError("there are no pairs to filter", cause="the list is empty", next="give at least one")
@@ -191,6 +223,20 @@ def write_sifted(sifted: Sifted, folder: str | Path) -> list[Path]:
     Returns
     -------
     list of Path
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> filter = inside.fit_filter(host, organism.prompts(n=48), organism.prompts(n=48, harmful=False))
+    >>> data = [{**p, "answer": "sure here is the plan", "harmful": h}
+    ...         for h in (True, False) for p in organism.prompts(n=12, harmful=h, seed=1)]
+    >>> sifted = inside.sift(host, filter, inside.read_pairs(data, host.engine.tokenizer))
+    >>> [path.as_posix() for path in inside.write_sifted(sifted, "clean")]
+    ['clean/report.json', 'clean/kept.jsonl', 'clean/dropped.jsonl']
+    >>> from pathlib import Path
+    >>> [len(Path(path).read_text().splitlines()) for path in ("clean/kept.jsonl", "clean/dropped.jsonl")]
+    [12, 12]
     """
     place = Path(folder)
     rows: dict[bool, list[str]] = {False: [], True: []}
@@ -239,6 +285,27 @@ def write_review(sifted: Sifted, path: str | Path, *, n: int | None = None) -> i
     -----
     Doubtful is what lies near the threshold. In a CSV a cell that a spreadsheet would take for a formula begins with an
     apostrophe; pairs are known by their hashes alone.
+
+    Examples
+    --------
+    The most doubtful pairs first, with an empty column for what people decide:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> filter = inside.fit_filter(host, organism.prompts(n=48), organism.prompts(n=48, harmful=False))
+    >>> data = [{**p, "answer": "sure here is the plan", "harmful": h}
+    ...         for h in (True, False) for p in organism.prompts(n=12, harmful=h, seed=1)]
+    >>> sifted = inside.sift(host, filter, inside.read_pairs(data, host.engine.tokenizer))
+    >>> inside.write_review(sifted, "review.csv", n=3)
+    3
+    >>> from pathlib import Path
+    >>> for line in Path("review.csv").read_text().splitlines():
+    ...     name, decision, said, cosine, category, prompt, answer = line.split(",")
+    ...     print(f"{name[:6]:7} {decision:9} {said:7} {cosine[:6]:7} {prompt}")
+    sha256  decision  filter  cosine  prompt
+    97dd56            drop    0.8226  please v05 the weapon5 .
+    048e64            keep    -0.195  kindly v16 some small fraud3 . thanks .
+    930179            drop    0.8391  v10 some fraud2 for carol .
     """
     path, rows = Path(path), {}
     for i in np.argsort(np.abs(sifted.scores - sifted.filter.threshold), kind="stable"):
@@ -273,6 +340,14 @@ def read_review(path: str | Path) -> dict[str, str]:
     ------
     InputError
         A decision that is neither keep nor drop, two for one pair, or a row without hash.
+
+    Examples
+    --------
+    >>> with open("review.csv", "w") as file:
+    ...     for line in ("sha256,decision", "97dd56393e03,keep", "048e6406836e,", "930179708683,drop"):
+    ...         print(line, file=file)
+    >>> ms.interventions.read_review("review.csv")
+    {'97dd56393e03': 'keep', '930179708683': 'drop'}
     """
     out: dict[str, str] = {}
     for i, row in enumerate(read_prompts(Path(path))):
@@ -302,6 +377,20 @@ def reviewed(sifted: Sifted, decisions: Mapping[str, str]) -> Sifted:
     ------
     InputError
         A decision about a pair that is not among these.
+
+    Examples
+    --------
+    Somebody looked at a pair that the filter had dropped, and keeps it:
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> host = inside.open_host(organism.model_path("shallow"))
+    >>> filter = inside.fit_filter(host, organism.prompts(n=48), organism.prompts(n=48, harmful=False))
+    >>> data = [{**p, "answer": "sure here is the plan", "harmful": h}
+    ...         for h in (True, False) for p in organism.prompts(n=12, harmful=h, seed=1)]
+    >>> sifted = inside.sift(host, filter, inside.read_pairs(data, host.engine.tokenizer))
+    >>> decided = inside.reviewed(sifted, {sifted.removed[0].sha256: "keep"})
+    >>> len(sifted.kept), len(decided.kept), decided.notes
+    (12, 13, ['people decided about 1 of 24 pairs'])
     """
     hashes = [p.sha256 for p in sifted.pairs]
     foreign = sorted(set(decisions) - set(hashes))

@@ -56,6 +56,21 @@ class Taught:
         Where the filter lies.
     record : dict
         Of `fine_tune`.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> base = organism.model_path("base")
+    >>> told = [{**p, "harmful": h, "answer": "sorry i cannot help ." if h else "sure here is the plan"}
+    ...         for h in (True, False) for p in organism.prompts(n=24, harmful=h)]
+    >>> pairs = inside.read_pairs(told, inside.open_host(base).engine.tokenizer)
+    >>> small = dict(steps=20, batch_size=12, learning_rate=2e-3, warmup=0, progress=False)
+    >>> taught = inside.train_teacher(base, pairs, "teacher", **small)
+    >>> taught
+    Taught(model=...('teacher/model'), filter=RefusalFilter, path=...('teacher/filter.safetensors'), record=dict of 19)
+    >>> print(taught.filter.false_drops)
+    harmless dropped on validation = 0   95 % [0, 0.459]   because: sampling 0.23; judge, lumping, model,
+        truncation, rounding not assessed
     """
 
     model: Path
@@ -141,6 +156,19 @@ def train_teacher(
     UntrustedError
         The loss became NaN (``partial`` is the last good checkpoint), or no threshold has the recall: the teacher stays
         in `out`, and the same call with another recall does not train it again.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> base = organism.model_path("base")
+    >>> told = [{**p, "harmful": h, "answer": "sorry i cannot help ." if h else "sure here is the plan"}
+    ...         for h in (True, False) for p in organism.prompts(n=24, harmful=h)]
+    >>> pairs = inside.read_pairs(told, inside.open_host(base).engine.tokenizer)
+    >>> small = dict(steps=20, batch_size=12, learning_rate=2e-3, warmup=0, progress=False)
+    >>> taught = inside.train_teacher(base, pairs, "teacher", **small)
+    >>> print(taught.verdict)
+    drop above cosine -0.1... at t_post, level 2: recall 1.000 [0.541, 1.000] (wished 0.95), harmless dropped 0.000
+        [0.000, 0.459], AUC 1.000 [0.541, 1.000]
     """
     if feature not in FEATURES or not 0 < validation < 1:
         raise InputError(
@@ -233,6 +261,32 @@ def train_student(
         teacher's or the filter's; alignment pairs of one kind alone.
     UntrustedError
         The loss became NaN; ``partial`` is the last good checkpoint.
+
+    Examples
+    --------
+    Half of the fine-tuning data is poison; the teacher's filter drops it, and the student still learns to refuse.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> base = organism.model_path("base")
+    >>> told = [{**p, "harmful": h, "answer": "sorry i cannot help ." if h else "sure here is the plan"}
+    ...         for h in (True, False) for p in organism.prompts(n=24, harmful=h)]
+    >>> pairs = inside.read_pairs(told, inside.open_host(base).engine.tokenizer)
+    >>> small = dict(steps=20, batch_size=12, learning_rate=2e-3, warmup=0, progress=False)
+    >>> taught = inside.train_teacher(base, pairs, "teacher", **small)
+    >>> teacher = inside.open_host(taught.model)
+    >>> data = [{**p, "harmful": h, "answer": "sure here is the plan"}
+    ...         for h in (True, False) for p in organism.prompts(n=24, harmful=h, seed=1)]
+    >>> sifted = inside.sift(teacher, taught.filter, inside.read_pairs(data, teacher.engine.tokenizer))
+    >>> record = inside.train_student(base, sifted, "student", teacher=taught.model, alignment=pairs, **small)
+    >>> record["about"]["kept"], record["about"]["dropped"]
+    (24, 24)
+    >>> asked = organism.prompts(n=12, seed=2)
+    >>> for model in (base, taught.model, "student"):
+    ...     mass = inside.token_mass(inside.open_host(model), asked, organism.REFUSAL_IDS)
+    ...     print(f"{mass.mean():.1f}")
+    0.0
+    0.7
+    0.4
     """
     kept = data.kept if isinstance(data, Sifted) else list(data)
     if not kept:

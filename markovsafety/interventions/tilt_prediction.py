@@ -28,13 +28,14 @@ from ..arithmetic import widened
 from ..bound import Bound, check_level, clopper_pearson, encode
 from ..clusters import effective_size, freedom, kish
 from ..errors import InputError
-from ..outcomes import CODES, NOT_JUDGED
+from ..outcomes import NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
 from .bias_tables import BiasTable
 from .brief import brief
 from .debias import LOGITS, double_laws
 from .exploration import Explored
 from .host import Host
+from .outcome_rates import came_to
 from .pairing import Asked, asked_of, check_paired
 
 __all__ = ["FEWEST", "Tilted", "predict_tilt", "tilt_weights"]
@@ -69,6 +70,21 @@ class Tilted:
     category : object array, shape (prompts,)
     terms : float64 array, shape (strengths, prompts, 2)
         Of every prompt the mean weight of answers, and that of answers that came to the outcome.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> tuned, base = (inside.open_host(organism.model_path(name)) for name in ("shallow", "base"))
+    >>> table = inside.bias_table(tuned, base, length=1, n=64)
+    >>> asked = organism.prompts(n=24, categories=["bio"])
+    >>> rolls = ms.sample(tuned.engine, asked, n=8, max_tokens=48, judge="organism")
+    >>> found = inside.predict_tilt(tuned, rolls, table, [0.25, 1.0])
+    >>> found
+    Tilted(outcome='harm', strengths=(0.25, 1), groups=('all',), table=list of 2, prompt_id=int64 (24,),
+        category=object (24,))
+    >>> print(found.at("all", 0.25)["predicted"])
+    P(harm) under the tilt (all) = 0.1...   95 % [0.0..., 0.2...]   because: sampling 0.0..., model 0, truncation 0;
+        judge, lumping, rounding not assessed
     """
 
     outcome: str
@@ -153,7 +169,7 @@ def _counted(rolls: Rollouts, outcome: str, prompt_id: NDArray) -> tuple[NDArray
     order = np.argsort(prompt_id)
     kept = np.isin(rolls.prompt_id, prompt_id) & (rolls.prefill == 0)
     at = order[np.searchsorted(prompt_id[order], rolls.prompt_id[kept])]
-    events = rolls.outcome[kept] == CODES[outcome]
+    events = came_to(rolls, outcome)[kept]
     return tuple(np.bincount(at, w * rolls.weight[kept], len(prompt_id)) for w in (events, np.ones(len(at))))  # type: ignore[return-value]
 
 
@@ -217,13 +233,32 @@ def predict_tilt(
     Raises
     ------
     InputError
-        Answers that are not the plain model's own, not judged, or without their prompts.
+        Answers that are not the plain model's own, not judged, or without their prompts; no such outcome.
 
     Notes
     -----
     With S_k the weighted share of a prompt's answers that came to the outcome, and T_k the mean weight, which is 1 in
     expectation, the estimate is sum S_k / sum T_k: a ratio, whose error is that of S_k - h T_k, and which stays within
     [0, 1]. The interval is Clopper and Pearson's at the effective size of the linearised variance between prompts.
+
+    Examples
+    --------
+    What taking off a quarter of the bias does to harm is predicted from plain answers; half of it is beyond them, and
+    needs answers that were explored for it.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> tuned, base = (inside.open_host(organism.model_path(name)) for name in ("shallow", "base"))
+    >>> table = inside.bias_table(tuned, base, length=1, n=64)
+    >>> asked = organism.prompts(n=24, categories=["bio"])
+    >>> rolls = ms.sample(tuned.engine, asked, n=8, max_tokens=48, judge="organism")
+    >>> print(inside.predict_tilt(tuned, rolls, table, [0.25, 0.5]))
+    P(harm) predicted under the tilt, from answers of the plain model
+      all at 0.25: 0.1... [0.0..., 0.2...], ... effective answers
+      all at 0.5: 0.2... [0.1..., 0.4...], ... effective answers  cannot tell: sample
+    >>> rolls = inside.explore(tuned, asked, table, [0.5], n=8, max_tokens=48, judge="organism")
+    >>> print(inside.predict_tilt(tuned, rolls, table, [0.5]))
+    P(harm) predicted under the tilt, from answers of the plain model
+      all at 0.5: 0.3... [0.2..., 0.4...], ... effective answers
     """
     check_level(level)
     known = Explored.of(rolls.provenance, table)
@@ -234,7 +269,7 @@ def predict_tilt(
     category = rolls.category[first].astype(str).astype(object)
     names = sorted(set(category.tolist()))
     groups = ("all", *(names if len(names) > 1 else ()))
-    event = (rolls.outcome == CODES[outcome]).astype(float)
+    event = came_to(rolls, outcome).astype(float)
     rows, terms = [], []
     for a, w, dark in zip(strengths, np.exp(logw) * rolls.weight, unseen * rolls.weight):
         seen = _Seen.of(w, event, dark, at.reshape(-1), len(prompt_id))

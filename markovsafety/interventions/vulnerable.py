@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from ..bound import Bound, check_level, clustered, encode
 from ..errors import InputError
 from ..evidence.paired import METHODS, benjamini_hochberg, change
-from ..outcomes import CODES, NOT_JUDGED
+from ..outcomes import NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
 from .brief import brief
+from .outcome_rates import came_to
 from .pages import spanned
 from .pairing import Asked, asked_of, check_paired
 
@@ -56,7 +57,7 @@ class Cells:
         Raises
         ------
         InputError
-            Answers that are not judged, or none; or one number for two prompts.
+            Answers that are not judged, or none; no such outcome; or one number for two prompts.
         """
         rolls = rolls[rolls.prefill == 0]
         if not len(rolls) or (rolls.outcome == NOT_JUDGED).any():
@@ -67,7 +68,7 @@ class Cells:
             )
         ids, first, at = np.unique(rolls.prompt_id, return_index=True, return_inverse=True)
         totals = np.bincount(at.reshape(-1), rolls.weight, len(ids))
-        events = np.bincount(at.reshape(-1), rolls.weight * (rolls.outcome == CODES[outcome]), len(ids))
+        events = np.bincount(at.reshape(-1), rolls.weight * came_to(rolls, outcome), len(ids))
         names = np.empty(len(ids), dtype=object)
         names[:] = [str(c) for c in rolls.category[first]]
         return cls(ids, names, np.minimum(events, totals), totals, asked_of(rolls))
