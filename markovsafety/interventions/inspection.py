@@ -75,6 +75,20 @@ class Inspection:
     edits : dict of name -> Edit
         At the chosen levels and scales.
     notes : list of str
+
+    Examples
+    --------
+    A part that was not made is None, and the notes say why.
+
+    >>> from markovsafety import interventions as inside, organism
+    >>> model, harmless = organism.model_path("shallow"), organism.prompts(n=24, harmful=False)
+    >>> harmful = organism.prompts(n=24) + organism.prompts(n=24, marker="jailbreak")
+    >>> small = dict(judge="organism", n=2, max_tokens=48, question=" <judge>", certainly=["certainly"], no=["no"])
+    >>> found = inside.inspect_model(model, harmful, harmless, **small)
+    >>> found
+    Inspection(model=..., buckets=dict of 4, behaviour=..., openers=[112, 113, 114], ...)
+    >>> found.separation, found.notes[0].split(" among")[0]
+    (None, 'separation: there are no refused harmless prompts')
     """
 
     model: str
@@ -169,6 +183,14 @@ def first_tokens(rolls: Rollouts, outcome: str, *, least: float = 0.02) -> list[
     ------
     InputError
         No answer has this outcome, or there is no such outcome.
+
+    Examples
+    --------
+    >>> answers, hit = [[112, 187, 2], [113, 187, 2], [108, 166, 150], [108, 2]], [0, 0, 2, 1]
+    >>> outcome = ["refusal", "refusal", "harm", "benign"]
+    >>> rolls = ms.Rollouts.of(answers, prompt_id=[0, 0, 1, 1], outcome=outcome, hit=hit)
+    >>> ms.interventions.first_tokens(rolls, "refusal")
+    [112, 113]
     """
     free = (rolls.prefill == 0) & (np.diff(rolls.offsets) > 0)
     mine = came_to(rolls, outcome)
@@ -237,6 +259,20 @@ def inspect_model(
         No prompts of one kind; the template has no post-instruction tokens.
     ModelError
         The model cannot be loaded or its structure is not understood.
+
+    Examples
+    --------
+    >>> from markovsafety import interventions as inside, organism
+    >>> model, harmless = organism.model_path("shallow"), organism.prompts(n=24, harmful=False)
+    >>> harmful = organism.prompts(n=24) + organism.prompts(n=24, marker="jailbreak")
+    >>> small = dict(judge="organism", n=2, max_tokens=48, question=" <judge>", certainly=["certainly"], no=["no"])
+    >>> found = inside.inspect_model(model, harmful, harmless, **small, out="look")
+    >>> print(found.verdict)
+    refusal causal; harmfulness ...causal; guard AUC 0.9... [0.8..., 1.000]
+    >>> from pathlib import Path
+    >>> sorted(file.name for file in Path("look").iterdir())
+    ['edit_harmfulness.safetensors', 'edit_refusal.safetensors', 'harmfulness.safetensors', 'inspection.json',
+        'inspection.md', 'refusal.safetensors']
     """
     host = model if isinstance(model, Host) else open_host(model, **options)
     host.spans().separate()
