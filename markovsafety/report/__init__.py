@@ -96,7 +96,7 @@ def write(
         "figures": [f"{name}.png" for name in drawn],
         **more,
     }
-    told = page(summary, analyses, drawn, more)
+    told = page(summary, analyses, more)
     _write(folder / "summary.json", json.dumps(encode(summary), indent=1, allow_nan=False) + "\n")
     _write(folder / "index.html", told)
     return folder / "index.html"

@@ -6,7 +6,7 @@ from .. import plot
 
 __all__ = ["contrast", "legible", "style"]
 
-PAPER = {"light": "#ffffff", "dark": "#16191d"}
+PAPER = {"light": "#ffffff", "dark": "#131416"}
 GRAPHICS = 3.05  # contrast of lines and marks with the paper: WCAG 2.2, success criterion 1.4.11 asks for 3
 
 
@@ -51,17 +51,23 @@ def legible(colour: str, paper: str, least: float = GRAPHICS) -> str:
 
 def style(sheet: str, models: int) -> str:
     """The style sheet with the colours of outcomes and models, for light and dark screens and for paper."""
-    colours = {**plot.OUTCOME_COLOURS, "grey": "#737373"}
-    looks = plot.palette([str(i) for i in range(max(models, 1))])
-    colours |= {f"c{i % 8}": colour for i, (colour, _) in enumerate(looks.values())}
-    said = ["\n".join(f".{name} {{ color: var(--of-{name}); }}" for name in colours)]
-    light, dark = (
-        " ".join(f"--of-{name}: {legible(colour, paper)};" for name, colour in colours.items())
-        for paper in PAPER.values()
-    )
-    said.append(f":root {{ --safe: 0 158 115; {light} }}")
-    said.append(f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {DARK} {dark} }} }}")
+    light, dark = (_variables(name, paper, models) for name, paper in PAPER.items())
+    said = [f".{name} {{ color: var(--of-{name}); }}" for name in light]
+    said.append(f":root {{ --safe: 0 158 115; {_declared(light)} }}")
+    said.append(f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {DARK} {_declared(dark)} }} }}")
     return f"{sheet}\n" + "\n".join(said) + "\n"
+
+
+def _variables(theme: str, paper: str, models: int) -> dict[str, str]:
+    """Colours by the class of the marks that have them."""
+    with plot.theme(theme):
+        looks = plot.palette([str(i) for i in range(models)])
+    colours = {**plot.OUTCOME_COLOURS, "grey": "#737373"} | {f"c{i % 8}": c for i, (c, _) in enumerate(looks.values())}
+    return {name: legible(colour, paper) for name, colour in colours.items()}
+
+
+def _declared(colours: dict[str, str]) -> str:
+    return " ".join(f"--of-{name}: {colour};" for name, colour in colours.items())
 
 
 DARK = (

@@ -18,6 +18,7 @@ from .budget import depths_at, embedded, maps
 from .colours import style
 from .figures import figures
 from .moved import drawn, moved
+from .pictures import chains
 from .words import LEAST, number, one_in, origin, road, sentence, spoken, state_said, verdict, widths
 
 __all__ = ["page"]
@@ -25,9 +26,7 @@ __all__ = ["page"]
 SHOWN = 8  # critical transitions and roads per model on the page
 
 
-def page(
-    summary: Mapping[str, Any], analyses: Sequence[Analysis], pictures: Mapping[str, bytes], extra: Mapping[str, Any]
-) -> str:
+def page(summary: Mapping[str, Any], analyses: Sequence[Analysis], extra: Mapping[str, Any]) -> str:
     """The HTML of a report.
 
     Parameters
@@ -35,8 +34,6 @@ def page(
     summary : dict
         Title, headline, rollouts, command, seconds and versions.
     analyses : sequence of Analysis
-    pictures : dict of str to bytes
-        PNG files; those of the chains are shown.
     extra : dict
         More provenance.
     """
@@ -55,7 +52,7 @@ def page(
             analyses=analyses,
             HELD=all(a.held_out or a.check is None for a in analyses),
             figures=figures(analyses, budget) | drawn(changes),
-            pictures={name: _uri(png) for name, png in pictures.items() if name.startswith("chain")},
+            pictures={name: {k: _uri(svg) for k, svg in two.items()} for name, two in chains(analyses).items()},
             extra=extra,
             reasons=widths(analyses),
             maps=maps(analyses, budget),
@@ -77,8 +74,8 @@ def _read(name: str) -> str:
     return resources.files("markovsafety.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
 
 
 def _fingerprint(script: str) -> str:

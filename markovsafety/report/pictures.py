@@ -1,17 +1,20 @@
-"""The figures as PNG, for slides: those of `markovsafety.plot`, beside the page."""
+"""The figures of `markovsafety.plot` that belong to a report: PNG files for slides, and the chains for the page."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import plot
 from ..analysis import ALL, Analysis
+from ..plot.style import unshown
 
-__all__ = ["pictures"]
+__all__ = ["chains", "pictures"]
 
 DPI = 130
 
@@ -19,11 +22,24 @@ DPI = 130
 def pictures(analyses: Sequence[Analysis]) -> dict[str, bytes]:
     """PNG files of all figures that the data allow, by name; equal data give equal bytes."""
     found = {}
-    for name, drawn in _figures(analyses):
-        fig = drawn.flat[0].figure if isinstance(drawn, np.ndarray) else drawn
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": "markovsafety"})
-        found[name] = buffer.getvalue()
+    with unshown():
+        for name, drawn in _figures(analyses):
+            fig = drawn.flat[0].figure if isinstance(drawn, np.ndarray) else drawn
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": "markovsafety"})
+            found[name] = buffer.getvalue()
+    return found
+
+
+def chains(analyses: Sequence[Analysis]) -> dict[str, dict[str, bytes]]:
+    """The chain of every model that has one, drawn for a light and for a dark screen, as SVG."""
+    found: dict[str, dict[str, bytes]] = {}
+    with unshown(), tempfile.TemporaryDirectory() as folder:
+        for a in analyses:
+            for theme in ("light", "dark") if a.chain is not None else ():
+                with plot.theme(theme):
+                    path = plot.save(plot.chain(a.chain, words=a.words), Path(folder) / "chain.svg")
+                found.setdefault(a.name, {})[theme] = Path(path).read_bytes()
     return found
 
 
