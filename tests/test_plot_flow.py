@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import opened
 from hypothesis import given
 from hypothesis import strategies as st
 from test_plot import MODEST, ladder, random_chain
@@ -160,3 +162,27 @@ def test_bad_input_is_refused():
         plot.flow(ladder(), tokens=0)
     with pytest.raises(InputError, match="6 layers, not 7"):
         plot.flow(random_chain(2, layered=True), tokens=7)
+
+
+def test_a_browser_shows_the_frame_that_the_slider_asks_for(tmp_path):
+    moving = plot.flow(ms.toy.shallow(3), tokens=8)
+    page = Path(moving.save(tmp_path / "flow.html"))
+    areas = "[...document.querySelectorAll('.bubble, .level')].map(x => new DOMMatrix(getComputedStyle(x).transform))"
+    tail = moving.places.index("tail")
+    with opened(page, 390, 800) as shown:
+        slider = shown.locator("input[type=range]")
+        for k in (0, 3, 8):
+            slider.fill(str(k))
+            drawn = shown.evaluate(f"{areas}.map(m => [m.a, m.d])")
+            bubbles = sorted(a * a for a, d in drawn if abs(a - d) < 1e-9)
+            assert bubbles[-1] == pytest.approx(moving.mass[k, : len(bubbles)].max(), abs=3e-3)
+            levels = [d for a, d in drawn if a == 1 and d != 1]
+            assert max(levels) == pytest.approx(moving.mass[k, list(moving.ends.values())].max(), abs=3e-3)
+        assert shown.locator(".pause").is_checked()
+        assert shown.complaints == []
+    assert moving.mass[3, tail] > 0.3
+    with opened(page, reduced_motion="reduce") as shown:
+        states = shown.evaluate("document.querySelector('figure').getAnimations({subtree: true}).map(a => a.playState)")
+        assert set(states) == {"paused"}
+        harm = shown.evaluate(f"{areas}.map(m => m.d)")
+        assert any(abs(h - moving.mass[8, moving.ends["harm"]]) < 3e-3 for h in harm)

@@ -2,6 +2,7 @@
 
 The code on the page is the example itself, which the tests run as well. It is run here on a light and on a dark ground
 and kept with the page until the function's file changes. What the directive holds is the figure said in words.
+``:alone:`` leaves heading and code out.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import io
 import tempfile
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -24,44 +26,47 @@ from sphinx.util.docutils import SphinxDirective
 import markovsafety as ms
 
 FOLDER = "gallery"
-IMAGE = (
-    '<img src="_static/{folder}/{file}" class="only-{theme}" width="{wide}" height="{tall}" loading="lazy" alt="{alt}">'
-)
+PICTURE = """<picture class="only-{theme}"><source media="(max-width: 40rem)" srcset="{place}-column{mark}.svg">
+<img src="{place}{mark}.svg" width="{wide}" height="{tall}" loading="lazy" alt="{alt}"></picture>"""
+MARKS = {"light": "", "dark": "-dark"}
 
 
 def example(function: Any) -> list[doctest.Example]:
     return doctest.DocTestParser().get_examples(inspect.getdoc(function) or "")
 
 
-def run(examples: list[doctest.Example], theme: str) -> Any:
+def run(examples: list[doctest.Example], theme: str, size: str) -> Any:
     """What an example makes last: ``ax``, or the moving picture."""
     there: dict[str, Any] = {"np": np, "ms": ms}
-    with ms.plot.theme(theme), contextlib.redirect_stdout(io.StringIO()):
+    with ms.plot.theme(theme, size), contextlib.redirect_stdout(io.StringIO()):
         for one in examples:
             exec(compile(one.source, "<example>", "single"), there)
     return there.get("ax", there.get("moving"))
 
 
 def files(function: Any) -> tuple[dict[str, bytes], tuple[int, int], str]:
-    """Files of a figure, its size in pixels, and HTML where it is no image."""
-    name, made = function.__name__, {}
+    """Files of a figure (for wide and for narrow pages), its size in pixels, and HTML where it is no image."""
+    name, size, html = function.__name__, (0, 0), ""
     with tempfile.TemporaryDirectory() as folder:
-        for theme, mark in (("light", ""), ("dark", "-dark")):
-            ax = run(example(function), theme)
-            if hasattr(ax, "html"):
-                ms.plot.write_csv(ax, Path(folder) / f"{name}.csv")
-                break
-            ms.plot.save(ax, Path(folder) / f"{name}{mark}.svg", csv=theme == "light")
-        made = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-    if hasattr(ax, "html"):
-        return made, (0, 0), ax.html
-    wide, tall = (round(96 * x) for x in ax.figure.get_size_inches())
-    return made, (wide, tall), ""
+        for theme, mark in MARKS.items():
+            for place, ending in (("screen", ""), ("column", "-column")):
+                if html:
+                    break
+                ax, path = run(example(function), theme, place), Path(folder) / f"{name}{ending}{mark}.svg"
+                if isinstance(ax, ms.plot.Flow):
+                    html = ax.html
+                    ms.plot.write_csv(ax, path.with_suffix(".csv"))
+                else:
+                    ms.plot.save(ax, path, csv=not (mark or ending))
+                    wide, tall = ax.figure.get_size_inches()
+                    size = size if ending or mark else (round(96 * wide), round(96 * tall))
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}, size, html
 
 
 class Shown(SphinxDirective):
     required_arguments = 1
     has_content = True
+    option_spec: ClassVar = {"alone": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]
@@ -72,11 +77,10 @@ class Shown(SphinxDirective):
         kept |= made
         words = " ".join(self.content)
         if not html:
-            alt = escape(words)
-            html = "".join(
-                IMAGE.format(folder=FOLDER, file=file, theme=theme, wide=wide, tall=tall, alt=alt)
-                for file, theme in ((f"{name}.svg", "light"), (f"{name}-dark.svg", "dark"))
-            )
+            told = {"place": f"_static/{FOLDER}/{name}", "wide": wide, "tall": tall, "alt": escape(words)}
+            html = "".join(PICTURE.format(theme=theme, mark=mark, **told) for theme, mark in MARKS.items())
+        if "alone" in self.options:
+            return [nodes.raw("", f'<div class="shown">{html}</div>', format="html"), nodes.paragraph("", words)]
         code = "".join(one.source for one in example(function))
         section = nodes.section(ids=[f"plot-{name.replace('_', '-')}"], names=[name])
         title = nodes.title(name, "", nodes.literal(text=name))
@@ -87,7 +91,7 @@ class Shown(SphinxDirective):
         first = nodes.paragraph("", "", nodes.Text(said.replace("`", "") + " Reference: "), link, nodes.Text("."))
         section += [title, first, nodes.raw("", f'<div class="shown">{html}</div>', format="html")]
         section += nodes.paragraph("", "", nodes.Text(words + " "), nodes.raw("", csv, format="html"))
-        section += nodes.literal_block(code, code, language="python")
+        section += nodes.literal_block(code, code, language="python", classes=["long"])
         return [section]
 
 
