@@ -180,6 +180,16 @@ def test_keyboards_and_screen_readers_reach_all_of_it(built):
         assert not re.search(r"<dl>\s*<dd", text), path.name
 
 
+def test_authors_are_no_list_and_names_no_types(built):
+    """``W. Feller, ...`` alone on a line is an item W of a list to docutils; of ``a, b : int`` a would be b's type."""
+    said = {path.name: path.read_text(encoding="utf-8") for path in (built[0] / "reference").glob("*.html")}
+    assert "W. Feller, An Introduction" in said["toy.html"]
+    assert not [name for name, text in said.items() if 'class="upperalpha' in text]
+    names = re.search(r"<li><p>(<strong>states.*?) \u2013 \(<em>tuples of records</em>\)</p>", said["hitting.html"])
+    assert names
+    assert re.sub("<.*?>", "", names[1]) == "states,transitions,roads"
+
+
 def test_formulas_are_mathml(built):
     theory = (built[0] / "explanation" / "theory.html").read_text(encoding="utf-8")
     assert theory.count("<math") > 30

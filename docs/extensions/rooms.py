@@ -96,8 +96,9 @@ def first_sentence(thing: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Bars and trailing underscores of formulas and names, which reStructuredText would read as its own signs."""
-    parts = re.split(r"(`+[^`]*`+)", text)
+    """Bars and trailing underscores of formulas and names, and the first initial of an author that begins a line:
+    reStructuredText would read them as its own signs."""
+    parts = re.split(r"(`+[^`]*`+)", re.sub(r"^(\s*[A-Z])\. (?=[A-Z])", r"\1\\. ", text))
     return "".join(p if i % 2 else re.sub(r"\||(?<=\w)_(?!\w)", r"\\\g<0>", p) for i, p in enumerate(parts))
 
 
@@ -208,8 +209,8 @@ def tidy(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: lis
     kept = []
     for line in lines:
         if m := re.match(r":ivar ([^:]+): ?(.*)", line):
-            kind = f"(*{types[m[1]]}*) -- " if m[1] in types else ""
-            line = f":ivar {m[1]}: {kind}{m[2]}"
+            kind = f"(*{types[m[1]]}*)" + " -- " * bool(m[2]) if m[1] in types else ""
+            line = f":ivar {m[1].replace(', ', ',')}: {kind}{m[2]}"  # what stands before a blank is taken for the type
         if not line.startswith(":vartype"):
             kept.append(TYPE.sub(linked, plain(line)))
     lines[:] = kept
