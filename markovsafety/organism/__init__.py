@@ -86,8 +86,8 @@ def model_path(variant: str) -> Path:
     >>> import json
     >>> folder = ms.organism.model_path("shallow")
     >>> told = json.loads((folder / "config.json").read_text())
-    >>> told["architectures"], told["num_hidden_layers"], told["hidden_size"], told["vocab_size"]
-    (['LlamaForCausalLM'], 4, 64, 199)
+    >>> told["architectures"], told["num_hidden_layers"], told["hidden_size"]
+    (['LlamaForCausalLM'], 4, 64)
     """
     folder = Path(__file__).parent / "checkpoints" / variant
     if variant not in SHIPPED or not (folder / "model.safetensors").exists():
@@ -113,7 +113,8 @@ def speaks(encode: Callable[[str], Any]) -> bool:
 
     Examples
     --------
-    >>> ms.organism.speaks(lambda text: [ms.organism.WORDS.index(word) for word in text.split()])
+    >>> word = ms.organism.WORDS.index
+    >>> ms.organism.speaks(lambda text: [word(w) for w in text.split()])
     True
     >>> ms.organism.speaks(lambda text: list(text.encode()))  # a tokenizer of bytes
     False
