@@ -56,7 +56,11 @@ def _bench(v: argparse.ArgumentParser) -> None:
     v.add_argument("--case", nargs="+", metavar="NAME", action="extend", default=[], help="hitting: only these, anew")
     v.add_argument("--quick", action="store_true", help="small sizes, few repetitions: for a look")
     v.add_argument("--gpu", action="store_true", help="hitting: the cases for a GPU instead of the others")
-    v.add_argument("--device", choices=["gpu", "cpu"], help="gpu: cpu shows, with --quick, that every part works")
+    v.add_argument(
+        "--device",
+        choices=["gpu", "cpu"],
+        help="hitting: gpu is --gpu, cpu the others; gpu: cpu shows, with --quick, that every part works",
+    )
     v.add_argument("--turns", type=int, default=5, help="hitting, hooks: rounds of taking turns (default: 5)")
     v.add_argument("--limit", type=float, default=20.0, help="hitting: seconds until a peer is stopped (default: 20)")
     spreading(v)

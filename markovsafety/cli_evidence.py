@@ -34,6 +34,11 @@ def _sample(v: argparse.ArgumentParser) -> None:
     )
     v.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
     v.add_argument("--batch-size", type=int, help="rollouts at a time (default: what suits the model and the memory)")
+    v.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the model, on this machine, with your rights (default: never)",
+    )
     v.add_argument("--temperature", type=float, default=1.0, help="of the sampling (default: 1)")
     v.add_argument("--top-p", type=float, default=1.0, help="nucleus to sample from (default: 1, all tokens)")
     v.add_argument(

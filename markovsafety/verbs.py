@@ -80,6 +80,7 @@ def sample(options: argparse.Namespace) -> Answer:
         seed=options.seed,
         classes=classes_of(options.classes),
         out=options.out,
+        trust_remote_code=options.trust_remote_code,
         **{name: value for name in (*OF_SERVERS, *OF_RAY) if (value := getattr(options, name)) is not None},
     )
     warnings += rolls.provenance.get("warnings") or []

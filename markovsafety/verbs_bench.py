@@ -13,6 +13,16 @@ from .errors import InputError
 
 
 def bench(options: argparse.Namespace) -> Answer:
+    if options.device and options.what not in ("gpu", "hitting"):
+        raise InputError(
+            f"bench {options.what} takes no --device.",
+            cause="It measures what this machine's processor does; its models and tables are small.",
+            next="Leave it out; bench gpu and bench hitting --device gpu measure a GPU.",
+        )
+    if options.what == "hitting" and options.gpu and options.device == "cpu":
+        raise InputError(
+            "--gpu and --device cpu contradict each other.", cause="Both say where.", next="Leave one of them out."
+        )
     return _BENCHES[options.what](options)
 
 
@@ -29,7 +39,7 @@ def _bench_hitting(options: argparse.Namespace) -> Answer:
     result = run(
         case=options.case,
         quick=options.quick,
-        gpu=options.gpu,
+        gpu=options.gpu or options.device == "gpu",
         turns=options.turns,
         limit=options.limit,
         json=options.out,

@@ -316,6 +316,9 @@ def test_command_line(tmp_path, capsys):
     assert told["result"]["cases"]["ruin"]["rows"][0]["who"] == "markovsafety"
     assert main(["bench", "hitting", "--quick", "--case", "no"]) == 2
     assert "no case 'no'" in capsys.readouterr().err
+    assert main(["bench", "hitting", "--gpu", "--device", "cpu"]) == 2
+    assert main(["bench", "sweep", "--device", "gpu"]) == 2
+    assert "bench sweep takes no --device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [{"turns": 0}, {"limit": 0.0}, {"limit": -1.0}, {"limit": float("nan")}], ids=str)

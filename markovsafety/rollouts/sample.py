@@ -21,6 +21,8 @@ __all__ = ["SHARD", "planned", "sample"]
 
 SHARD = {"jax": 8192}
 """Rollouts per shard by engine, so that a shard takes seconds; 1024 for the others."""
+KINDS = ("edit", "offers", "trust_remote_code")
+"""What an engine says of itself that makes a run another one."""
 OF_SERVERS = ("served", "tokenizer", "concurrency", "timeout", "retries", "retokenize")
 """What `sample` passes on to a server."""
 OF_RAY = ("workers", "inner", "address")
@@ -54,6 +56,7 @@ def sample(
     workers: int | None = None,
     inner: str = "auto",
     address: str | None = None,
+    trust_remote_code: bool = False,
     **server: Any,
 ) -> Rollouts:
     """Sample answers of a language model.
@@ -118,6 +121,10 @@ def sample(
     address : str, optional
         With ``engine="ray"``: "local" starts Ray on this machine, "auto" joins the cluster that it is part of,
         "host:port" another; None: what RAY_ADDRESS says, else "local".
+    trust_remote_code : bool
+        Whether to run Python code that comes with the model, of which transformers does not have the architecture:
+        anything that its authors wrote, on this machine, with your rights. Takes the transformers engine. The files and
+        their hash are in the provenance, and a run goes on with the same ones only.
     **server
         Of a server: ``served``, ``tokenizer``, ``concurrency``, ``timeout``, ``retries``, ``retokenize``; what they do
         stands in `markovsafety.rollouts.engines.server.open_engine`.
@@ -153,6 +160,14 @@ def sample(
     _check(n, max_tokens, temperature, top_p, seed, shard_size)
     if unknown := sorted(set(server) - set(OF_SERVERS)):
         raise TypeError(f"sample() got an unexpected keyword argument {unknown[0]!r}")
+    if not isinstance(trust_remote_code, bool) or (
+        trust_remote_code and (engine == "replay" or not isinstance(model, str | Path))
+    ):
+        raise InputError(
+            f"trust_remote_code is {trust_remote_code!r}",
+            cause="it says whether to run code of the folder that is opened here, yes or no",
+            next="give True or False with a model folder or hub id; an open engine and a log need none",
+        )
     if engine == "replay":
         if edit is not None:
             raise InputError(
@@ -171,7 +186,7 @@ def sample(
     here = isinstance(model, str | Path) and not is_url(model)
     chosen = "transformers" if edit is not None and engine == "auto" and here else engine
     opening = {"device": device, "dtype": dtype, "batch_size": batch_size, **server}
-    opening |= {} if shard is None else {"shard": shard}
+    opening |= ({} if shard is None else {"shard": shard}) | ({"trust_remote_code": True} if trust_remote_code else {})
     asked: dict[str, Any] = {"prompts": prompts, "n": n, "max_tokens": max_tokens, "prefill": prefill, "prefix": prefix}
     asked |= {"temperature": temperature, "top_p": top_p, "seed": seed, "classes": classes, "dtype": dtype}
     asked |= {"judge": judge, "system": system, "shard_size": shard_size, "fine": fine}
@@ -364,7 +379,7 @@ def _identity(provenance: dict[str, Any], opened: Engine, dtype: str, said: Any,
         **provenance["sampling"],
         **{f"prompts_{name}": value for name, value in provenance["prompts"].items()},
         "judge": None if said is None else {"name": said.name, **described},
-        **{part: provenance["engine"][part] for part in ("edit", "offers") if part in provenance["engine"]},
+        **{part: provenance["engine"][part] for part in KINDS if part in provenance["engine"]},
         "shard_size": size,
     }
 

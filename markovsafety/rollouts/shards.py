@@ -148,7 +148,19 @@ def run(
 
 
 def blocks(plan: Plan, folder: Path | None, suffix: str) -> list[Shard]:
-    """The rollouts of each shard, and the file for them (None without a folder)."""
+    """The rollouts of each shard, and the file for them (None without a folder).
+
+    Raises
+    ------
+    InputError
+        More shards than a folder holds.
+    """
+    if folder is not None and plan.shards > MOST:
+        raise InputError(
+            f"{len(plan):,} rollouts in shards of {plan.shard_size:,} make {plan.shards:,} shards",
+            cause=f"a folder holds {MOST:,} at most",
+            next=f"set shard_size >= {-(-len(plan) // MOST):,}",
+        )
     cuts = [np.arange(a, min(a + plan.shard_size, len(plan))) for a in range(0, len(plan), plan.shard_size)]
     return [(rows, None if folder is None else folder / f"part-{i:05d}{suffix}") for i, rows in enumerate(cuts)]
 
@@ -211,7 +223,7 @@ def begun(plan: Plan, folder: Path | None, suffix: str) -> Iterator[None]:
     Raises
     ------
     InputError
-        Another process writes to the folder; it holds another run, or shards without a manifest; there are too many.
+        Another process writes to the folder; it holds another run, or shards without a manifest.
     """
     if folder is None:
         yield
@@ -219,12 +231,6 @@ def begun(plan: Plan, folder: Path | None, suffix: str) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise InputError(
             f"{folder} is a file", cause="shards and their manifest are written into a folder", next="give out a folder"
-        )
-    if plan.shards > MOST:
-        raise InputError(
-            f"{len(plan):,} rollouts in shards of {plan.shard_size:,} make {plan.shards:,} shards",
-            cause=f"a folder holds {MOST:,} at most",
-            next=f"set shard_size >= {-(-len(plan) // MOST):,}",
         )
     with claimed(folder / ".lock", f"the run in {folder}"):
         manifest = _manifest(plan, folder, suffix)

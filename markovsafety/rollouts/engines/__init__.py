@@ -167,7 +167,8 @@ def open_engine(
     Parameters
     ----------
     name : {"auto", "jax", "transformers", "server"}
-        "auto" takes a server for a URL, the JAX engine for every folder it can read, else transformers.
+        "auto" takes a server for a URL, the JAX engine for every folder it can read, else transformers; transformers
+        too where code of the folder is to be run (``trust_remote_code=True``).
     model : str or Path
         Model folder in Hugging Face format (transformers: a hub id too; server: its URL).
     dtype : {"float32", "bfloat16"}
@@ -186,13 +187,20 @@ def open_engine(
     ModelError
         The folder is missing, half-written, or of an architecture the engine does not have.
     """
+    code = options.get("trust_remote_code", False)
     if name == "auto":
-        name = _choose(model)
+        name = "transformers" if code and not is_url(model) else _choose(model)
     if name not in ENGINES:
         raise InputError(
             f"there is no engine {name!r}",
             cause="the name is not that of an engine that samples from a model",
             next=f"choose one of: auto, {', '.join(ENGINES)}",
+        )
+    if code and name != "transformers":
+        raise InputError(
+            f"the engine {name!r} runs no code of a model's folder",
+            cause="trust_remote_code is for models that transformers opens",
+            next='leave trust_remote_code out, or take engine="transformers"; a server has an option of its own',
         )
     if "shard" in options and name != "jax":
         raise InputError(

@@ -27,7 +27,7 @@ from ..template import Template
 from . import Job, Output, Progress, check_job, uniforms
 from .folder import check_folder
 from .transformers_batch import Batch
-from .transformers_load import DTYPES, device_of, first_line, load_model, load_template
+from .transformers_load import DTYPES, code_of, device_of, first_line, load_model, load_template
 
 __all__ = ["TransformersEngine", "open_engine"]
 
@@ -66,6 +66,7 @@ class TransformersEngine:
     batch_size: int
     name: str = "transformers"
     edit: Any = None
+    trusted: bool = False
 
     def edited(self, edit: Any) -> TransformersEngine:
         """The same model, sampling and scoring under an edit: something with ``bind(engine)``, as `interventions` has.
@@ -124,6 +125,7 @@ class TransformersEngine:
             "device": str(self.device),
             "batch_size": self.batch_size,
             **({} if self.edit is None else {"edit": self.edit.describe()}),
+            **({"trust_remote_code": code_of(self.model)} if self.trusted else {}),
             "versions": versions(),
         }
 
@@ -344,6 +346,7 @@ def open_engine(
     dtype: str = "float32",
     device: str | None = None,
     batch_size: int | None = None,
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> TransformersEngine:
     """Load a model folder or hub id.
@@ -357,6 +360,9 @@ def open_engine(
         default the GPU if there is one.
     batch_size : int, optional
         By default 1024, 128 or 32 by the size of the model.
+    trust_remote_code : bool
+        Whether to run Python code that comes with the model (``auto_map`` in its configuration): anything that its
+        authors wrote, on this machine, with your rights. Its files and their hash are in the provenance.
     **options
         Passed to ``from_pretrained``, such as ``revision`` or ``attn_implementation``.
 
@@ -365,11 +371,8 @@ def open_engine(
     InputError
         Unknown dtype or device.
     ModelError
-        The folder is missing, half-written, no causal language model, or its tokenizer does not fit.
-
-    Notes
-    -----
-    Code that comes with a model is never run (``trust_remote_code=False``).
+        The folder is missing, half-written, no causal language model, its tokenizer does not fit, or it brings code
+        that is not to be run.
     """
     if dtype not in DTYPES:
         raise InputError(
@@ -387,17 +390,17 @@ def open_engine(
     check_folder(model)
     spread = device in ("auto", "balanced", "balanced_low_0", "sequential")
     place = None if spread else device_of(device)  # refused now, not when the weights were read
-    loaded = load_model(name, dtype, device if spread else None, options)
+    loaded = load_model(name, dtype, device if spread else None, options, trust_remote_code)
     if place is not None:
         try:
             loaded = loaded.to(place)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"no device {device!r}", cause=first_line(error), next='use device="cpu"') from error
-    template = load_template(name, loaded, options.get("revision"))
+    template = load_template(name, loaded, options.get("revision"), trust_remote_code)
     # Sampling settings that come with a model (top-k, repetition penalties ...) would bend its distribution.
     loaded.generation_config = transformers.GenerationConfig()
     size = loaded.num_parameters()
     batch_size = batch_size or (1024 if size < 5e7 else 128 if size < 3e9 else 32)
-    engine = TransformersEngine(loaded.eval(), template, name, dtype, batch_size)
+    engine = TransformersEngine(loaded.eval(), template, name, dtype, batch_size, trusted=trust_remote_code)
     _ = engine.device  # an offloaded embedding is refused now, not after the prompts were read
     return engine

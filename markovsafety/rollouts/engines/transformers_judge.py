@@ -25,7 +25,7 @@ from ..rollouts import Ragged, Rollouts
 from ..template import Template, behind
 from .folder import check_folder
 from .transformers import TransformersEngine, open_engine
-from .transformers_load import DTYPES, device_of, first_line
+from .transformers_load import DTYPES, brings_code, device_of, first_line
 
 __all__ = ["ClassifierJudge", "GuardJudge"]
 
@@ -327,7 +327,7 @@ def _classifier(name: str, dtype: str, device: str | None) -> tuple[Any, Any]:
     except Exception as error:  # transformers, safetensors and the hub raise whatever they like
         raise ModelError(
             f"{name} cannot be loaded as a text classifier",
-            cause=first_line(error),
+            cause="it brings code of its own, and no judge's code is run" if brings_code(error) else first_line(error),
             next="check the folder (or hub id), and that this version of transformers knows the architecture",
         ) from error
     net, told = found
