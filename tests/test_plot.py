@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -423,3 +424,22 @@ def test_state_labels_in_words():
     assert state_text(7, words) == "7"
     assert plain("a$b\n終\x07", 32) == r"a\$b↵□□"
     assert plain("x" * 50, 10) == "x" * 9 + "…"
+
+
+JUPYTER = """
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance()
+import matplotlib.pyplot as plt
+from markovsafety import plot
+from markovsafety.plot.style import unshown
+with unshown():
+    plot.depth({0: 0.1})
+assert plt.get_fignums() == []
+assert plot.depth({0: 0.1}).figure.number in plt.get_fignums()
+"""
+
+
+def test_in_jupyter_figures_show_but_not_those_of_a_page():
+    env = {**os.environ, "MPLBACKEND": "Agg"}
+    done = subprocess.run([sys.executable, "-c", JUPYTER], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
