@@ -190,6 +190,15 @@ def test_authors_are_no_list_and_names_no_types(built):
     assert re.sub("<.*?>", "", names[1]) == "states,transitions,roads"
 
 
+def test_examples_are_shown_as_they_are():
+    """Bars and underscores are escaped in sentences, not in what an example prints, such as P(block | bio)."""
+    said = ["The law P(a | b).", "", ">>> print(x_, a | b)  # (*any*)", "P(block | bio) = 1", "", "Then x_ is |a|."]
+    lines = list(said)
+    rooms.tidy(None, "function", "f", None, None, lines)
+    assert lines[2:4] == said[2:4]
+    assert [line.count("\\") for line in (lines[0], lines[-1])] == [1, 3]
+
+
 def test_formulas_are_mathml(built):
     theory = (built[0] / "explanation" / "theory.html").read_text(encoding="utf-8")
     assert theory.count("<math") > 30

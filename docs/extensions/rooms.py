@@ -206,13 +206,14 @@ def tidy(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: lis
         lines[:] = [line for line in lines if line not in heads]
         lines[:1] = [f"{head[7:]}: {lines[0]}" for head in heads] or lines[:1]
     types = dict(m.groups() for line in lines if (m := re.match(r":vartype ([^:]+): (.*)", line)))
-    kept = []
+    kept, example = [], False
     for line in lines:
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>> "))  # up to an empty line
         if m := re.match(r":ivar ([^:]+): ?(.*)", line):
             kind = f"(*{types[m[1]]}*)" + " -- " * bool(m[2]) if m[1] in types else ""
             line = f":ivar {m[1].replace(', ', ',')}: {kind}{m[2]}"  # what stands before a blank is taken for the type
         if not line.startswith(":vartype"):
-            kept.append(TYPE.sub(linked, plain(line)))
+            kept.append(line if example else TYPE.sub(linked, plain(line)))
     lines[:] = kept
 
 
