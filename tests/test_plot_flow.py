@@ -150,7 +150,9 @@ def test_it_is_saved_and_its_numbers_are_columns(tmp_path):
     columns = plot.data(moving)
     assert columns["value (share of answers)"][:4] == moving.mass[0].tolist()
     assert columns["after (tokens)"][-1] == 3
-    assert plot.write_csv(moving, tmp_path / "flow.csv").endswith("flow.csv")
+    assert plot.save(moving, tmp_path / "b" / "flow.html", csv=True).endswith("flow.html")
+    assert (tmp_path / "b" / "flow.html").read_bytes() == text.read_bytes()
+    assert len((tmp_path / "b" / "flow.csv").read_text().splitlines()) == 1 + moving.mass.size
     with pytest.raises(InputError, match="no page"):
         moving.save(tmp_path / "flow.gif")
 

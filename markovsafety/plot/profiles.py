@@ -66,7 +66,7 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
     ax = axes_or_new(ax, (8.0, 4.2))
     named, true, forecast = _by_name(profiles), _by_name(truth), _by_name(predicted)
     looks = palette(list(named))
-    shift = np.linspace(-0.24, 0.24, len(named)) if len(named) > 1 else np.zeros(len(named))
+    shift = _shifts(len(named))
     tops, last = [0.0], {}
     column = depth_column(next(iter(profiles.values()), None) if isinstance(profiles, dict) else profiles)
     for (name, line), move in zip(named.items(), shift):
@@ -103,6 +103,12 @@ def depth(profiles: Any, truth: Any = None, predicted: Any = None, budget: float
     level = _level(named)
     _depth_key(ax, "exact" if level == 100 else f"measured, {level:g} % interval", bool(true), bool(forecast))
     return ax
+
+
+def _shifts(n: int) -> np.ndarray:
+    """Steps to either side that keep the bars of several models apart."""
+    wide = min(0.24, 0.12 * (n - 1))
+    return np.linspace(-wide, wide, n)
 
 
 def _by_name(data: Any) -> dict[str, dict[float, Any]]:
@@ -169,7 +175,7 @@ def branch(found: Any, ax: Any = None) -> Any:
     ax = axes_or_new(ax, (8.0, 2.6))
     named = found if isinstance(found, dict) else {"": found}
     looks = palette(list(named))
-    shift = np.linspace(-0.24, 0.24, len(named)) if len(named) > 1 else np.zeros(len(named))
+    shift = _shifts(len(named))
     ends, last = [0.0], {}
     for (name, one), move in zip(named.items(), shift):
         colour, marker = looks[name]
@@ -301,13 +307,15 @@ def width(grid: Any, budget: float | None = None, ax: Any = None) -> Any:
     shown = np.ma.masked_where(blank, _warmth(upper, budget))
     style = {"cmap": colours, "vmin": -1, "vmax": 1, "aspect": "auto", "origin": "lower", "interpolation": "none"}
     ax.imshow(shown.T, **style)
+    inches = ax.figure.get_figwidth() * ax.get_position().width / max(len(depths), 1)
+    gap = " – " if 72 * inches > 8 * tone().tiny else "–"
     for i, j in np.ndindex(*blank.shape):
         if blank[i, j]:
             _no_evidence(ax, i, j)
             continue
         ink = readable(colours((shown[i, j] + 1) / 2))
         ax.text(i, j + 0.17, short(value[i, j]), ha="center", va="center", fontsize=tone().small, color=ink)
-        span = f"{short(lower[i, j])} – {short(upper[i, j])}"
+        span = f"{short(lower[i, j])}{gap}{short(upper[i, j])}"
         ax.text(i, j - 0.23, span, ha="center", va="center", fontsize=tone().tiny, color=ink)
     across, up = np.meshgrid(depths, widths, indexing="ij")
     at = np.where(blank, np.nan, cells).reshape(3, -1).T

@@ -172,9 +172,9 @@ def save(ax: Any, path: str | Path, dpi: float = 160, *, csv: bool = False) -> s
 
     Parameters
     ----------
-    ax : Axes, or array of Axes
+    ax : Axes, array of Axes, Figure, or Flow
     path : path
-        Ending in .png, .pdf or .svg; its folder is made.
+        Ending in .png, .pdf (with its fonts) or .svg, of a `Flow` in .html; its folder is made.
     dpi : float
         Dots per inch of .png.
     csv : bool
@@ -199,12 +199,17 @@ def save(ax: Any, path: str | Path, dpi: float = 160, *, csv: bool = False) -> s
     from ..files import atomic
 
     kind = Path(path).suffix
-    if kind not in (".png", ".pdf", ".svg"):
+    moving: Any = ax if hasattr(ax, "html") else None
+    if moving is None and kind not in (".png", ".pdf", ".svg"):
         raise InputError(f"{path} is no kind of figure.", cause="The ending says which.", next="Use .png, .pdf, .svg.")
     dates: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    one = np.asarray(ax, dtype=object).flat[0]
-    with matplotlib.rc_context(cast(Any, {"svg.hashsalt": "markovsafety", "pdf.fonttype": 42})), atomic(path) as part:
-        one.figure.savefig(part, format=kind[1:], dpi=dpi, metadata=dates.get(kind))
+    same = {"svg.hashsalt": "markovsafety", "pdf.fonttype": 42}
+    if moving is not None:
+        moving.save(path)
+    else:
+        one = np.asarray(ax, dtype=object).flat[0]
+        with matplotlib.rc_context(cast(Any, same)), atomic(path) as part:
+            one.figure.savefig(part, format=kind[1:], dpi=dpi, metadata=dates.get(kind))
     if csv:
         write_csv(ax, Path(path).with_suffix(".csv"))
     return str(path)
@@ -216,7 +221,21 @@ def axes_or_new(ax: Any, size: tuple[float, float]) -> Any:
 
 
 def palette(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every model, by its place in the order given."""
+    """Colour and marker of every model, by its place in the order given; colours of the theme that is drawn in.
+
+    Parameters
+    ----------
+    names : sequence of str
+
+    Returns
+    -------
+    dict of str to (str, str)
+
+    Examples
+    --------
+    >>> ms.plot.palette(["shallow", "deep"])
+    {'shallow': ('#4D4D4D', 'o'), 'deep': ('#C4348A', 's')}
+    """
     models = tone().models
     return {n: (models[i % len(models)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
 
@@ -233,11 +252,6 @@ def series(data: Any) -> dict[float, Any]:
     ----------
     data : dict, Bound of `profile`, or grid of `sweep`
         Of a grid, the first entry along every axis but depth.
-
-    Examples
-    --------
-    >>> ms.plot.palette(["shallow", "deep"])
-    {'shallow': ('#4D4D4D', 'o'), 'deep': ('#C4348A', 's')}
     """
     if isinstance(data, Mapping):
         return {float(k): data[k] for k in sorted(data)}
