@@ -67,6 +67,17 @@ def test_harm_by_closed_form():
     assert moving.mass[-1, moving.ends["harm"]] < moving.harm.value
 
 
+def test_what_has_hit_stays_hit():
+    P = [[0.5, 0.3, 0.2], [0.0, 0.0, 1.0], [0.1, 0.0, 0.9]]  # the row of harm leads on, that of refusal leaks
+    chain = ms.Chain(P, {"harm": 1, "refusal": 2}, start=0, states=["talk", "harm", "refusal"])
+    moving = plot.flow(chain, tokens=5)
+    harm = moving.mass[:, moving.ends["harm"]]
+    assert (np.diff(harm) > 0).all()
+    np.testing.assert_allclose(moving.mass[:, moving.places.index("talk")], laws(chain, 5)[:, 0], atol=1e-12)
+    np.testing.assert_allclose(harm, laws(chain, 5)[:, 1], atol=1e-12)
+    assert harm[2] == pytest.approx(0.3 + 0.5 * 0.3)
+
+
 def test_it_runs_until_little_is_on_its_way():
     moving = plot.flow(ladder())
     transient = [i for i in range(len(moving.places)) if i not in moving.ends.values()]
