@@ -26,7 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "markovsafety"
 
 # Each room and the rooms it may import. A new room has to be given its place here.
-BASE = {"errors", "outcomes", "clusters", "bound", "arithmetic", "files", "reading", "rich", "compiled_kernels"}
+BASE = {
+    "errors",
+    "outcomes",
+    "clusters",
+    "bound",
+    "arithmetic",
+    "brief",
+    "files",
+    "reading",
+    "rich",
+    "compiled_kernels",
+}
 CHAINS = {*BASE, "chains"}
 NUMBERS = {*CHAINS, "hitting"}
 DECISION = {*NUMBERS, "evidence", "depth"}
@@ -39,6 +50,7 @@ FLOORS = {
     "files": {"errors"},
     "reading": {"errors"},
     "rich": set(),
+    "brief": {"bound"},
     "compiled_kernels": set(),
     "chains": BASE,
     "hitting": CHAINS,

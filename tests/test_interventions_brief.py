@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from markovsafety import Bound, interventions, organism
+from markovsafety.brief import brief
 from markovsafety.interventions import Guard, Pair, Triplet, Triplets, open_host
-from markovsafety.interventions.brief import brief
 from markovsafety.interventions.separation import Probed
 
 

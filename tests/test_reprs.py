@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -209,6 +210,17 @@ def test_results_print_alike_with_and_without_print(room):
     own = [x for x in classes if "__str__" in vars(x)]
     assert all(x.__repr__ is x.__str__ for x in own)
     assert len(own) >= {"chains": 0, "hitting": 2, "evidence": 10}[room]
+
+
+def test_results_of_depth_do_not_print_their_arrays():
+    """What compares by identity holds arrays; dataclasses would print all their numbers."""
+    things = [x for x in (getattr(ms.depth, name) for name in ms.depth.__all__) if dataclasses.is_dataclass(x)]
+    large = [x for x in things if x.__eq__ is object.__eq__]
+    assert len(large) >= 18
+    assert [x.__name__ for x in large if hasattr(x.__repr__, "__wrapped__")] == []  # as dataclasses make it
+    mixing = ms.depth.mixing(ms.depth.parity_model())
+    assert repr(mixing).startswith("Mixing(")
+    assert len(repr(mixing).splitlines()) == 1
 
 
 def test_what_holds_arrays_says_what_it_is_in_a_line(tmp_path):

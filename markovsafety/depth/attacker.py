@@ -193,6 +193,8 @@ class BestOfN:
         parts = (("alpha", self.alpha), ("beta", self.beta), ("mean", self.mean), ("icc", self.icc))
         return "; ".join(f"{k} = {b.value:.3g} [{b.lower:.3g}, {b.upper:.3g}]" for k, b in parts)
 
+    __repr__ = __str__
+
 
 def fit_best_of_n(events: ArrayLike, totals: ArrayLike, level: float = 0.95) -> BestOfN:
     """Fit Beta(alpha, beta) to counts of harmful answers by prompt, by maximum likelihood.

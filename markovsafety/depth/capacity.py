@@ -89,6 +89,8 @@ class Perturbation:
         size = float(self.change.max()) if self.start is None else self.start
         return f"|change of P(harm)| <= {size:.3g} {where} ({self.reason})"
 
+    __repr__ = __str__
+
 
 def row_distance(before: Chain, after: Chain) -> NDArray[np.float64]:
     """Total variation between the rows of two chains on the same states.

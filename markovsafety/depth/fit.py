@@ -78,6 +78,8 @@ class Exponential:
     def __str__(self) -> str:
         return f"h(k) = {self.a.value:.3g} - {self.b.value:.3g} exp(-k / {self.c.value:.3g})"
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True, eq=False)
 class HazardFit:
@@ -134,6 +136,8 @@ class HazardFit:
             )
         lines += [str(self.exponential)] if self.exponential else []
         return "\n".join([*lines, *(f"  {c}" for c in self.caveats)])
+
+    __repr__ = __str__
 
 
 def fit_hazards(

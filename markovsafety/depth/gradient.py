@@ -21,6 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from ..brief import brief
 from ..chains import Chain
 from ..errors import InputError
 from ..evidence.branch import branch_exact
@@ -60,6 +61,8 @@ class HarmGradient:
     visits: NDArray
     norm: NDArray
     harm: float
+
+    __repr__ = brief
 
 
 def harm_information(chain: Chain, depth: int | None = None, *, target: Any = "harm") -> NDArray:

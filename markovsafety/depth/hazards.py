@@ -243,6 +243,8 @@ class ChainDepth:
     def __str__(self) -> str:
         return f"worst state: {self.worst}; mean: {self.mean}"
 
+    __repr__ = __str__
+
 
 def chain_depth(chain: Chain, eps: float, *, depths: Any = None, side: str = "upper") -> ChainDepth:
     """Operational safety depth of a chain, D_eps, by the worst state and by the mean.

@@ -27,6 +27,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.csgraph import connected_components
 
+from ..brief import brief
 from ..chains import Chain
 from ..errors import InputError
 from .decoding import Law
@@ -327,6 +328,8 @@ class Mixing:
     strings: int
     context: int
     P: NDArray[np.float64]
+
+    __repr__ = brief
 
     def published(self, n: ArrayLike) -> Any:
         """``(1 - 2 eps)^(floor(n / K) - 1)``, for n >= K: arXiv 2410.02724, proposition 3.4, for single entries."""

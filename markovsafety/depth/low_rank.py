@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, xlogy
 
+from ..brief import brief
 from ..chains import Chain
 from ..errors import InputError
 from ..hitting import hitting_probability, visits
@@ -62,6 +63,8 @@ class LowRank:
     kl: float
     factors: tuple[NDArray[np.float64], ...]
     rounds: int
+
+    __repr__ = brief
 
 
 def low_rank(
@@ -270,6 +273,8 @@ class CapacityCurve:
     eps: float | None
     reached: tuple[Depth, ...]
     fits: tuple[LowRank, ...]
+
+    __repr__ = brief
 
     def needed(self, depth: int | None = None, tolerance: float | None = None) -> tuple[int | None, str]:
         """Smallest rank from which on the operational safety depth reaches `depth`.

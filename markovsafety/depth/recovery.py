@@ -388,6 +388,8 @@ class HeldOut:
         )
         return "\n".join([head, *lines, last])
 
+    __repr__ = __str__
+
 
 def held_out_profile(rolls: Any, *, folds: int = 2, **options: Any) -> HeldOut:
     """Predict the profile at depths held out from the fit, in turns.

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from ..brief import brief
 from ..chains import Chain
 from ..errors import InputError
 from ..hitting import visits
@@ -48,6 +49,8 @@ class KLProfile:
 
     steps: NDArray
     beyond: float
+
+    __repr__ = brief
 
     @property
     def total(self) -> float:
@@ -88,6 +91,8 @@ class OddsShift:
     share: NDArray
     by_state: NDArray
     slope: float | None
+
+    __repr__ = brief
 
     @property
     def spread(self) -> float:

@@ -27,6 +27,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from ..bound import Bound, clopper_pearson
+from ..brief import brief
 from ..chains import Chain
 from ..chains.checks import as_indices
 from ..errors import InputError
@@ -86,6 +87,8 @@ class Twirl:
     mean_harm: NDArray[np.float64]
     bias: NDArray[np.float64]
     quotient: Chain | None = field(default=None, repr=False)
+
+    __repr__ = brief
 
     @property
     def gap(self) -> NDArray[np.float64]:

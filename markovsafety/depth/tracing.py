@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from ..bound import Bound
+from ..brief import brief
 from ..chains import Chain
 from ..errors import InputError
 from ..hitting import hitting_probability
@@ -243,6 +244,8 @@ class Trace:
     rows: NDArray
     absorption: Absorption | None
 
+    __repr__ = brief
+
     def first(self, eps: float) -> int | None:
         """The first of `steps` at which every row that is updated has a residual of at most eps; None if none."""
         worst = self.residual[..., self.rows].reshape(len(self.steps), -1).max(axis=1, initial=0.0)
@@ -296,6 +299,8 @@ class Absorption:
                 "rather than ends: bias slows both alike"
             )
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def absorbing_when(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..brief import brief
 from ..chains import Chain
 from ..errors import InputError
 from .profile import whole
@@ -68,6 +69,8 @@ class TrainingPath:
     beta: float
     rate: float
     start: NDArray
+
+    __repr__ = brief
 
     def front(self, level: float = 0.4) -> list[int | None]:
         """First depth k with h(k) >= level, for each of `steps`; None where there is none."""

@@ -90,6 +90,8 @@ class AttackCurve:
             lines.append(f"  ceiling {A:.4g}: slope {slope:.4g}, largest error {100 * error:.2g} points")
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def _span(b: Bound) -> str:
     return f"{b.value:.4g} [{b.lower:.4g}, {b.upper:.4g}]"

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..brief import brief
 from ..errors import InputError
 from .profile import budget
 from .schedules import (
@@ -102,6 +103,8 @@ class BiasMatrix:
 
     schedule: Schedule
     matrix: Any
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
+from ..brief import brief
 from ..errors import InputError
 from .beliefs import Beliefs, Centres, believe, centres
-from .brief import brief
 from .buckets import BUCKETS, Buckets, label
 from .differences import states
 from .edits import check_identity

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..brief import brief
 from ..errors import InputError
-from .brief import brief
 from .edits import Edit, Part, When
 from .heads import Head, texts
 from .host import Host

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..bound import Bound
+from ..brief import brief
 from ..errors import InputError
 from .behaviour import Behaviour, behave
-from .brief import brief
 from .buckets import listed
 from .edits import Edit, When
 from .head_sweep import HeadSweep

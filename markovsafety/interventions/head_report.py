@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..bound import encode
+from ..brief import brief
 from ..errors import MarkovsafetyError
 from ..files import atomic
 from ..rollouts import sample
 from ..rollouts.asked import read_prompts
 from .behaviour import Behaviour, behave
-from .brief import brief
 from .edits import Edit, write_edit
 from .head_baselines import added_norm, probe_heads, whole_layer
 from .head_choice import HeadChoice, choose_heads

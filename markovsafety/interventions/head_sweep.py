@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
+from ..brief import brief
 from ..errors import InputError
-from .brief import brief
 from .edits import Edit
 from .heads import Head, HeadDirections
 from .host import Host

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..brief import brief
 from ..errors import InputError
 from ..reading import making
-from .brief import brief
 from .edits import Edit, Part, When
 from .host import Host
 from .record import head_outputs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .brief import brief
+from ..brief import brief
 from .objectives import Batch, Distilled, Loss, as_tensors, log_probs, logits_of, summed
 
 __all__ = ["Imitated"]

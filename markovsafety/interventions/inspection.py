@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..bound import encode
+from ..brief import brief
 from ..errors import InputError, MarkovsafetyError
 from ..files import atomic
 from ..outcomes import CODES
@@ -25,7 +26,6 @@ from .apart import Separation, separate
 from .behaviour import Behaviour
 from .beliefs import belief_table, believe
 from .blocking import Blocked, measure_blocked
-from .brief import brief
 from .buckets import Buckets, category_of, refusal_shares
 from .differences import difference
 from .directions import Direction, write_direction

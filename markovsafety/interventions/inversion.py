@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
+from ..brief import brief
 from ..errors import InputError
-from .brief import brief
 from .buckets import listed
 from .directions import Direction
 from .edits import Edit

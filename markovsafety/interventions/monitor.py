@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, clustered
+from ..brief import brief
 from ..errors import InputError
 from ..reading import making
-from .brief import brief
 from .edits import check_identity
 from .host import Host
 from .storage import checked, read_tensors, typed, write_tensors

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ..brief import brief
 from ..errors import InputError
 from ..rollouts.engines.transformers import TransformersEngine, open_engine
 from ..rollouts.provenance import weights_hash
 from .augment import Row
 from .batches import RowBatches, check_rows, rows_hash
-from .brief import brief
 
 __all__ = ["Constrained", "CrossEntropy", "Distilled", "Objective", "Setting", "as_tensors"]
 

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..arithmetic import mean
 from ..bound import Bound, check_level, clustered
+from ..brief import brief
 from ..errors import InputError
 from .blocking import guarded
-from .brief import brief
 from .separation import curve
 
 __all__ = ["Policy", "policy"]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from ..arithmetic import widened
 from ..bound import Bound, check_level, clopper_pearson, clustered, encode
+from ..brief import brief
 from ..clusters import effective_size, freedom, kish
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
-from .brief import brief
 from .edits import Edit
 from .host import Host
 from .start_row import StartRows, check_row_local, first_laws

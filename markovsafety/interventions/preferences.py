@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ..brief import brief
 from ..errors import InputError
 from .augment import Row
 from .batches import check_rows, collate_rows, rows_hash
-from .brief import brief
 from .objectives import Setting, _frozen, _name, as_tensors, each_kept, log_probs, logits_of, summed
 
 __all__ = ["Preference", "Preferred", "cleaned", "preference_rows"]

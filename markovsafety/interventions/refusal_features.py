@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from ..brief import brief
 from ..errors import InputError
 from ..rollouts.provenance import json_hash
-from .brief import brief
 from .differences import states
 from .directions import Direction
 from .host import Host

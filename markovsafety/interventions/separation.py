@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..bound import Bound, check_level, clopper_pearson, clustered
+from ..brief import brief
 from ..errors import InputError
-from .brief import brief
 
 __all__ = ["Probed", "auc", "curve", "probe", "silhouette"]
 

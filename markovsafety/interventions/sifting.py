@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, clustered, encode
+from ..brief import brief
 from ..errors import InputError
 from ..files import atomic
 from ..rollouts.asked import read_prompts
-from .brief import brief
 from .data_filter import RefusalFilter
 from .host import Host
 from .pages import spanned

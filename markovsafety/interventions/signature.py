@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, check_level, clustered
+from ..brief import brief
 from ..errors import InputError
-from .brief import brief
 from .edits import Edit
 from .host import Host
 from .record import laws

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..brief import brief
 from ..errors import InputError
 from .behaviour import Behaviour, behave
-from .brief import brief
 from .edits import Edit
 from .host import Host
 

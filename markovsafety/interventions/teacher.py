@@ -21,10 +21,10 @@ import numpy as np
 import transformers
 
 from ..bound import encode
+from ..brief import brief
 from ..errors import InputError
 from ..rollouts.provenance import json_hash
 from ..rollouts.template import Template
-from .brief import brief
 from .data_filter import RefusalFilter, fit_filter, write_filter
 from .differences import difference
 from .directions import Position

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from ..arithmetic import widened
 from ..bound import Bound, check_level, clopper_pearson, encode
+from ..brief import brief
 from ..clusters import effective_size, freedom, kish
 from ..errors import InputError
 from ..outcomes import NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
 from .bias_tables import BiasTable
-from .brief import brief
 from .debias import LOGITS, double_laws
 from .exploration import Explored
 from .host import Host

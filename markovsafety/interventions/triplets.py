@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ..brief import brief
 from ..errors import InputError
 from ..outcomes import CODES, NOT_JUDGED
 from ..reading import parsed
 from ..rollouts.rollouts import Rollouts
 from .augment import Triplet
-from .brief import brief
 
 __all__ = ["Triplets", "read_triplets", "triplets_of"]
 

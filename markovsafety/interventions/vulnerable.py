@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bound import Bound, check_level, clustered, encode
+from ..brief import brief
 from ..errors import InputError
 from ..evidence.paired import METHODS, benjamini_hochberg, change
 from ..outcomes import NOT_JUDGED
 from ..rollouts.rollouts import Rollouts
-from .brief import brief
 from .outcome_rates import came_to
 from .pages import spanned
 from .pairing import Asked, asked_of, check_paired

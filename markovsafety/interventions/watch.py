@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..bound import Bound, clustered, encode
-from .brief import brief
+from ..brief import brief
 from .edits import Edit
 from .host import Host, hidden_of
 from .monitor import Monitor, check_monitor

@@ -1,4 +1,4 @@
-"""How the room's results show themselves: every field on one line, arrays by shape, Bounds with their interval."""
+"""How results show themselves at a prompt: every field on one line, arrays by shape, Bounds with their interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bound import Bound
+from .bound import Bound
 
 __all__ = ["brief"]
 
