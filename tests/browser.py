@@ -36,7 +36,9 @@ def barriers(page: Any, **options: Any) -> list[str]:
     from axe_playwright_python.sync_playwright import Axe
 
     page.evaluate(Axe().axe_script)
-    found = page.evaluate("options => axe.run(document, options)", {"resultTypes": ["violations"], **options})
+    found = page.evaluate(
+        "options => axe.run(document, options)", {"resultTypes": ["violations"], "preload": False, **options}
+    )
     return [f"{v['id']} ({v['impact']}): {n['html'][:200]}" for v in found["violations"] for n in v["nodes"]]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
 
+import docs_site
 import pytest
 
 import markovsafety as ms
@@ -55,13 +54,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """(folder, what the build said): one build for all tests; notebooks are not run, that is tested elsewhere."""
-    out = tmp_path_factory.mktemp("docs")
-    words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", str(DOCS), str(out)]
-    env = {**os.environ, "MARKOVSAFETY_DOCS_NOTEBOOKS": "off"}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env)
-    return out, done
+def built():
+    """(folder, what the build said): one build for all tests."""
+    return docs_site.built()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ CHANGES = [
     (r"<pre(?! tabindex)", '<pre tabindex="0"'),
     (r'<div class="table-wrapper([^"]*)"(?! tabindex)', r'<div class="table-wrapper\1" tabindex="0"'),
     (r'<span class="formula"(?! tabindex)', '<span class="formula" tabindex="0"'),
+    (r"<th( class=[^>]*)?>\s*(?:<p></p>)?\s*</th>", r"<td\1></td>"),  # an empty corner heads nothing
     (r'<aside class="sidebar-drawer"(?! aria)', '<aside class="sidebar-drawer" aria-label="All pages"'),
     (r'<aside class="toc-drawer([^"]*)"(?! aria)', r'<aside class="toc-drawer\1" aria-label="On this page"'),
 ]
