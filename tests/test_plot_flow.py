@@ -76,6 +76,8 @@ def test_what_has_hit_stays_hit():
     np.testing.assert_allclose(moving.mass[:, moving.places.index("talk")], laws(chain, 5)[:, 0], atol=1e-12)
     np.testing.assert_allclose(harm, laws(chain, 5)[:, 1], atol=1e-12)
     assert harm[2] == pytest.approx(0.3 + 0.5 * 0.3)
+    with pytest.raises(InputError):
+        plot.flow(chain, target="nothing")
 
 
 def test_it_runs_until_little_is_on_its_way():

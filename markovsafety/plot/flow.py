@@ -21,7 +21,7 @@ from ..bound import Bound
 from ..chains import Chain
 from ..errors import InputError
 from ..hitting import hitting_probability
-from .folding import folded
+from .folding import first_hits, folded
 from .moving import drawing
 from .style import state_text
 
@@ -154,16 +154,16 @@ def flow(
     0.241 of 0.284
     """
     graph = folded(chain, top, target)
+    harm, chain = hitting_probability(chain, target).at_start, first_hits(chain, target)
     steps = _steps(chain, tokens)
     said = {n: n if isinstance(n, str) else state_text(chain.states[n], words) for n in graph if n != "start"}
     nodes = sorted(said, key=lambda n: isinstance(n, str))
     into = _groups(chain, nodes)
-    mass, passages = _run(chain, steps, into, target)
+    mass, passages = _run(chain, steps, into)
     places = [said[n] for n in nodes] + [ELSEWHERE]
     if mass[:, -1].max() <= 1e-12:
         mass, passages, places = mass[:, :-1], passages[:, :-1, :-1], places[:-1]
     ends = {n: i for i, n in enumerate(nodes) if isinstance(n, str)}
-    harm = hitting_probability(chain, target).at_start
     if graph.has_node("start"):
         graph = nx.DiGraph(graph.subgraph([n for n in graph if n != "start"]))
     html = drawing(graph, nodes, places, ends, mass, passages, harm, target, pace)
@@ -199,14 +199,12 @@ def _groups(chain: Chain, nodes: list[Any]) -> sp.csr_array:
     return sp.csr_array((there, (np.arange(len(place)), place)), shape=(len(place), len(nodes) + 1))
 
 
-def _run(chain: Chain, steps: list[sp.csr_array], into: sp.csr_array, target: str) -> tuple[NDArray, NDArray]:
-    n, stays = chain.n_states, np.zeros(chain.n_states, dtype=bool)
-    stays[chain.outcomes[target]] = True
+def _run(chain: Chain, steps: list[sp.csr_array], into: sp.csr_array) -> tuple[NDArray, NDArray]:
+    n = chain.n_states
     now = np.append(np.asarray(chain.start, dtype=float), 0.0)
     laws, moves = [now], []
     for t, P in enumerate(steps):
-        step = sp.diags_array(np.where(stays, 0.0, 1.0)) @ P + sp.diags_array(stays.astype(float))
-        step = sp.block_array([[step, None], [None, sp.eye_array(1)]], format="csr")
+        step = sp.block_array([[P, None], [None, sp.eye_array(1)]], format="csr")
         if chain.is_layered and t + 1 == chain.n_layers:
             # After the last layer nothing is on its way any more.
             cut = np.append(~chain.outcome_mask, False)

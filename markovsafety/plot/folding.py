@@ -22,7 +22,7 @@ from ..chains import Chain
 from ..errors import InputError
 from ..hitting import hitting_probability
 
-__all__ = ["folded"]
+__all__ = ["first_hits", "folded"]
 
 _HEIGHT = {"harm": 1.0, "truncated": 0.6, "benign": 0.35, "refusal": 0.0}
 
@@ -59,9 +59,10 @@ def folded(chain: Chain, top: int = 12, target: str = "harm") -> nx.DiGraph:
             cause="Roads lead from a start to an outcome.",
             next="Give the chain start= (an index, a label or a law).",
         )
-    visits, F, law, time = _passages(chain)
     harm = hitting_probability(chain, target, certify=False)
     risk = _per_state(chain, harm)
+    chain = first_hits(chain, target)
+    visits, F, law, time = _passages(chain)
     shown = _busiest(chain, F, visits, np.asarray(risk.value), time, top)
     direct, folded, entry = _watched(visits, F, law, shown)
     graph, names = nx.DiGraph(), _names(chain, shown)
@@ -80,6 +81,18 @@ def folded(chain: Chain, top: int = 12, target: str = "harm") -> nx.DiGraph:
             _add(graph, names[a], names[b], float(direct[a, b] + folded[a, b]), float(folded[a, b]))
     _heights(graph)
     return graph
+
+
+def first_hits(chain: Chain, target: str) -> Chain:
+    """The chain with an absorbing target: what arrives there stays, whatever its row says."""
+    hit = chain.outcomes[target]
+    if all((P.diagonal()[hit] >= 1).all() for P in chain.layers):
+        return chain
+    keep = np.ones(chain.n_states)
+    keep[hit] = 0.0
+    layers = [sp.csr_array(sp.diags_array(keep) @ P + sp.diags_array(1 - keep)) for P in chain.layers]
+    told = (chain.outcomes, chain.start, chain.states)
+    return Chain.layered(layers, *told) if chain.is_layered else Chain(layers[0], *told)
 
 
 def _add(graph: nx.DiGraph, a: Any, b: Any, passages: float, hidden: float) -> None:
