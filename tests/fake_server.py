@@ -1,10 +1,11 @@
 """A server in a thread that answers as vLLM documents it, field by field; what it says is drawn from a law of the test.
 
 Requests and answers have the fields of vLLM's ``CompletionRequest`` and ``CompletionResponse``: those of the OpenAI
-protocol, ``return_token_ids`` with ``prompt_token_ids`` and ``token_ids``, ``return_tokens_as_token_ids``, and ids that
-keep the end-of-sequence token while the text drops it. The switches of `Fake` take away what older versions and other
-servers lack (one that takes text only has the field ``generation_config`` of ``transformers serve``); `faults` breaks
-single requests.
+protocol, ``return_token_ids`` with ``prompt_token_ids`` and ``token_ids``, ``return_tokens_as_token_ids``,
+``logprob_token_ids`` (log-probabilities of these ids and the sampled one in the place of the most probable ones), and
+ids that keep the end-of-sequence token while the text drops it. The switches of `Fake` take away what older versions
+and other servers lack (one that takes text only has the field ``generation_config`` of ``transformers serve``);
+`faults` breaks single requests.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Fake:
         Of which law its log-probabilities are.
     takes_ids : bool
         Whether a prompt may be ids.
+    chosen : bool or None
+        Whether it knows ``logprob_token_ids``: if not, it leaves the field aside, or (None) refuses it.
     keeps_end : bool
         Whether the end-of-sequence token is among the ids.
     stop_ids : tuple of int
@@ -60,6 +63,7 @@ class Fake:
     ids: str = "token_ids"
     logprobs: str | None = "raw"
     takes_ids: bool = True
+    chosen: bool | None = True
     keeps_end: bool = True
     stop_ids: tuple[int, ...] = ()
     longest: int | None = None
@@ -110,6 +114,10 @@ class Fake:
         wrong += [n for n in NUMBERS if n in body and not isinstance(body[n], int | float)]
         if wrong or not body["prompt"]:
             return _error(400, f"validation error for {wrong or 'prompt'}")
+        if (ids := body.get("logprob_token_ids")) is not None and self.chosen is not False:
+            known = 0 < len(ids) <= 128 and all(0 <= i < self.template.vocab_size for i in ids)
+            if self.chosen is None or not known or body.get("logprobs") is None:
+                return _error(400, "validation error for logprob_token_ids")
         if isinstance(body["prompt"], list) and not self.takes_ids:
             return _error(400, "prompt must be a string.")
         return _json(200, self.changed(self.answer(body)))
@@ -164,7 +172,8 @@ class Fake:
             return max(float(np.log(law[i])), -9999.0) if law[i] > 0 else -9999.0
 
         laws = [step[self.logprobs] for step in steps]
-        best = [np.argsort(-law)[: body["logprobs"]] for law in laws]
+        chosen = body.get("logprob_token_ids") if self.chosen else None
+        best = [np.argsort(-law)[: body["logprobs"]] if chosen is None else chosen for law in laws]
         return {
             "text_offset": list(range(len(ids))),
             "token_logprobs": [value(law, i) for law, i in zip(laws, ids)],

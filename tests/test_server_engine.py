@@ -23,7 +23,8 @@ from tokenizers.processors import TemplateProcessing
 import markovsafety as ms
 from markovsafety import InputError, ModelError, UntrustedError
 from markovsafety.cli import main
-from markovsafety.rollouts.engines import Engine, open_engine
+from markovsafety.rollouts.engines import Engine, open_engine, server_client
+from markovsafety.rollouts.engines import server as server_engine
 from markovsafety.rollouts.engines.server_offers import text_for
 from markovsafety.rollouts.template import Template
 
@@ -129,6 +130,76 @@ def test_log_probabilities_stand_in_the_column_of_their_law(template, kind, temp
     assert np.isnan(logprob[~seen]).all()
     told = rolls.provenance["logprob"]["logprob"]
     assert ("the model's own" in told) == own
+
+
+CLASSES = {"harm": ["poison", "poisonous"], "refusal": ["sorry", "cannot", EOS]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "temperature", "top_p"),
+    [("raw", 1.0, 1.0), ("temperature", 0.5, 1.0), ("processed", 0.7, 0.6), ("processed", 1.0, 1.0), ("raw", 0.0, 1.0)],
+)
+def test_class_masses_are_sums_of_the_probabilities_of_chosen_tokens(template, kind, temperature, top_p):
+    """In the distribution that each token was drawn from; at temperature 0 whether the token is one of them."""
+    with Fake(law, template, logprobs=kind) as fake:
+        rolls = sampled(fake, prefill=[0, 2], temperature=temperature, top_p=top_p, classes=CLASSES)
+        assert all(("logprob_token_ids" in body) == (temperature > 0) for body in fake.asked)
+    seen = np.zeros(len(rolls.tokens), bool)
+    for name, words in CLASSES.items():
+        members = [WORDS.index(word) if isinstance(word, str) else word for word in words]
+        mass = rolls.columns[f"mass_{name}"]
+        for before, _, at in spoken(rolls):
+            seen[at] = True
+            drawn = laws(P[before], temperature, top_p)[1]
+            assert np.isclose(mass[at], drawn[members].sum(), atol=1e-6)
+        assert np.isnan(mass[~seen]).all()
+    assert not seen.all()
+
+
+def test_masses_of_a_server_that_hides_its_ends(template):
+    """A mass is wanted before the end too, and such a server gives none."""
+    with (
+        Fake(law, template, keeps_end=False) as fake,
+        pytest.raises(ModelError, match="chosen tokens before") as caught,
+    ):
+        sampled(fake, classes=CLASSES)
+    assert "end of the sequence" in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "says"),
+    [
+        ({"chosen": False}, {}, "this server gives no class masses"),
+        ({"chosen": None}, {}, "this server gives no class masses"),
+        ({"ids": "text", "logprobs": None}, {"retokenize": True}, "this server gives no class masses"),
+        ({"logprobs": "raw"}, {"temperature": 0.5}, "of another distribution"),
+        ({"logprobs": "temperature"}, {"top_p": 0.5}, "of another distribution"),
+        ({}, {"most": 4}, "the classes hold 5 tokens"),
+    ],
+)
+def test_masses_that_a_server_does_not_give(template, tmp_path, monkeypatch, server, options, says):
+    monkeypatch.setattr(server_engine, "MOST_CHOSEN", options.pop("most", 128))
+    with Fake(law, template, **server) as fake:
+        with pytest.raises(InputError, match=says):
+            sampled(fake, classes=CLASSES, out=tmp_path / "out", **options)
+        assert not fake.asked
+        assert len(sampled(fake, **options)) == 16  # without them it goes
+    assert not (tmp_path / "out").exists()
+
+
+def test_chosen_log_probabilities_that_do_not_come_are_missed(template, monkeypatch):
+    """A server that gives them when asked for one token, and leaves them out of answers."""
+    monkeypatch.setattr(server_client, "FIRST_WAIT", 1e-3)
+
+    def lazy(reply):
+        top = reply["choices"][0]["logprobs"]["top_logprobs"]
+        if len(top) > 1:
+            top[-1] = dict(list(top[-1].items())[:1])
+        return reply
+
+    with Fake(law, template, changed=lazy) as fake, pytest.raises(UntrustedError, match="broken answers") as caught:
+        sampled(fake, classes=CLASSES, retries=1)
+    assert "not one log-probability per chosen id" in caught.value.cause
 
 
 def test_a_server_too_certain_to_tell_leaves_tempered_log_probabilities_out(template):
@@ -279,7 +350,6 @@ def test_another_tokenizer_is_noticed(template, fake, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"classes": {"bad": ["poison"]}}, "no class masses"),
         ({"fine": True}, "draws its tokens itself"),
         ({"edit": type("E", (), {"bind": lambda self, engine: self})()}, "cannot edit"),
         ({"device": "cpu"}, "device='cpu'"),

@@ -5,7 +5,8 @@ so that a prompt is the same ids in every engine, and a prefill is ids behind th
 that is asked n times is in the server's prefix cache after the first, and a rollout that failed costs nothing but
 itself.
 
-What a server cannot do is refused, not imitated: class masses and edits need all logits. Its draws are its own: each
+What a server cannot do is refused, not imitated: edits need the model itself, and class masses a server that gives
+the log-probabilities of chosen tokens. Its draws are its own: each
 request has a seed, made from the rollout's key, but no server promises the same answer for the same seed, since the
 batch that an answer was computed in changes its last digits.
 """
@@ -29,7 +30,7 @@ from . import Job, Output, Progress, check_job
 from .server_answers import Answer, read_answer
 from .server_client import Connection, ServerError, Session
 from .server_model import chosen, limits, template_of
-from .server_offers import STYLES, Offers, Request, offers, text_for
+from .server_offers import MOST_CHOSEN, STYLES, Offers, Request, offers, text_for
 
 __all__ = ["ServerEngine", "open_engine"]
 
@@ -109,19 +110,14 @@ class ServerEngine:
         }
 
     def check(self, job: Job) -> None:
-        """Refuse what no server can do, before anything is asked.
+        """Refuse what this server cannot do, before anything is asked.
 
         Raises
         ------
         InputError
-            Class masses or draws of full precision.
+            Class masses that it does not give, or draws of full precision.
         """
-        if job.classes:
-            raise InputError(
-                f"a server gives no class masses ({', '.join(job.classes)})",
-                cause="a mass is a sum over the whole distribution before each token, of which it gives the top only",
-                next="leave out classes, or sample with the jax or transformers engine",
-            )
+        self._check_classes(job)
         if job.fine:
             raise InputError(
                 "a server draws its tokens itself, fine=True asks it for other ones",
@@ -131,6 +127,37 @@ class ServerEngine:
         if self.offers.prompt == "text":
             for ids in {tuple(job.prompts[p]) + tuple(f) for p, f in zip(job.prompt_of, job.forced)}:
                 text_for(np.array(ids, np.int32), self.tokenizer)
+
+    def _check_classes(self, job: Job) -> None:
+        """A mass is a sum of probabilities in the distribution that the token is drawn from."""
+        chosen = _chosen(job)
+        if not chosen:
+            return
+        if not self.offers.chosen:
+            raise InputError(
+                f"this server gives no class masses ({', '.join(job.classes)})",
+                cause="a mass is a sum over certain tokens before each sampled one, and it gives the most probable "
+                "ones only (vLLM from July 2026 gives those that one chooses: logprob_token_ids)",
+                next="leave out classes, and score the rollouts later where the model is (engines.replay.score); or "
+                "sample with the jax or transformers engine",
+            )
+        if not (job.raw or self._fits(job)):
+            raise InputError(
+                "this server gives class masses of another distribution than is sampled from",
+                cause=f"its log-probabilities are {WORDS.get(self.offers.logprob, 'of an unknown one')}; it is to "
+                f"sample at temperature {job.temperature:g}, top-p {job.top_p:g}",
+                next="take temperature=1 and top_p=1, or start the server with --logprobs-mode processed_logprobs",
+            )
+        if len(chosen) > MOST_CHOSEN:
+            raise InputError(
+                f"the classes hold {len(chosen)} tokens",
+                cause=f"a server gives the log-probabilities of {MOST_CHOSEN} at most",
+                next="leave the rarer words out, or sample with the jax or transformers engine",
+            )
+
+    def _fits(self, job: Job) -> bool:
+        """Whether log-probabilities are those of the distribution sampled from, if that is not the model's own."""
+        return self.offers.logprob == "processed" or (self.offers.logprob == "temperature" and job.top_p == 1)
 
     def run(self, job: Job, progress: Progress | None = None) -> Output:
         """Sample every rollout of the job.
@@ -178,7 +205,7 @@ class ServerEngine:
             text = spelled.get(ids.tobytes()) or spelled.setdefault(ids.tobytes(), text_for(ids, self.tokenizer))
         seed = int(job.keys[row]) % 2**53  # exact in any JSON number
         told = (job.max_tokens, float(job.temperature), float(job.top_p), seed, tuple(int(i) for i in job.eos_ids))
-        return Request(self.served, ids, *told, text)
+        return Request(self.served, ids, *told, text, _chosen(job))
 
     def _ask(self, session: Session, request: Request) -> Answer:
         def read(reply: dict[str, Any]) -> Answer:
@@ -188,9 +215,7 @@ class ServerEngine:
 
     def _output(self, job: Job, answers: list[Answer | None]) -> Output:
         """Answers in the order of the job, empty where there is none; each log-probability in its column."""
-        kind = self.offers.logprob
-        raw = job.raw or kind == "raw"
-        fits = kind == "processed" or (kind == "temperature" and job.top_p == 1)
+        raw, fits = job.raw or self.offers.logprob == "raw", self._fits(job)
         tokens, logprob, processed = [], [], []
         for answer, forced in zip(answers, job.forced):
             if answer is None:
@@ -206,7 +231,28 @@ class ServerEngine:
         done = [answer for answer in answers if answer is not None]
         info = {"sampled_tokens": sum(len(a.tokens) for a in done), "drifted": sum(a.drift for a in done)}
         keeps = job.processed and not job.raw and (fits or job.temperature == 0)
-        return Output(tokens, logprob, processed if keeps else None, {}, info)
+        mass = {name: _masses(job, ids, answers) for name, ids in job.classes.items()}
+        return Output(tokens, logprob, processed if keeps else None, mass, info)
+
+
+def _chosen(job: Job) -> tuple[int, ...]:
+    """Ids whose probabilities the server is to give: those of all classes; at temperature 0 every mass is known."""
+    ids = {int(i) for members in job.classes.values() for i in members}
+    return tuple(sorted(ids)) if job.temperature > 0 else ()
+
+
+def _masses(job: Job, members: np.ndarray, answers: list[Answer | None]) -> list[np.ndarray]:
+    """Probability of a class before each sampled token, NaN where forced."""
+    places = np.searchsorted(_chosen(job), members)
+    found = []
+    for answer, forced in zip(answers, job.forced):
+        if answer is None:
+            found.append(np.zeros(0, np.float32))
+            continue
+        sure = np.isin(answer.tokens, members).astype(np.float32)
+        mass = sure if job.temperature == 0 else np.minimum(answer.chosen[:, places].sum(axis=1), 1.0)
+        found.append(np.concatenate([np.full(len(forced), np.nan, np.float32), mass]).astype(np.float32))
+    return found
 
 
 @contextmanager
@@ -314,7 +360,9 @@ def open_engine(
             next="use vLLM or SGLang, or accept that with retokenize=True (--retokenize)",
         )
     vocab_size, context = limits(template, card)
-    return ServerEngine(connection, card["id"], template, found, vocab_size, context, concurrency, card.get("owned_by"))
+    owner = card.get("owned_by")
+    owner = owner if isinstance(owner, str) else None
+    return ServerEngine(connection, card["id"], template, found, vocab_size, context, concurrency, owner)
 
 
 def _check_options(dtype: Any, device: Any, batch_size: Any, concurrency: Any, timeout: Any, retries: Any) -> None:

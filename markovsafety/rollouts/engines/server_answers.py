@@ -9,7 +9,8 @@ import numpy as np
 
 from ...errors import ModelError
 from ..template import Template
-from .server_offers import TOKEN, Offers, Request, choice_of
+from .server_key import Withheld
+from .server_offers import TOKEN, Offers, Request, choice_of, listed_of
 
 __all__ = ["Answer", "read_answer"]
 
@@ -29,11 +30,14 @@ class Answer:
         As the server gives them (nats); NaN where it gives none.
     drift : bool
         Whether ids made anew from text are known to differ from the sampled ones.
+    chosen : float32 array, shape (t, ids)
+        Probabilities of the ids that were chosen, before each token.
     """
 
     tokens: np.ndarray
     logprob: np.ndarray
-    drift: bool = False
+    drift: bool
+    chosen: np.ndarray
 
 
 def read_answer(reply: dict[str, Any], request: Request, offers: Offers, template: Template, vocab_size: int) -> Answer:
@@ -74,7 +78,26 @@ def read_answer(reply: dict[str, Any], request: Request, offers: Offers, templat
             cause="its context is full, or it has a limit of its own: such an answer is not truncated where you asked",
             next="lower max_tokens, shorten the prompts, or start the server with a longer context",
         )
-    return Answer(tokens, logprob, drift)
+    return Answer(tokens, logprob, drift, _chosen(choice, len(tokens), request))
+
+
+def _chosen(choice: dict[str, Any], size: int, request: Request) -> np.ndarray:
+    """Probabilities of the chosen ids before each token."""
+    names = [f"token_id:{i}" for i in request.chosen]
+    steps = (listed_of(choice).get("top_logprobs") or [])[:size] if names else []
+    if names and len(steps) < size:
+        raise ModelError(
+            f"the server gives log-probabilities of chosen tokens before {len(steps)} of {size} tokens",
+            cause="it leaves out the end of the sequence, and a class mass is wanted before every token",
+            next="leave out classes, or use a server that returns the end among its ids (vLLM)",
+        )
+    found = [[(step or {}).get(name) for name in names] for step in steps]
+    if any(None in step for step in found):
+        raise ValueError("not one log-probability per chosen id")
+    logs = np.array(found, dtype=np.float64).reshape(size, len(names))
+    if (logs > ROUNDING).any():
+        raise _logits(float(logs.max()))
+    return np.exp(np.minimum(logs, 0.0)).astype(np.float32)
 
 
 def _check_prompt(choice: dict[str, Any], reply: dict[str, Any], request: Request) -> None:
@@ -93,7 +116,7 @@ def _tokens(
     choice: dict[str, Any], reply: dict[str, Any], request: Request, offers: Offers, template: Template
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Sampled ids, their log-probabilities, and whether the ids are known to be others."""
-    listed = choice.get("logprobs") or {}
+    listed = listed_of(choice)
     if offers.output == "text":
         ids, drift = _from_text(choice, reply, request, template)
     elif offers.output == "token_ids":
@@ -112,12 +135,16 @@ def _tokens(
             raise ValueError("not one log-probability per token")
         logprob = np.array([np.nan if value is None else float(value) for value in values], np.float32)
         if (logprob > ROUNDING).any():
-            raise ModelError(
-                f"the server gives {logprob.max():.3g} as a log-probability",
-                cause="it gives logits in their place (vLLM: --logprobs-mode raw_logits or processed_logits)",
-                next="start it with --logprobs-mode raw_logprobs",
-            )
+            raise _logits(float(logprob.max()))
     return np.array(ids, dtype=np.int32), logprob, drift
+
+
+def _logits(largest: float) -> ModelError:
+    return ModelError(
+        f"the server gives {largest:.3g} as a log-probability",
+        cause="it gives logits in their place (vLLM: --logprobs-mode raw_logits or processed_logits)",
+        next="start it with --logprobs-mode raw_logprobs",
+    )
 
 
 def _from_text(
@@ -131,6 +158,12 @@ def _from_text(
     text = choice.get("text")
     if not isinstance(text, str):
         raise ValueError("an answer without text")
+    if isinstance(text, Withheld):
+        raise ModelError(
+            "the server answers with the API key",
+            cause="it stands in the text that is to be the model's, which would be written",
+            next="look into the server, or a proxy before it, that repeats what it was sent",
+        )
     before = request.text or template.decode(request.ids, skip_special_tokens=False)
     whole = template.encode(before + text, add_special_tokens=bool(request.text))
     joined = np.array_equal(whole[: len(request.ids)], request.ids)
@@ -155,8 +188,9 @@ def _ended(
     if reason != "stop":
         return tokens, logprob
     if not request.eos_ids or (isinstance(stopped_by, int | str) and stopped_by not in request.eos_ids):
+        where = "a token" if stopped_by is None else repr(stopped_by)[:40]
         raise ModelError(
-            f"the server ends answers at {'a token' if stopped_by is None else repr(stopped_by)}, which ends none here",
+            f"the server ends answers at {where}, which ends none here",
             cause=f"answers end at {list(request.eos_ids)} by {template.folder}: this one would count as cut off",
             next="put eos_token_id into the generation_config.json of the tokenizer's folder",
         )

@@ -9,7 +9,6 @@ what was asked for, is tried again here in the same way.
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +19,10 @@ from urllib.parse import urlsplit
 
 from ...errors import InputError, ModelError
 from . import is_url
+from .server_key import KEYS, Key
 
 __all__ = ["KEYS", "Connection", "ServerError", "Session"]
 
-KEYS = ("MARKOVSAFETY_API_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the API key; the first that is set counts, an empty one means none."""
 NO_KEY = "none"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 """Seconds before the second try, and at most before any."""
@@ -87,9 +85,10 @@ class Connection:
             whole = is_url(self.url) and bool(parts.hostname) and (parts.port is None or parts.port > 0)
         except ValueError:  # a port that is no number
             secret, whole = "@" in self.url, False
+        secret = secret or Key.of_environment().hide(self.url) != self.url
         if secret:  # not repeated in the message: it may be kept in a log
             raise InputError(
-                "the server's URL holds a name, a password or a query",
+                "the server's URL holds a name, a password, a query or the API key",
                 cause="the URL is written into provenance and messages, where no secret may stand",
                 next=f"give the bare address, and the key in the environment: export {KEYS[0]}=...",
             )
@@ -106,20 +105,21 @@ class Connection:
         """Requests are made within this context; leaving it ends those that are under way."""
         import openai
 
-        key = next((os.environ[name] for name in KEYS if name in os.environ), "")
+        key = Key.of_environment()
         with openai.OpenAI(
-            base_url=self.url, api_key=key or NO_KEY, timeout=self.timeout, max_retries=self.retries
+            base_url=self.url, api_key=key.value or NO_KEY, timeout=self.timeout, max_retries=self.retries
         ) as client:
+            key.keep_out_of_logs()
             yield Session(self, client, key)
 
 
 @dataclass(frozen=True)
 class Session:
-    """An open connection; its methods may be called from several threads."""
+    """An open connection; its methods may be called from several threads. What they return does not hold the key."""
 
     to: Connection
     client: Any = field(repr=False)
-    key: str = field(repr=False)
+    key: Key = field(repr=False)
 
     def models(self) -> list[dict[str, Any]]:
         """What the server says it serves (``GET /models``).
@@ -132,9 +132,9 @@ class Session:
         tries = min(2, self.to.retries + 1)
         try:
             text = self.client.with_options(max_retries=tries - 1).models.with_raw_response.list().http_response.text
-            listed = json.loads(text)["data"]
+            listed = self.key.hide(json.loads(text)["data"])
             return [dict(card) for card in listed if isinstance(card["id"], str)]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._fault("does not say what it serves", self._clean(error), "give served=<name>") from None
         except self._errors() as error:
             raise self._failed(error, tries) from None
@@ -162,12 +162,12 @@ class Session:
                 time.sleep(wait * (1 - 0.25 * random.random()))
             try:
                 raw = self.client.completions.with_raw_response.create(
-                    model=body["model"], prompt=body["prompt"], extra_body=rest
+                    model=self.key.shown(body["model"]), prompt=body["prompt"], extra_body=rest
                 )
             except self._errors() as error:
                 raise self._failed(error, self.to.retries + 1) from None
             try:
-                return read(_object(raw.http_response.text))
+                return read(_object(raw.http_response.text, self.key))
             except ValueError as error:
                 if isinstance(error, ModelError):  # said in words already
                     raise
@@ -217,8 +217,7 @@ class Session:
         )
 
     def _clean(self, words: Any) -> str:
-        text = " ".join(str(words).split())
-        return (text.replace(self.key, "***") if self.key else text)[:SAID]
+        return self.key.hide(" ".join(str(words).split()))[:SAID]
 
 
 def _words(error: Any) -> str:
@@ -227,18 +226,18 @@ def _words(error: Any) -> str:
     said = response.text if response is not None else str(error)
     try:
         found = json.loads(said)
-    except ValueError:
+    except (ValueError, RecursionError):
         return said or str(error)
     while isinstance(found, dict) and (inner := [found[n] for n in ("detail", "error", "message") if found.get(n)]):
         found = inner[0]
     return str(found)
 
 
-def _object(text: str) -> dict[str, Any]:
-    """A JSON object, or a ValueError."""
+def _object(text: str, key: Key) -> dict[str, Any]:
+    """A JSON object without the key, or a ValueError."""
     try:
-        reply = json.loads(text)
-    except ValueError as error:
+        reply = key.hide(json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON: {error}") from error
     if not isinstance(reply, dict):
         raise ValueError(f"a JSON {type(reply).__name__} instead of an object")

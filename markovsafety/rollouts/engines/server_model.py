@@ -39,6 +39,7 @@ def chosen(session: Session, served: str | None) -> dict[str, Any]:
             hint = "give served=<name> (--served) if it is only its list of models that fails"
             raise ServerError(error.fact, cause=error.cause, next=hint) from None
         cards = []  # whether it has this one is seen at the first request
+    served = served if served is None else session.key.hide(served)  # as the cards are
     names = [card["id"] for card in cards]
     if served is None:
         if len(names) != 1:
@@ -108,4 +109,5 @@ def limits(template: Template, card: dict[str, Any]) -> tuple[int, int]:
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config = config.get("text_config") or config
     vocabulary = max(int(config.get("vocab_size") or 0), template.vocab_size)
-    return vocabulary, int(card.get("max_model_len") or config.get("max_position_embeddings") or UNLIMITED)
+    told = [card.get("max_model_len"), config.get("max_position_embeddings")]
+    return vocabulary, next((n for n in told if type(n) is int and 0 < n < 2**63), UNLIMITED)

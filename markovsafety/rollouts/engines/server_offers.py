@@ -5,9 +5,10 @@ their log or without a word. So nothing is taken from a server's name: a few req
 engine is opened, and what comes back decides.
 
 vLLM and SGLang (from July 2026) take a prompt of ids and give ids back (``return_token_ids``; end-of-sequence token
-included); earlier versions of vLLM write ids into the log-probabilities (``return_tokens_as_token_ids``).
-``transformers serve`` (5.23) takes and gives text only, no log-probabilities, and takes the most probable token unless
-its own field ``generation_config`` says otherwise.
+included); earlier versions of vLLM write ids into the log-probabilities (``return_tokens_as_token_ids``). vLLM from
+July 2026 gives log-probabilities of chosen ids before every sampled token (``logprob_token_ids``), of which class
+masses are sums. ``transformers serve`` (5.23) takes and gives text only, no log-probabilities, and takes the most
+probable token unless its own field ``generation_config`` says otherwise.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from ...errors import ModelError
 from ..template import Template
 from .server_client import ServerError, Session
 
-__all__ = ["STYLES", "TOKEN", "Offers", "Request", "choice_of", "offers", "text_for"]
+__all__ = ["MOST_CHOSEN", "STYLES", "TOKEN", "Offers", "Request", "choice_of", "listed_of", "offers", "text_for"]
 
 TOKEN = re.compile(r"token_id:(\d+)")
+MOST_CHOSEN = 128
+"""Ids that a server gives log-probabilities of at most; vLLM's own limit (``MAX_LOGPROB_TOKEN_IDS``)."""
 WORDS = 24
 """Words of the text by which two tokenizers are compared."""
 SAME, CERTAIN = 0.05, -0.02
@@ -46,6 +49,8 @@ class Request:
     eos_ids: tuple[int, ...]
     text: str = ""
     """What the ids spell, for a server that takes no ids."""
+    chosen: tuple[int, ...] = ()
+    """Ids whose log-probabilities are wanted before every sampled token."""
 
 
 def _ids(request: Request) -> dict[str, Any]:
@@ -74,6 +79,7 @@ def _extended(request: Request) -> dict[str, Any]:
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
         "skip_special_tokens": False,
+        **({"logprob_token_ids": list(request.chosen)} if request.chosen else {}),
     }
 
 
@@ -118,12 +124,15 @@ class Offers:
         known which (the server was too certain to tell), or not given.
     checked : bool
         Whether the local tokenizer was held against the server's.
+    chosen : bool
+        Whether it gives log-probabilities of chosen ids.
     """
 
     style: str
     output: str
     logprob: str
     checked: bool
+    chosen: bool = False
 
     @property
     def prompt(self) -> str:
@@ -131,8 +140,8 @@ class Offers:
         return "ids" if self.style in ("extended", "ids") else "text"
 
     def told(self) -> dict[str, Any]:
-        """For provenance."""
-        return {"prompt": self.prompt, **asdict(self)}
+        """For provenance, and what must be the same for a run to be continued."""
+        return {"prompt": self.prompt, **{name: value for name, value in asdict(self).items() if name != "chosen"}}
 
 
 def offers(session: Session, served: str, template: Template) -> Offers:
@@ -155,8 +164,8 @@ def offers(session: Session, served: str, template: Template) -> Offers:
 
     style, reply = _best(ask)
     choice = choice_of(reply)
-    given = (choice.get("logprobs") or {}).get("token_logprobs")
-    names = (choice.get("logprobs") or {}).get("tokens") or []
+    listed = listed_of(choice)
+    given, names = listed.get("token_logprobs"), listed.get("tokens") or []
     if isinstance(choice.get("token_ids"), list):
         output = "token_ids"
     elif names and all(TOKEN.fullmatch(str(name)) for name in names):
@@ -166,7 +175,8 @@ def offers(session: Session, served: str, template: Template) -> Offers:
     by_ids = STYLES[style] in (_extended, _ids)
     read = _read_as_text(session, style, served, words, template) if by_ids else reply
     checked = read is not None and _same_ids(read, words, template, session.to.url)
-    return Offers(style, output, _kind(ask, style, choice) if given else "none", checked)
+    kind = _kind(ask, style, choice) if given else "none"
+    return Offers(style, output, kind, checked, style == "extended" and bool(given) and _gives_chosen(ask, ids))
 
 
 def _best(ask: Callable[..., dict[str, Any]]) -> tuple[str, dict[str, Any]]:
@@ -179,6 +189,20 @@ def _best(ask: Callable[..., dict[str, Any]]) -> tuple[str, dict[str, Any]]:
             if error.status not in (400, 422):
                 raise
     return last, ask(last)  # what the server says of the barest request is the matter
+
+
+def _gives_chosen(ask: Callable[..., dict[str, Any]], ids: np.ndarray) -> bool:
+    """Whether log-probabilities of chosen ids come: of three where the best alone was asked for too."""
+    some = tuple(dict.fromkeys(int(i) for i in ids))[:3]
+    if len(some) < 3:  # the sampled and the best id could be these
+        return False
+    try:
+        top = listed_of(choice_of(ask("extended", chosen=some))).get("top_logprobs") or [{}]
+    except ServerError as error:
+        if error.status not in (400, 422):
+            raise
+        return False
+    return {f"token_id:{i}" for i in some} <= {*(top[0] or ())}
 
 
 def _read_as_text(session: Session, style: str, served: str, words: str, template: Template) -> dict[str, Any] | None:
@@ -227,17 +251,36 @@ def _kind(ask: Callable[..., dict[str, Any]], style: str, first: dict[str, Any])
 
 def _top(choice: dict[str, Any]) -> float | None:
     """Log-probability of the most probable first token."""
-    first = next(iter((choice.get("logprobs") or {}).get("top_logprobs") or ()), None)
-    return max(map(float, first.values())) if isinstance(first, dict) and first else None
+    first = next(iter(listed_of(choice).get("top_logprobs") or ()), None)
+    return max(map(float, first.values())) if first else None
 
 
 def choice_of(reply: dict[str, Any]) -> dict[str, Any]:
-    """The one choice of an answer; a ValueError if it is not there."""
+    """The one choice of an answer; a ValueError if it is not there, or what stands in it has another type."""
     choices = reply.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         count = len(choices) if isinstance(choices, list) else "no"
         raise ValueError(f"{count} choices instead of 1")
+    for name, value in (("usage", reply.get("usage")), ("logprobs", choices[0].get("logprobs"))):
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"{name} is no object")
+    listed_of(choices[0])
     return choices[0]
+
+
+def listed_of(choice: dict[str, Any]) -> dict[str, Any]:
+    """The field ``logprobs``, empty where there is none; a ValueError where it holds something else than numbers."""
+    listed = choice.get("logprobs") or {}
+    for name in ("tokens", "token_logprobs", "top_logprobs"):
+        if not isinstance(listed.get(name) or [], list):
+            raise ValueError(f"{name} is no list")
+    top = listed.get("top_logprobs") or []
+    if not all(step is None or isinstance(step, dict) for step in top):
+        raise ValueError("top_logprobs holds no objects")
+    numbers = [*(listed.get("token_logprobs") or []), *(value for step in top if step for value in step.values())]
+    if not all(n is None or isinstance(n, float) or (type(n) is int and abs(n) < 2**53) for n in numbers):
+        raise ValueError("log-probabilities that are no numbers")
+    return listed
 
 
 def _whole(reply: dict[str, Any]) -> dict[str, Any]:
