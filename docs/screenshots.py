@@ -114,8 +114,8 @@ def site_shots(site: Path, folder: Path) -> list[Shot]:
 
 def report_shots(report: Path) -> list[Shot]:
     return [
-        Shot("report-light", report, 1200, 1600),
-        Shot("report-dark", report, 1200, 1600, dark=True),
+        Shot("report-light", report, 1200, 1500),
+        Shot("report-dark", report, 1200, 1300, dark=True, at="#map-0"),
         Shot("report-phone", report, 390, 1400),
     ]
 
