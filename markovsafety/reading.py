@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from .errors import InputError, MarkovsafetyError
 
 __all__ = ["making", "parsed"]
@@ -38,7 +40,8 @@ def making(fact: str, next: str, raises: type[MarkovsafetyError] = InputError) -
     raises : type of MarkovsafetyError
     """
     try:
-        yield
+        with np.errstate(all="ignore"):  # numbers may overflow on the way to where they are refused
+            yield
     except MarkovsafetyError:
         raise
     except KeyError as error:

@@ -121,6 +121,20 @@ def test_other_models_are_refused_by_name(family, tmp_path, what):
     assert "transformers" in caught.value.next
 
 
+@pytest.mark.parametrize("theta", [-10000.0, float("nan"), 0, 1e300, True])
+def test_rotary_frequencies_are_positive_numbers(family, tmp_path, theta):
+    shutil.copytree(family("llama")[0], tmp_path, dirs_exist_ok=True)
+    edit(tmp_path, rope_theta=theta, rope_parameters=None)
+    if theta is True:  # 1: a rotation at one speed, odd but a number
+        assert set(read_config(tmp_path).inv_freq) == {1.0}
+        return
+    with pytest.raises(ModelError, match="rotary embedding"):
+        read_config(tmp_path)
+    edit(tmp_path, rope_theta=1e4, rope_parameters={"rope_type": "linear", "factor": 0.0})
+    with pytest.raises(ModelError, match="rotary embedding"):
+        read_config(tmp_path)
+
+
 def test_sliding_window(family, tmp_path):
     shutil.copytree(family("mistral")[0], tmp_path, dirs_exist_ok=True)
     edit(tmp_path, sliding_window=20)

@@ -255,6 +255,11 @@ def test_a_missing_or_half_written_folder(folders, tmp_path):
     (folder / "model.safetensors.index.json").write_text("{")
     with pytest.raises(ModelError, match="is damaged"):
         open_engine("transformers", folder)
+    for name in ("../x.safetensors", "", "x" * 256):  # a file elsewhere, or none that there can be
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(ModelError, match="is damaged") as caught:
+            open_engine("transformers", folder)
+        assert "no file of this folder" in caught.value.cause
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"no config\.json"):
         open_engine("transformers", folder)
@@ -291,9 +296,9 @@ def test_what_is_no_causal_language_model(folders, tmp_path):
     trap = {**config, "model_type": "trap", "auto_map": {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}}
     (folder / "config.json").write_text(json.dumps(trap))
     (folder / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="brings Python code of its own"):
         open_engine("transformers", folder)
-    assert not (tmp_path / "ran").exists()  # code that comes with a model is never run
+    assert not (tmp_path / "ran").exists()  # code that comes with a model is not run unasked
 
 
 def test_nan_logits_are_an_error_that_keeps_the_rest(engine):

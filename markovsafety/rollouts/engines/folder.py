@@ -7,7 +7,7 @@ from pathlib import Path
 from ...errors import ModelError
 from ...reading import parsed
 
-__all__ = ["check_folder"]
+__all__ = ["check_folder", "named_in"]
 
 
 def check_folder(model: str | Path) -> None:
@@ -37,7 +37,7 @@ def check_folder(model: str | Path) -> None:
     needed: set[str] = set()
     for index in path.glob("*.index.json"):
         try:
-            needed |= {str(name) for name in parsed(index.read_bytes())["weight_map"].values()}
+            needed |= named_in(index)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index} is damaged", cause=str(error), next="copy the file again") from error
     missing = sorted(file for file in needed if not (path / file).is_file())
@@ -47,3 +47,15 @@ def check_folder(model: str | Path) -> None:
             cause="the folder was copied or saved only in part",
             next="copy it again",
         )
+
+
+def named_in(index: Path) -> set[str]:
+    """Names of the weight files in an index; KeyError, TypeError, AttributeError or ValueError where it is none.
+
+    They lie beside it: a path that leads elsewhere, or a name that no file can have, is a ValueError.
+    """
+    names = {str(name) for name in parsed(index.read_bytes())["weight_map"].values()}
+    for name in sorted(names):
+        if name != Path(name).name or name in ("", "..") or len(name.encode("utf-8", "surrogatepass")) > 255:
+            raise ValueError(f"{name[:60]!r} names no file of this folder")
+    return names

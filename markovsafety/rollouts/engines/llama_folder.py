@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import ModelError
 from ...reading import making, parsed
+from .folder import named_in
 
 __all__ = ["LlamaConfig", "UnsupportedModel", "read_config", "read_weights"]
 
@@ -196,18 +197,25 @@ def _frequencies(path: Path, raw: Mapping[str, Any], head_dim: int, context: int
         raise _unsupported(path, "rotary embedding of a part of the head (partial_rotary_factor)")
     theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    freq = np.float32(1) / np.power(np.float32(theta), exponent)
     try:
-        if kind == "linear":
-            freq = freq / np.float32(rope["factor"])
-        elif kind == "llama3":
-            freq = _llama3(freq, rope, context)
+        with np.errstate(all="ignore"):  # what is no frequency is refused below
+            freq = np.float32(1) / np.power(np.float32(theta), exponent)
+            if kind == "linear":
+                freq = freq / np.float32(rope["factor"])
+            elif kind == "llama3":
+                freq = _llama3(freq, rope, context)
     except KeyError as error:
         raise ModelError(
             f"{path}: the {kind} rotary embedding lacks {error}",
             cause="this kind of rotation has parameters of its own",
             next="copy the model's own file",
         ) from error
+    if not (np.isfinite(freq) & (freq > 0)).all():
+        raise ModelError(
+            f"{path}: the rotary embedding has frequencies that are no positive numbers",
+            cause=f"rope_theta is {str(theta)[:40]}" + "".join(f", {k} {str(v)[:20]}" for k, v in rope.items()),
+            next="copy the model's own file",
+        )
     return tuple(float(f) for f in freq)
 
 
@@ -285,7 +293,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted({str(name) for name in parsed(index.read_bytes())["weight_map"].values()})
+            names = sorted(named_in(index))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} is not an index of shards", cause=repr(error), next="copy it again") from error
     else:
