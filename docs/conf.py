@@ -70,6 +70,7 @@ myst_links_external_new_tab = False
 nb_execution_mode = os.environ.get("MARKOVSAFETY_DOCS_NOTEBOOKS", "off")
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
 nb_execution_timeout = 600
+nb_execution_in_temp = True  # what a notebook writes does not stay beside it
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_ipywidgets_js = {}
