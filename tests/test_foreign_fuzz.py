@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -95,6 +96,23 @@ def test_an_archive_of_python_objects_is_refused_unread(tmp_path):
         read_chain(tmp_path / "x.npz")
     assert "never loaded" in caught.value.cause
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("make", [fuzzed_readers.EDIT, fuzzed_readers.DIRECTION], ids=lambda make: make.__name__)
+def test_numbers_beyond_float32_are_refused_without_a_warning(make, tmp_path):
+    """Found by the full run: a file of float64 whose numbers overflow on their way into float32."""
+    import numpy as np
+    from safetensors.numpy import load, save
+
+    reader = make(tmp_path)
+    (good,) = reader.seeds
+    words = json.loads(good[8 : 8 + int.from_bytes(good[:8], "little")])["__metadata__"]
+    huge = {name: np.full(array.shape, 1e300) for name, array in load(good).items()}
+    (tmp_path / reader.file).write_bytes(save(huge, words))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match="finite"):
+            reader.read(tmp_path / reader.file)
 
 
 def test_a_chat_template_reaches_nothing_outside_itself(tmp_path):
