@@ -70,7 +70,7 @@ VERBS = {
             ),
         ),
         _report,
-        "next: open report/report.html; all its numbers stand in summary.json",
+        "next: open report/index.html; all its numbers stand in summary.json",
     ),
     "check": Words(
         "does the chain predict rollouts it has not seen?",
