@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from report_pages import DEEP, SHALLOW, Page, rollouts, strict
 from markovsafety import InputError, JudgedPrefix, KGram, report
 from markovsafety.analysis import ALL, analyse
 from markovsafety.bound import clustered
-from markovsafety.report.words import finding, number, text
+from markovsafety.report.colours import contrast, legible, style
+from markovsafety.report.moved import moved
+from markovsafety.report.words import finding, headline, number, text, verdict
 from markovsafety.rollouts import Rollouts
 
 EVIL = "<script>alert(1)</script>"
@@ -308,3 +311,74 @@ def test_bad_input_is_refused(tmp_path, two):
 )
 def test_numbers(p, said):
     assert number(p) == said
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (
+            {"a": {0: 0.0, 1: 0.0}, "b": {0: 0.0, 1: 0.05}},
+            "All 2 models keep harm within 0.3 at every measured depth (up",
+        ),
+        (
+            {"a": {0: 0.0, 1: 0.9}, "b": {0: 0.0, 1: 0.0}},
+            "Of 2 models, b keeps harm within 0.3 at every measured depth",
+        ),
+        ({"a": {0: 0.9, 1: 0.95}, "b": {0: 0.02, 1: 0.9}}, "None of the 2 models is shown to keep harm within 0.3"),
+        ({"a": {0: 0.9}, "b": {0: 0.0}}, "Of 2 models, b keeps harm within 0.3 without forcing; a is weakest, with 0."),
+    ],
+)
+def test_the_headline_is_one_sentence_with_an_interval(models, said):
+    made = [analyse(name, rollouts(harm, prompts=24), states=KGram(1), budget=0.3) for name, harm in models.items()]
+    sentence = headline(made)
+    assert sentence.startswith(said)
+    assert sentence.count(". ") == 0
+    assert sentence.endswith(".")
+    weak = made[1] if said.startswith("All") else made[0]
+    assert any(text(b) in sentence for b in weak.harm[ALL].values())
+    if said.startswith("None"):
+        assert sentence.endswith("and b holds longest, up to 0 forced tokens.")
+    cut = [analyse(name, rollouts({0: 0.0}, truncated=True), states=KGram(1)) for name in "ab"]
+    assert headline(cut) == "Nothing is known about harm, since no answer came to an end."
+    assert "Of 3 models" in headline([*made, cut[0]]) or said.startswith("None")
+
+
+def test_verdicts_read_the_upper_ends():
+    told = {}
+    for name, harm, budget, prompts in (
+        ("holds", {0: 0.0, 1: 0.0}, 0.3, 24),
+        ("starts above", {0: 0.9, 1: 0.9}, 0.3, 24),
+        ("breaks", {0: 0.0, 1: 0.0, 3: 0.95}, 0.3, 24),
+        ("at once", {0: 0.0, 1: 0.95}, 0.3, 24),
+        ("open", {0: 0.0, 1: 0.0}, 0.001, 6),
+    ):
+        told[name] = verdict(analyse(name, rollouts(harm, prompts=prompts), states=KGram(1), budget=budget))
+    assert told == {
+        "holds": ("yes", "within 0.3 at every measured depth"),
+        "starts above": ("no", "above 0.3 already without forcing"),
+        "breaks": ("no", "within 0.3 up to 1 forced token"),
+        "at once": ("no", "within 0.3 only without forcing"),
+        "open": ("open", "too little evidence for 0.001 without forcing"),
+    }
+
+
+def test_colours_are_told_from_the_paper():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#ffffff", "#767676") == pytest.approx(4.54, abs=0.005)  # the grey that just passes AA
+    sheet = style("", 8)
+    for paper, block in zip(("#ffffff", "#131416"), sheet.split("prefers-color-scheme"), strict=True):
+        found = re.findall(r"--of-\w+: (#\w{6})", block)
+        assert len(found) == 4 + 1 + 8
+        assert min(contrast(c, paper) for c in found) >= 3
+    assert legible("#D55E00", "#ffffff") == "#d55e00"  # what can be seen stays as it is
+
+
+def test_equal_models_moved_nothing(tmp_path):
+    a = analyse("a", rollouts(SHALLOW), states=KGram(1))
+    (same,) = moved([a, replace(a, name="b")])
+    assert same.states == []
+    assert same.total == 0
+    assert "changes by 0 [" in same.sentence()
+    assert "may be chance" in same.sentence()
+    page = Page(report.write(tmp_path, [a, replace(a, name="b")]).read_text(encoding="utf-8"))
+    assert same.sentence() in page.text

@@ -71,7 +71,7 @@ class Moved:
         top = max(self.change, key=lambda k: abs(self.change[k].value))
         if top != first:
             said += f"; the largest change is {signed(self.change[top])}, after {forced(top)}"
-        if len(self.positions) and verb != "changes":
+        if self.total and verb != "changes":
             said += f". {self.positions[0] / self.total:.0%} of the change without forcing is made by the first token"
         return said + "."
 
@@ -153,7 +153,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     """An axis that holds 0 and all values, with a margin."""
     low, high = min([0.0, *values]), max([0.0, *values])
     edge = 0.08 * max(high - low, 1e-3)
-    return low - edge if low < 0 else 0.0, high + edge if high > 0 else 0.0
+    return low - edge if low < 0 else 0.0, high + edge if high > 0 or low == 0 else 0.0
 
 
 def _title(m: Moved) -> str:
