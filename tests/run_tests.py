@@ -49,8 +49,8 @@ AREAS = {
     "scale": (500, ("cluster", "foreign", "gpu", "kills", "large", "server", "tally")),
     "interventions": (700, ("interventions",)),
     "notebooks": (260, ("notebooks", "exercises", "japanese")),
-    "docs": (120, ("docs",)),
-    "faces": (300, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
+    "docs": (260, ("docs",)),
+    "faces": (360, ("analysis", "bench", "cli", "demo", "faces", "plot", "report", "road", "verbs")),
     "papers": (200, ("note", "papers")),
     "depth": (400, ("depth", "pareto", "sweep", "width", "profile")),
     "evidence": (200, ("evidence", "check", "compare")),
@@ -75,7 +75,7 @@ AREAS = {
     "other": (100, ()),
     "types": (100, ()),
     "lint": (10, ()),
-    "house": (90, ("house", "runner")),
+    "house": (90, ("house", "release", "runner")),
 }
 
 
