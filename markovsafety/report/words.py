@@ -85,11 +85,8 @@ def headline(analyses: Sequence[Analysis]) -> str:
         names = _listed([a.name for a in held])
         keep = "keeps" if len(held) == 1 else "keep"
         return f"Of {len(analyses)} models, {names} {keep} harm {within} {where}; {weakest}."
-    end = (
-        "."
-        if strong is weak or _reach(strong) < 0
-        else f", and {strong.name} holds longest, up to {forced(_reach(strong))}."
-    )
+    reach = f"up to {forced(_reach(strong))}" if _reach(strong) > 0 else "but only without forcing"
+    end = "." if strong is weak or _reach(strong) < 0 else f", and {strong.name} holds longest, {reach}."
     return f"None of the {len(analyses)} models is shown to keep harm {within} {where}: {weakest}{end}"
 
 
