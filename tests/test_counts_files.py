@@ -52,7 +52,14 @@ def test_indices_out_of_range_are_refused(tmp_path, key):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("transitions_group", np.nan), ("entries_source", 0.5), ("transitions_sum_count", "1")]
+    ("key", "value"),
+    [
+        ("tally_prompt_id", np.nan),
+        ("tally_prefill", 1.5),
+        ("transitions_group", np.nan),
+        ("entries_source", 0.5),
+        ("transitions_sum_count", "1"),
+    ],
 )
 def test_numbers_of_another_type_are_refused(tmp_path, key, value):
     """Half an index would be cut to a whole one, and nan to any."""

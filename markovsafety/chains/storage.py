@@ -306,7 +306,7 @@ def read_counts(path: str | os.PathLike[str]) -> Counts:
         if meta["version"] != VERSION:
             raise ValueError(f"format version {meta['version']}, this reader knows {VERSION}")
         states = tuple(_from_json(x) for x in meta["states"])
-        tally = Tally(*(arrays[f"tally_{k}"] for k in _TALLY))
+        tally = Tally(*_tally(arrays))
         mass = {str(name): _table(arrays, f"mass_{name}", len(tally), len(states)) for name in meta["mass"]}
         tables = {name: _table(arrays, name, len(tally), len(states)) for name in _TABLES}
         if tables["passages"].target is None or (tables["passages"].target < len(states)).any():
@@ -337,6 +337,12 @@ def _table(arrays: dict[str, np.ndarray], name: str, groups: int, states: int) -
     return Table(group, source, target, sums)
 
 
+def _tally(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The columns of a tally; whole numbers where prompts and forced tokens are numbered."""
+    whole = {name: _numbers(arrays[f"tally_{name}"], "iu", np.int64) for name in ("prompt_id", "prefill")}
+    return [whole.get(name, arrays[f"tally_{name}"]) for name in _TALLY]
+
+
 def _numbers(array: np.ndarray, kinds: str, dtype: Any) -> np.ndarray:
     """The array in the type that is worked with; a ValueError where that would change its numbers."""
     if array.dtype.kind not in kinds:
@@ -362,7 +368,7 @@ def _unpack(arrays: dict[str, np.ndarray], stored: Path | None = None) -> Chain:
         extra["integer_counts"] = _csr(arrays, "count_", (n, n))
     if "visits" in arrays:
         prior = float(arrays["prior"]) if "prior" in arrays else 0.0
-        told = [*(arrays[f"tally_{k}"] for k in _TALLY), *(arrays.get(k) for k in _TRIALS)]
+        told = [*_tally(arrays), *(arrays.get(k) for k in _TRIALS)]
         extra["evidence"] = Evidence(arrays["visits"], *told, prior=prior)
     blocks = P if layers == 0 or isinstance(P, StoredLayers) else _layers(P, n)
     return Chain(blocks, meta["outcomes"], start, states, **extra)
