@@ -115,6 +115,19 @@ def test_numbers_beyond_float32_are_refused_without_a_warning(make, tmp_path):
             reader.read(tmp_path / reader.file)
 
 
+def test_a_threshold_beyond_all_floats_is_refused_as_it_is_read(tmp_path):
+    """Found by the full run: JSON knows whole numbers of any size."""
+    from safetensors.numpy import load, save
+
+    reader = fuzzed_readers.FILTER(tmp_path)
+    (good,) = reader.seeds
+    words = json.loads(good[8 : 8 + int.from_bytes(good[:8], "little")])["__metadata__"]
+    words["about"] = json.dumps({**json.loads(words["about"]), "threshold": 10**400})
+    (tmp_path / reader.file).write_bytes(save(dict(load(good)), words))
+    with pytest.raises(InputError, match="only part of a filter"):
+        reader.read(tmp_path / reader.file)
+
+
 def test_a_chat_template_reaches_nothing_outside_itself(tmp_path):
     fuzzed_readers.chat_template(tmp_path)
     for source in (

@@ -385,7 +385,8 @@ def read_filter(path: str | Path, host: Host | None = None) -> RefusalFilter:
         at = curve_of["threshold"]  # its ends are infinite
         checked(np.clip(at, -1, 1), None, name="threshold")
         found = {"threshold": at} | {name: checked(curve_of[name], len(at), name=name) for name in CURVE[1:]}
-        made = RefusalFilter(feature, about["threshold"], about["wished"], curve=found, about=about["about"], **bounds)
+        cut, wished = float(about["threshold"]), float(about["wished"])
+        made = RefusalFilter(feature, cut, wished, curve=found, about=about["about"], **bounds)
     if host is not None:
         check_identity(feature.model, feature.template, host, f"the filter in {path}")
     return made
