@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from . import __version__
 from .cli_words import Words, epilog
@@ -52,21 +52,17 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         return _failed(words[0] if words else "", "--json" in words, "--debug" in words, error, begun)
     if not getattr(options, "verb", None):
-        _parser().print_help()
+        _say(_parser().format_help().rstrip())
         return 2
     try:
         answer = options.run(options)
         _tell(options, answer, begun)
-        sys.stdout.flush()
     except KeyboardInterrupt as stop:
         text = str(stop) or "what was finished is kept; the same command goes on"
-        print(f"\nmarkovsafety {options.verb}: interrupted: {text}", file=sys.stderr)
+        _say(f"\nmarkovsafety {options.verb}: interrupted: {text}", sys.stderr)
         return 130
     except MarkovsafetyError as error:
         return _failed(options.verb, options.json, options.debug, error, begun)
-    except BrokenPipeError:  # whoever read the output has read enough (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:  # a file or folder that the system refuses; the functions name theirs themselves
         refused = InputError(str(error), cause=type(error).__name__, next="Check the path and its permissions.")
         refused.__cause__ = error
@@ -76,15 +72,24 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if answer.trusted else 1
 
 
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Print on standard output or on `file`; whoever reads may have read enough (`| head`)."""
+    file = sys.stdout if file is None else file
+    try:
+        print(text, file=file, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
 def _tell(options: argparse.Namespace, answer: Answer, begun: float) -> None:
     if options.json:
-        print(_envelope(options.verb, answer, begun))
+        _say(_envelope(options.verb, answer, begun))
         return
-    print(answer.line)
+    _say(answer.line)
     for warning in answer.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        _say(f"note: {warning}", sys.stderr)
     if (seconds := time.perf_counter() - begun) >= 1:
-        print(f"{options.verb}: {seconds:.1f} s", file=sys.stderr)
+        _say(f"{options.verb}: {seconds:.1f} s", sys.stderr)
 
 
 class _Fault(MarkovsafetyError):
@@ -124,9 +129,9 @@ def _envelope(verb: str, answer: Answer, begun: float) -> str:
 
 def _failed(verb: str, as_json: bool, debug: bool, error: MarkovsafetyError, begun: float) -> int:
     if debug:
-        traceback.print_exception(error)
+        _say("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
     if not as_json:
-        print(f"markovsafety {verb}: {error}", file=sys.stderr)
+        _say(f"markovsafety {verb}: {error}", sys.stderr)
         return error.exit_code
     from .bound import encode
 
@@ -151,7 +156,7 @@ def _failed(verb: str, as_json: bool, debug: bool, error: MarkovsafetyError, beg
         "seconds": round(time.perf_counter() - begun, 3),
         "version": __version__,
     }
-    print(json.dumps(body, allow_nan=False))
+    _say(json.dumps(body, allow_nan=False))
     return error.exit_code
 
 
@@ -212,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"markovsafety {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(prog="markovsafety", dest="verb", metavar="COMMAND", help=argparse.SUPPRESS)
     told: list[str] = []
     for title, rooms in ROAD:
         told += ["", f"{title}:"]

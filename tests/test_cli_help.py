@@ -108,12 +108,28 @@ def test_bad_input_shows_its_traceback_only_when_asked(debug, capsys):
     assert ("Traceback" in told) == debug
 
 
-def test_a_reader_who_stops_reading_is_no_error():
-    script = "import os, sys\nfrom markovsafety.cli import main\nsys.exit(main(['completion', 'bash']))"
+@pytest.mark.parametrize(("words", "code"), [(["completion", "bash"], 0), (["solve", "no-such.npz", "--json"], 2)])
+def test_a_reader_who_stops_reading_is_no_error(words, code):
+    script = "import os, sys\nfrom markovsafety.cli import main\nsys.exit(main(sys.argv[1:]))"
     read, write = os_pipe()
-    done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, "")
     assert read > 0
+
+
+def test_a_pipe_that_breaks_inside_the_work_is_an_error(capsys, monkeypatch):
+    def lost(options: argparse.Namespace) -> cli.Answer:
+        raise BrokenPipeError(32, "a worker is gone")
+
+    monkeypatch.setattr(verbs, "compare", lost)
+    assert main(["compare", "a", "b"]) == 2
+    assert "a worker is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_usage_begins_with_what_one_types(name):
+    assert COMMANDS[name].format_usage().split()[1:4] == ["markovsafety", name, "[-h]"]
 
 
 def os_pipe() -> tuple[int, int]:
