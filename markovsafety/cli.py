@@ -74,11 +74,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _say(text: str, file: TextIO | None = None) -> None:
     """Print on standard output or on `file`; whoever reads may have read enough (`| head`)."""
-    file = sys.stdout if file is None else file
+    out = sys.stdout if file is None else file
     try:
-        print(text, file=file, flush=True)
+        print(text, file=out, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def _tell(options: argparse.Namespace, answer: Answer, begun: float) -> None:
