@@ -16,7 +16,7 @@ import numpy as np
 from .bound import Bound, clustered, encode
 from .chains import Chain, KGram, Tally, count, estimate
 from .depth import Depth, Grid, Needed, operational_depth, profile, sweep
-from .errors import MarkovsafetyError
+from .errors import InputError, MarkovsafetyError
 from .evidence import Branch, Check, Finding, check
 from .evidence.cells import tally_of
 from .hitting import Critical, critical, hitting_probability, hitting_time
@@ -228,7 +228,7 @@ def analyse(
     Raises
     ------
     InputError
-        If there are no rollouts, or one is not judged.
+        If there are no rollouts, one is not judged, or one of several categories is called "all".
     """
     tally = tally_of(rolls)
     depths = tuple(int(k) for k in np.unique(tally.prefill))
@@ -272,6 +272,12 @@ def _harm(tally: Tally, level: float) -> dict[str, Profile]:
     table[ALL] = {k: pooled[i] for i, k in enumerate(pooled.info["coords"]["depth"])}
     by = profile(tally, by="category", level=level)
     if len(by.info["coords"]["category"]) > 1:
+        if ALL in by.info["coords"]["category"]:
+            raise InputError(
+                f"A category is called {ALL!r}.",
+                cause="That is the name of all categories together.",
+                next="Give the category another name in the rollouts.",
+            )
         for c, category in enumerate(by.info["coords"]["category"]):
             row = {k: by[c, i] for i, k in enumerate(by.info["coords"]["depth"])}
             table[str(category)] = {k: b for k, b in row.items() if np.isfinite(b.value)}

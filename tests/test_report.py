@@ -343,6 +343,13 @@ def test_the_headline_is_one_sentence_with_an_interval(models, said):
     assert "Of 3 models" in headline([*made, cut[0]]) or said.startswith("None")
 
 
+def test_a_category_cannot_take_the_place_of_all():
+    with pytest.raises(InputError, match="A category is called 'all'"):
+        analyse("a", rollouts(SHALLOW, categories=("all", "fraud")), states=KGram(1))
+    alone = analyse("a", rollouts(SHALLOW, categories=("all",)), states=KGram(1))
+    assert alone.categories == ()
+
+
 SAFE = {0: 0.0, 1: 0.0}
 
 
