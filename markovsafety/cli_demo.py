@@ -42,13 +42,13 @@ def _organism(v: argparse.ArgumentParser) -> None:
 
 
 def _bench(v: argparse.ArgumentParser) -> None:
-    v.add_argument("what", choices=BENCHES, help="what is measured; papers/README.md says what each table shows")
+    v.add_argument("what", choices=BENCHES, help="what is measured")
     v.add_argument("--model", default="organism:shallow", help="for rollouts (default: organism:shallow)")
     v.add_argument(
         "--models",
         metavar="DIR",
-        help="folder of model folders (capacity, inside, poison: the missing are trained into it; profiles: measured "
-        "as well)",
+        help="folder of model folders (align, capacity, debias, inside, poison: what is missing is trained into it; "
+        "ensembles, profiles: they are measured as well)",
     )
     v.add_argument(
         "--out", help="also write the JSON here, and the table beside it; hitting: case by case, and goes on with it"

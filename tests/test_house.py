@@ -94,11 +94,11 @@ TORCH_ROOMS = (
 )
 ROOMS = {
     **dict.fromkeys(("torch", "transformers", "peft", "accelerate"), TORCH_ROOMS),
-    "matplotlib": ("plot.py", "plot/*.py"),
+    "matplotlib": ("plot/*.py",),
     "sympy": ("*symbolic*.py", "*/*symbolic*.py"),
     "numba": ("*_kernels.py", "*/*_kernels.py"),
     "tokenizers": ("rollouts/*.py", "rollouts/engines/*.py", "organism/*.py"),
-    "jinja2": ("rollouts/*.py", "report.py", "report/*.py", "plot/moving.py"),
+    "jinja2": ("rollouts/*.py", "report/*.py", "plot/moving.py"),
     **dict.fromkeys(("openai", "huggingface_hub"), ("rollouts/engines/server*.py",)),
     "ray": ("rollouts/engines/ray*.py",),
 }
