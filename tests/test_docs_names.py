@@ -25,6 +25,10 @@ import rooms  # the reference's own list of rooms and names
 PARSER = doctest.DocTestParser()
 
 
+def constant_of(room: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"markovsafety.{room}"), name)
+
+
 def documented() -> Iterator[tuple[str, Any]]:
     """(room.file.name, the thing) of every public name that carries a docstring of its own."""
     for room in rooms.ROOMS:
@@ -60,6 +64,17 @@ def test_example_prints_what_stands_below_it(name, tmp_path, monkeypatch):
     test = examples(name, TOLD[name])
     assert shows(name, test), f"no line of the example of {name} has its name"
     assert failures(test) == ""
+
+
+@pytest.mark.parametrize(
+    ("room", "name"),
+    [(r, n) for r in rooms.ROOMS for n in rooms.names(r) if rooms.is_data(constant_of(r, n))],
+)
+def test_constants_are_shown_as_they_are(room, name):
+    shown = rooms.seen(f"ms.{room}.{name}", constant_of(room, name))
+    text = "".join(f">>> {line}\n{told}\n" for line, told in shown)
+    assert failures(PARSER.get_doctest(text, {"ms": ms}, name, None, 0)) == ""
+    assert "".join(line.strip() for line in rooms.constant(room, name, constant_of(room, name))).count(">>>") == 1
 
 
 def test_an_example_without_the_name_is_noticed():

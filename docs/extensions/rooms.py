@@ -11,6 +11,7 @@ import ast
 import importlib
 import inspect
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,8 @@ from sphinx.util.docutils import SphinxDirective
 import markovsafety
 
 LOGGER = logging.getLogger(__name__)
+LONGEST = 100
+"""Characters of a constant that is shown whole."""
 TYPE = re.compile(r"(?<=\()\*[^*`]+\*(?=\))|(?<=: )\*[^*`]+\*(?= --)")  # as napoleon writes types
 ROOMS = (
     "bound",
@@ -116,10 +119,20 @@ def is_data(thing: Any) -> bool:
 
 
 def constant(room: str, name: str, thing: Any) -> list[str]:
-    """A table or a name of the package: what kind of thing it is, and what it holds."""
-    held = ", ".join(f"``{key}``" for key in thing) if isinstance(thing, dict | list | tuple) else ""
-    said = f"{type(thing).__name__}, {len(thing)} entries: {held}" if held and len(thing) < 40 else type(thing).__name__
-    return [f".. py:data:: markovsafety.{room}.{name}", "", f"   {said}.", ""]
+    """A table or a name of the package: what kind of thing it is, and what one sees of it."""
+    size = f", {len(thing)} entries" if hasattr(thing, "__len__") else ""
+    shown = "".join(f"   >>> {line}\n   {told}\n" for line, told in seen(f"ms.{room}.{name}", thing))
+    head = [f".. py:data:: markovsafety.{room}.{name}", "", f"   {type(thing).__name__}{size}.", ""]
+    return [*head, "   .. code-block:: pycon", "", *(f"   {line}" for line in shown.splitlines()), ""]
+
+
+def seen(path: str, thing: Any) -> list[tuple[str, str]]:
+    """What someone types to look at a constant, and what is printed: all of it, or of a long one the first few."""
+    if len(repr(thing)) <= LONGEST:
+        return [(path, repr(thing))]
+    if isinstance(thing, Mapping):
+        return [(f"list({path})[:3]", repr(list(thing)[:3]))]
+    return [(f"{path}[:6]", repr(thing[:6]))]
 
 
 class Room(SphinxDirective):
