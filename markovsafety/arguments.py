@@ -111,8 +111,10 @@ def write_csv(path: str, rows: Any) -> str:
     import csv
     import io
 
+    from .files import inert
+
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows(map(inert, row) for row in rows)
     return write_text(path, text.getvalue())
 
 

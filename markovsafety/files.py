@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError, MarkovsafetyError
 
@@ -24,6 +25,7 @@ __all__ = [
     "claimed",
     "clear_beside",
     "clear_leftovers",
+    "inert",
     "newest_sealed",
     "remove",
     "seal",
@@ -32,7 +34,18 @@ __all__ = [
 
 SEAL = "whole.json"
 """Names every file of a sealed folder and its size."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _SELF = secrets.token_hex(4)  # in a container a new run may have the process id of the one that was killed
+
+
+def inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: a text that begins as one gets an apostrophe in front.
+
+    Notes
+    -----
+    OWASP, CSV Injection. Numbers stay as they are.
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 @contextmanager

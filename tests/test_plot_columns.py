@@ -20,6 +20,7 @@ from test_plot_repair import some_front, some_tilted
 
 import markovsafety as ms
 from markovsafety import Bound, InputError, plot
+from markovsafety.arguments import write_csv
 
 NO_FIGURES = {"OUTCOME_COLOURS", "Flow", "data", "figure", "palette", "panels", "save", "state_text", "theme"}
 NO_FIGURES |= {"write_csv", "flow"}  # flow has its own file of tests
@@ -169,6 +170,9 @@ def test_a_spreadsheet_reads_texts_as_texts(tmp_path):
     with open(path, encoding="utf-8", newline="") as file:
         read = [row["category"] for row in csv.DictReader(file)]
     assert read == ["'=cmd()", "'-1", 'a "b", c\n']
+    told = write_csv(str(tmp_path / "states.csv"), [["state", "@harm"], ["\n=cmd()", -0.5]])  # the commands' tables
+    with open(told, encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [["state", "'@harm"], ["'\n=cmd()", "-0.5"]]
     assert plot.data(ax)["category"][0] == "=cmd()"
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..bound import Bound, clustered, encode
 from ..brief import brief
 from ..errors import InputError
-from ..files import atomic
+from ..files import atomic, inert
 from ..rollouts.asked import read_prompts
 from .data_filter import RefusalFilter
 from .host import Host
@@ -33,7 +33,6 @@ __all__ = ["DECISIONS", "Sifted", "read_review", "reviewed", "sift", "write_revi
 DECISIONS = ("keep", "drop")
 BINS = np.linspace(-1, 1, 41)
 REVIEW = ("sha256", "decision", "filter", "cosine", "category", "prompt", "answer")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,7 +318,7 @@ def write_review(sifted: Sifted, path: str | Path, *, n: int | None = None) -> i
         if path.suffix == ".csv":
             writer = csv.DictWriter(file, REVIEW)
             writer.writeheader()
-            writer.writerows({k: _cell(v) for k, v in row.items()} for row in chosen)
+            writer.writerows({k: inert(v) for k, v in row.items()} for row in chosen)
         elif path.suffix == ".jsonl":
             file.writelines(json.dumps(encode(row)) + "\n" for row in chosen)
         else:
@@ -327,10 +326,6 @@ def write_review(sifted: Sifted, path: str | Path, *, n: int | None = None) -> i
                 f"{path} is neither CSV nor JSONL", cause="the format is told by the name", next="name it *.csv"
             )
     return len(chosen)
-
-
-def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def read_review(path: str | Path) -> dict[str, str]:

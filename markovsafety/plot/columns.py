@@ -166,14 +166,10 @@ def write_csv(ax: Any, path: str | Path) -> str:
     deep,trace,1.0,0.25,,
     <BLANKLINE>
     """
-    from ..files import atomic
+    from ..files import atomic, inert
 
     columns = data(ax)
     with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([list(columns), *zip(*([_inert(x) for x in c] for c in columns.values()))])
+        writer.writerows([list(columns), *zip(*(map(inert, c) for c in columns.values()))])
     return str(path)
-
-
-def _inert(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

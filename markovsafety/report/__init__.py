@@ -104,7 +104,7 @@ def write(
 
 def _write(path: Path, text: str) -> None:
     with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name from the shell may be no UTF-8
 
 
 def _title(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from .. import plot
 from ..analysis import ALL, Analysis
 from ..bound import Bound
+from ..files import inert
 from ..outcomes import OUTCOMES
 from .drawing import Frame, marker, plain, ticks
 from .words import cell, forced, number, text
@@ -52,14 +53,14 @@ class Figure:
     def csv(self) -> str:
         """The data as the address of a file to download."""
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([_inert(x) for x in row] for row in self.rows)
-        return "data:text/csv;charset=utf-8," + quote(out.getvalue())
+        csv.writer(out, lineterminator="\n").writerows([_cell(x) for x in row] for row in self.rows)
+        return "data:text/csv;charset=utf-8," + quote(out.getvalue(), errors="backslashreplace")
 
 
-def _inert(x: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula; numbers in full."""
+def _cell(x: Any) -> Any:
+    """Texts that no spreadsheet takes for a formula; numbers in full."""
     if isinstance(x, str):
-        return f"'{x}" if x[:1] in ("=", "+", "-", "@", "\t", "\r") else x
+        return inert(x)
     return "" if x is None else repr(x.item() if isinstance(x, np.generic) else x)
 
 
@@ -258,8 +259,10 @@ def _categories(analyses: Sequence[Analysis]) -> Figure | None:
             (a.name, c, k, *_ends(b), b.level, a.truth.get(c, {}).get(k)) for c in names for k, b in a.harm[c].items()
         ]
         panels.append((a.name, frame.svg(_worst(a, shown[a.name]))))
-    most = max(shown.values(), key=len)
-    key = [(marker(SITUATIONS[n][1], SITUATIONS[n][0]), _unforced(k)) for n, k in enumerate(most)]
+    key = []
+    for n, (colour, shape) in enumerate(SITUATIONS[: max(map(len, shown.values()))]):
+        meant = sorted({ks[n] for ks in shown.values() if n < len(ks)})  # models may be measured at different depths
+        key.append((marker(shape, colour), " or ".join(map(_unforced, meant))))
     return Figure(panels, rows, key)
 
 

@@ -160,6 +160,10 @@ def _title(m: Moved) -> str:
     return f"{m.before} → {m.after}"
 
 
+def _part(share: float, m: Moved) -> str:
+    return f"{share:+.3f} of {m.total:+.3f}".replace("-", "−")
+
+
 def _by_depth(found: Sequence[Moved]) -> Figure:
     span = _range([v for m in found for b in m.change.values() for v in (b.lower, b.upper)])
     panels: list[tuple[str, Markup]] = []
@@ -191,12 +195,13 @@ def _by_position(found: Sequence[Moved]) -> Figure:
         frame.x_axis(list(enumerate(labels)), "position of the token in the answer")
         for t, share in enumerate(map(float, m.positions)):
             where = f"from token {t + 1} on" if t == last else f"token {t + 1}"
-            said = f"{_title(m)}, {where}: {share:+.3f} of {m.total:+.3f}".replace("-", "−")
+            said = f"{_title(m)}, {where}: {_part(share, m)}"
             frame.box((t - 0.4, t + 0.4), (0, share), said, "harm" if share > 0 else "refusal")
             rows.append((m.before, m.after, t + 1, t == last, share))
         top = int(np.argmax(np.abs(m.positions)))
-        part = f"{m.positions[top]:+.3f} of {m.total:+.3f}"
-        alt = f"{_title(m)}: the largest part of the change, {part}, is made by token {top + 1}."
+        where = f"from token {top + 1} on" if top == last else f"by token {top + 1}"
+        part = _part(float(m.positions[top]), m)
+        alt = f"{_title(m)}: the largest part of the change, {part}, is made {where}."
         panels.append((_title(m), frame.svg(alt)))
     return Figure(panels, rows)
 
@@ -215,9 +220,9 @@ def _by_state(found: Sequence[Moved]) -> Figure:
         )
         for i, (state, share) in enumerate(m.states):
             frame.text(long - 8, frame.at(0, i)[1] + 4, plain(state, 24), "tick", "end")
-            said = f"{_title(m)}, after “{state}”: {share:+.3f} of {m.total:+.3f}"
+            said = f"{_title(m)}, after “{state}”: {_part(share, m)}"
             frame.box((0, share), (i - 0.36, i + 0.36), said, "harm" if share > 0 else "refusal")
             rows.append((m.before, m.after, state, share))
         state, share = m.states[0]
-        panels.append((_title(m), frame.svg(f"{_title(m)}: most through “{state}”, {share:+.3f} of {m.total:+.3f}.")))
+        panels.append((_title(m), frame.svg(f"{_title(m)}: most through “{state}”, {_part(share, m)}.")))
     return Figure(panels, rows)
