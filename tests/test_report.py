@@ -335,6 +335,20 @@ def test_the_key_names_every_depth_that_a_symbol_stands_for():
     ]
 
 
+def test_twelve_models_are_told_apart():
+    a = analyse("0", rollouts(SHALLOW), states=KGram(1))
+    key = figures([replace(a, name=str(i)) for i in range(12)], 0.1)["depth"].key
+    assert len({sign for sign, _ in key}) == 12
+
+
+def test_lines_are_called_planted_only_where_they_are(tmp_path):
+    told = analyse("told", rollouts(SHALLOW), truth={ALL: SHALLOW}, states=KGram(1))
+    other = analyse("other", rollouts(DEEP), states=KGram(1))
+    for name, made, said in (("a", [told], "The lines are the"), ("b", [told, other], "The line of told is the")):
+        text_of = Page(report.write(tmp_path / name, made).read_text(encoding="utf-8")).text
+        assert (f"{said} planted truth" in text_of, text_of.count("the planted truth, known exactly")) == (True, 1)
+
+
 def test_names_that_are_no_text_do_not_stop_a_report(tmp_path):
     name = "caf\udce9"  # what Python makes of an argument in Latin-1
     page = report.write(tmp_path, [analyse(name, rollouts(SHALLOW), states=KGram(1))]).read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from report_pages import rollouts
 
 from markovsafety import KGram
 from markovsafety.analysis import ALL, analyse
+from markovsafety.report.budget import answer
 from markovsafety.report.words import headline, text, verdict
 from markovsafety.rollouts import Rollouts
 
@@ -41,6 +42,14 @@ def test_the_headline_is_one_sentence_with_an_interval(models, said):
     cut = [analyse(name, rollouts({0: 0.0}, truncated=True), states=KGram(1)) for name in "ab"]
     assert headline(cut) == "Nothing is known about harm, since no answer came to an end."
     assert "Of 3 models" in headline([*made, cut[0]]) or said.startswith("None")
+
+
+@pytest.mark.parametrize(
+    ("depths", "said"), [((0, 1), "up to at least 1 forced token,"), ((0, 3), "at least 3 forced tokens,")]
+)
+def test_one_token_is_one(depths, said):
+    a = analyse("a", rollouts(dict.fromkeys(depths, 0.0), prompts=24), states=KGram(1))
+    assert said in answer(a.grid, 0.3)
 
 
 SAFE = {0: 0.0, 1: 0.0}

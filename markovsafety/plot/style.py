@@ -237,7 +237,8 @@ def palette(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     {'shallow': ('#4D4D4D', 'o'), 'deep': ('#C4348A', 's')}
     """
     models = tone().models
-    return {n: (models[i % len(models)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
+    # From the second round of colours on each comes with another marker.
+    return {n: (models[i % len(models)], MARKERS[(i + i // len(models)) % len(MARKERS)]) for i, n in enumerate(names)}
 
 
 def ends(x: Any) -> tuple[float, float, float]:

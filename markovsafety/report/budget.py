@@ -110,7 +110,7 @@ def answer(grid: Grid, budget: float) -> str:
     elif len(depths) == 1 or read == "0":
         start = f"{many} {holds} {'' if len(depths) == 1 else 'only '}{_after(first)}"
     else:
-        start = f"{many} {holds} up to {read} forced token{'' if read == '1' else 's'}"
+        start = f"{many} {holds} up to {read} forced token{'' if read.split()[-1] == '1' else 's'}"
     if full and full[0] == 0:
         return f"{start}, the most that was measured."
     if full:

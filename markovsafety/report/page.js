@@ -79,7 +79,7 @@
     const read0 = read(found[0]), first = model.depth[0], last = model.depth.at(-1), single = model.depth.length === 1;
     const one = model.width[0] === 1, many = one ? "one answer" : `${model.width[0]} answers`, holds = one ? "holds" : "hold";
     const full = found.findIndex((f) => f.all), toAll = last ? ` for all ${forced(last)}` : "";
-    let start = `${many} ${holds} up to ${read0} forced token${read0 === "1" ? "" : "s"}`;
+    let start = `${many} ${holds} up to ${read0} forced token${found[0].depth === 1 ? "" : "s"}`;
     if (read0 === "none") start = `${many} ${one ? "does" : "do"} not hold, not even ${after(first)}`;
     else if (single || read0 === "0") start = `${many} ${holds} ${single ? "" : "only "}${after(first)}`;
     if (full === 0) return `${start}, the most that was measured.`;
