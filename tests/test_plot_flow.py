@@ -173,6 +173,9 @@ def test_it_is_saved_and_its_numbers_are_columns(tmp_path):
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match="no start law"):
         plot.flow(ladder(start=None))
+    for what in ({"tokens": 2.5}, {"top": -3}, {"pace": 0.0}, {"pace": float("nan")}):
+        with pytest.raises(InputError, match=f"{next(iter(what))} is "):
+            plot.flow(ms.toy.shallow(3), **what)
     with pytest.raises(InputError, match="tokens is 0"):
         plot.flow(ladder(), tokens=0)
     with pytest.raises(InputError, match="6 layers, not 7"):

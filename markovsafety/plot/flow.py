@@ -145,7 +145,8 @@ def flow(
     Raises
     ------
     InputError
-        The chain has no start law, no such outcome, or fewer layers than tokens were asked for.
+        The chain has no start law, no such outcome, or fewer layers than tokens were asked for; a number of tokens or
+        states, or a pace, that is none.
 
     Examples
     --------
@@ -153,6 +154,8 @@ def flow(
     >>> print(f"{moving.mass[20, moving.ends['harm']]:.3f} of {moving.harm.value:.3f}")
     0.241 of 0.284
     """
+    if not 0 < pace < np.inf:
+        raise InputError(f"pace is {pace}.", cause="It is seconds per token.", next="Pass a number above 0.")
     graph = folded(chain, top, target)
     harm, chain = hitting_probability(chain, target).at_start, first_hits(chain, target)
     steps = _steps(chain, tokens)
@@ -172,8 +175,10 @@ def flow(
 
 def _steps(chain: Chain, tokens: int | None) -> list[sp.csr_array]:
     """The matrix of each token."""
-    if tokens is not None and tokens < 1:
-        raise InputError(f"tokens is {tokens}.", cause="Mass moves with a token.", next="Pass 1 or more.")
+    if tokens is not None and not (tokens >= 1 and tokens == int(tokens)):
+        raise InputError(
+            f"tokens is {tokens}.", cause="Mass moves with a token.", next="Pass a whole number from 1 on."
+        )
     if chain.is_layered:
         if tokens is not None and tokens > chain.n_layers:
             raise InputError(

@@ -51,7 +51,7 @@ def folded(chain: Chain, top: int = 12, target: str = "harm") -> nx.DiGraph:
     Raises
     ------
     InputError
-        If the chain has no start law.
+        If the chain has no start law, or top is negative.
     """
     if chain.start is None:
         raise InputError(
@@ -59,6 +59,8 @@ def folded(chain: Chain, top: int = 12, target: str = "harm") -> nx.DiGraph:
             cause="Roads lead from a start to an outcome.",
             next="Give the chain start= (an index, a label or a law).",
         )
+    if top < 0:
+        raise InputError(f"top is {top}.", cause="It counts states.", next="Pass 0 or more.")
     harm = hitting_probability(chain, target, certify=False)
     risk = _per_state(chain, harm)
     chain = first_hits(chain, target)
