@@ -218,8 +218,16 @@ def test_every_figure_is_downloaded_as_csv(models, page):
     tables = {name: list(csv.DictReader(io.StringIO(unquote(url.split(",", 1)[1])))) for name, url in links}
     assert tables.keys() == {
         f"{name}.csv"
-        for name in ("depth outcomes branch moved positions states categories strikes predicted check".split())
+        for name in (
+            "depth outcomes branch moved positions states categories strikes predicted check chain_0 chain_1".split()
+        )
     }
+    for k, a in enumerate(models):
+        roads = [r for r in tables[f"chain_{k}.csv"] if r["kind"] != "state"]
+        states = {r["state"]: r for r in tables[f"chain_{k}.csv"] if r["kind"] == "state"}
+        assert roads
+        (begun,) = (r for r in states.values() if float(r["time (mean position, tokens)"]) == 0)
+        assert float(begun["value (probability of harm from here)"]) == pytest.approx(a.at_start.value, abs=1e-12)
     rows = {(r["model"], int(r["forced_tokens"])): r for r in tables["depth.csv"]}
     for a in models:
         for k, b in a.harm[ALL].items():

@@ -6,15 +6,16 @@ import io
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import plot
 from ..analysis import ALL, Analysis
 from ..plot.style import unshown
+from .figures import Figure
 
-__all__ = ["chains", "pictures"]
+__all__ = ["Picture", "chains", "pictures"]
 
 DPI = 130
 
@@ -31,15 +32,26 @@ def pictures(analyses: Sequence[Analysis]) -> dict[str, bytes]:
     return found
 
 
-def chains(analyses: Sequence[Analysis]) -> dict[str, dict[str, bytes]]:
-    """The chain of every model that has one, drawn for a light and for a dark screen, as SVG."""
-    found: dict[str, dict[str, bytes]] = {}
+class Picture(NamedTuple):
+    """A chain drawn for a light and for a dark screen, as SVG; its numbers as the address of a file to download."""
+
+    svg: dict[str, bytes]
+    csv: str
+
+
+def chains(analyses: Sequence[Analysis]) -> dict[str, Picture]:
+    """The chain of every model that has one."""
+    found: dict[str, Picture] = {}
     with unshown(), tempfile.TemporaryDirectory() as folder:
         for a in analyses:
+            drawn, shown = {}, {}
             for theme in ("light", "dark") if a.chain is not None else ():
                 with plot.theme(theme):
-                    path = plot.save(plot.chain(a.chain, words=a.words), Path(folder) / "chain.svg")
-                found.setdefault(a.name, {})[theme] = Path(path).read_bytes()
+                    ax = plot.chain(a.chain, words=a.words)
+                    drawn[theme] = Path(plot.save(ax, Path(folder) / "chain.svg")).read_bytes()
+                    shown = plot.data(ax)
+            if drawn:
+                found[a.name] = Picture(drawn, Figure((), [list(shown), *zip(*shown.values())]).csv)
     return found
 
 
