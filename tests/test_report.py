@@ -349,6 +349,14 @@ def test_lines_are_called_planted_only_where_they_are(tmp_path):
         assert (f"{said} planted truth" in text_of, text_of.count("the planted truth, known exactly")) == (True, 1)
 
 
+def test_a_page_has_one_level(two, tmp_path):
+    other = analyse("other", rollouts(SHALLOW), states=KGram(1), level=0.9)
+    with pytest.raises(InputError, match=re.escape("levels 0.9, 0.95")):
+        report.write(tmp_path, [two[0], other])
+    assert list(tmp_path.iterdir()) == []
+    assert report.write(tmp_path, [other]).is_file()
+
+
 def test_names_that_are_no_text_do_not_stop_a_report(tmp_path):
     name = "caf\udce9"  # what Python makes of an argument in Latin-1
     page = report.write(tmp_path, [analyse(name, rollouts(SHALLOW), states=KGram(1))]).read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..analysis import Analysis
+from ..analysis import ALL, Analysis
 from ..bound import encode
 from ..errors import InputError
 from ..files import atomic
@@ -57,7 +57,7 @@ def write(
     Raises
     ------
     InputError
-        If there is nothing to report, two models share a name, or the folder cannot be written.
+        If there is nothing to report, two models share a name, levels differ, or the folder cannot be written.
 
     Examples
     --------
@@ -76,9 +76,15 @@ def write(
             cause="It needs at least one, and one name for each.",
             next="Pass a list of analyse(name, rolls, ...).",
         )
+    if len(levels := sorted({float(a.harm[ALL][k].level) for a in analyses for k in a.harm[ALL]})) > 1:
+        raise InputError(
+            f"A report of intervals at the levels {', '.join(f'{level:g}' for level in levels)}.",
+            cause="The page names one level for all of its intervals.",
+            next="Analyse all models with the same level.",
+        )
     folder = Path(folder)
     more = dict(extra or {})
-    seeds = [a.provenance.get("sampling", {}).get("seed") for a in analyses]
+    seeds = [(a.provenance.get("sampling") or {}).get("seed") for a in analyses]
     more.setdefault("seed", seeds[0] if len(set(map(str, seeds))) == 1 else None)
     drawn = pictures(analyses)
     for name, png in drawn.items():

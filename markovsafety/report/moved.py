@@ -72,7 +72,8 @@ class Moved:
         if top != first:
             said += f"; the largest change is {signed(self.change[top])}, after {forced(top)}"
         if self.total and verb != "changes":
-            said += f". {self.positions[0] / self.total:.0%} of the change without forcing is made by the first token"
+            share = f"{self.positions[0] / self.total:.0%}"
+            said += f". In the estimated chains {share} of the change without forcing is made by the first token"
         return said + "."
 
 
