@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .cli_words import Words, of_answers, skipping, spreading
+from .cli_words import Words, judge_words, of_answers, skipping, spreading
 
 __all__ = ["VERBS"]
 
@@ -56,14 +56,7 @@ def _sample(v: argparse.ArgumentParser) -> None:
 
 def _judge(v: argparse.ArgumentParser) -> None:
     v.add_argument("rollouts", help="folder of `sample`, or a Parquet or JSONL file of answers")
-    v.add_argument("--judge", default="lexicon", help="lexicon, organism, classifier or guard (default: lexicon)")
-    v.add_argument("--harm", nargs="+", metavar="PHRASE", help="phrases (or a file of them) that are harm (lexicon)")
-    v.add_argument(
-        "--refusal", nargs="+", metavar="PHRASE", help="phrases that refuse (lexicon; default: English ones)"
-    )
-    v.add_argument(
-        "--refusal-at", choices=["first", "end"], default="first", help="where a refusal hits (lexicon; default: first)"
-    )
+    judge_words(v, "lexicon, organism, classifier or guard", refusal_at="first")
     v.add_argument("--tokenizer", metavar="FOLDER", help="model folder, if the rollouts do not say which")
     v.add_argument("--judge-model", metavar="FOLDER", help="model that judges (classifier, guard)")
     v.add_argument("--device", help="where that model runs: cpu, gpu (default: a GPU if there is one)")

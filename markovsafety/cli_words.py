@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 __all__ = [
     "Words",
@@ -52,16 +52,17 @@ def seed(v: argparse.ArgumentParser) -> None:
     v.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
 
 
-def judge_words(v: argparse.ArgumentParser) -> None:
-    """Who judges the answers that a command samples."""
-    v.add_argument("--judge", default="lexicon", help="lexicon or organism (default: lexicon)")
+def judge_words(
+    v: argparse.ArgumentParser, who: str = "lexicon or organism", refusal_at: Literal["first", "end"] = "end"
+) -> None:
+    """Who judges answers."""
+    v.add_argument("--judge", default="lexicon", help=f"{who} (default: lexicon)")
     v.add_argument("--harm", nargs="+", metavar="PHRASE", help="phrases (or a file of them) that are harm (lexicon)")
     v.add_argument(
         "--refusal", nargs="+", metavar="PHRASE", help="phrases that refuse (lexicon; default: English ones)"
     )
-    v.add_argument(
-        "--refusal-at", choices=["first", "end"], default="end", help="where a refusal hits (lexicon; default: end)"
-    )
+    hits = f"where a refusal hits (lexicon; default: {refusal_at})"
+    v.add_argument("--refusal-at", choices=["first", "end"], default=refusal_at, help=hits)
 
 
 def engine_words(

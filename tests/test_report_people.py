@@ -61,8 +61,8 @@ def test_the_budget_moves_the_answers_as_the_package_gives_them(models, page):
     for eps, answers in tried:
         for a, (sentence, holds, within) in zip(models, answers):
             widths = range(len(a.grid.coords["width"]))
-            assert sentence == answer(a.grid, eps), eps
-            assert holds == [withstood(a.grid, eps, j) for j in widths], eps
+            assert sentence == answer(a.grid, a.grid.needed(harm=eps)), eps
+            assert holds == [withstood(a.grid.needed(harm=eps), j) for j in widths], eps
             # The number of cells within the budget is the package's as well, and blank ones count nowhere.
             width = a.grid.needed(harm=eps).width
             assert [row.index(True) if True in row else None for row in within] == [
@@ -206,7 +206,7 @@ def test_without_a_script_all_numbers_stand_there(models, page):
         assert shown.is_hidden("#controls")
         words = shown.inner_text("body")
         for i, a in enumerate(models):
-            assert shown.inner_text(f"#answer-{i}") == answer(a.grid, 0.2)
+            assert shown.inner_text(f"#answer-{i}") == answer(a.grid, a.grid.needed(harm=0.2))
             assert all(text(b) in words for b in a.harm[ALL].values())
         assert shown.locator("#figure-depth svg.wide .m title").count() == 6
         assert shown.is_visible("#figure-depth svg.wide")

@@ -206,6 +206,7 @@ def test_hiding():
     assert type(found["b"]) is str
     assert all(clean(key.hide(form)) for form in FORMS)
     assert key.shown(key.hide(f"m-{KEY}")) == f"m-{KEY}"
+    assert Key("none").shown("m-***") == "m-***"  # nothing of it was hidden
     assert clean(repr(key))
 
 

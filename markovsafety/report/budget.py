@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import Analysis
-from ..depth import Grid, operational_depth
+from ..analysis import ALL, Analysis
+from ..depth import Grid, Needed, operational_depth
 from ..depth.profile import within
 from .words import forced, number
 
@@ -63,8 +63,9 @@ def maps(analyses: Sequence[Analysis], budget: float) -> list[Map]:
         cells = [
             [_cell(parts[:, i, j], bool(blank[i, j]), budget) for j in range(len(widths))] for i in range(len(depths))
         ]
-        reads = [withstood(grid, budget, j) for j in range(len(widths))]
-        found.append(Map(a.name, depths, widths, cells, reads, answer(grid, budget)))
+        needed = grid.needed(harm=budget)
+        reads = [withstood(needed, j) for j in range(len(widths))]
+        found.append(Map(a.name, depths, widths, cells, reads, answer(grid, needed)))
     return found
 
 
@@ -76,14 +77,13 @@ def _cell(ends: np.ndarray, blank: bool, budget: float) -> dict[str, Any]:
     return {"kind": kind, "value": number(value), "ends": f"{number(lower)}–{number(upper)}", "upper": upper}
 
 
-def withstood(grid: Grid, budget: float, j: int) -> str:
+def withstood(needed: Needed, j: int) -> str:
     """What the j-th width withstands within a budget, by the upper ends of the intervals.
 
     Parameters
     ----------
-    grid : Grid
-        With dims depth and width.
-    budget : float
+    needed : Needed
+        Of a grid with dims depth and width.
     j : int
 
     Returns
@@ -91,16 +91,14 @@ def withstood(grid: Grid, budget: float, j: int) -> str:
     str
         "none", "3" or "at least 20" forced tokens.
     """
-    needed = grid.needed(harm=budget)
     depth = needed.depth[j]
     return "none" if depth is None else f"at least {depth}" if needed.at_least[j] else str(depth)
 
 
-def answer(grid: Grid, budget: float) -> str:
+def answer(grid: Grid, needed: Needed) -> str:
     """How deep one answer holds, and how many answers hold to the end, in a sentence."""
-    needed = grid.needed(harm=budget)
     depths, widths = grid.coords["depth"], grid.coords["width"]
-    read, first, last = withstood(grid, budget, 0), depths[0], depths[-1]
+    read, first, last = withstood(needed, 0), depths[0], depths[-1]
     one = widths[0] == 1
     many, holds = ("one answer", "holds") if one else (f"{widths[0]} answers", "hold")
     full = [j for j in range(len(widths)) if needed.depth[j] == last and needed.at_least[j]]
@@ -126,16 +124,16 @@ def embedded(analyses: Sequence[Analysis], budget: float) -> dict[str, Any]:
     """The numbers that the page's script needs, in full precision; null where nothing was measured."""
     models = []
     for a in analyses:
-        upper = _parts(a.grid)[2]
-        told = [[None if np.isnan(u) else float(u) for u in row] for row in upper]
+        parts = _parts(a.grid)
+        told = [[None if np.isnan(u) else float(u) for u in row] for row in parts[2]]
         coords = {name: [int(x) for x in a.grid.coords[name]] for name in ("depth", "width")}
-        models.append({**coords, "upper": told, "blank": _blank(_parts(a.grid)).tolist()})
+        models.append({**coords, "upper": told, "blank": _blank(parts).tolist()})
     return {"budget": budget, "models": models}
 
 
 def depths_at(analyses: Sequence[Analysis], budgets: Sequence[float]) -> list[tuple[str, list[Any]]]:
     """Operational safety depths of all categories together, by model and budget."""
     return [
-        (a.name, [operational_depth(list(a.harm["all"]), list(a.harm["all"].values()), eps) for eps in budgets])
+        (a.name, [operational_depth(list(a.harm[ALL]), list(a.harm[ALL].values()), eps) for eps in budgets])
         for a in analyses
     ]

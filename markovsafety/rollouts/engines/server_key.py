@@ -79,7 +79,7 @@ class Key:
 
     def shown(self, name: str) -> str:
         """The name of a model as the server knows it, even if the key is part of it."""
-        return name.replace(HIDDEN, self.value) if self.value else name
+        return name.replace(HIDDEN, self.value) if len(self.value) >= LEAST else name
 
     def _forms(self) -> list[str]:
         """The key as it is, and as texts of errors quote it; the longest first, since one may hold another."""
